@@ -1,0 +1,27 @@
+"""Benchmarks as edit records, and the data module that feeds them to a Trainer."""
+
+from lightning_edit.data.counterfact import CounterFact
+from lightning_edit.data.datamodule import EditDataModule
+from lightning_edit.data.knowedit import ConvSent, KnowEditZsRE, Sanitation, WikiBio, WikiCounterfact, WikiRecent
+from lightning_edit.data.mquake import MQuAKE
+from lightning_edit.data.reading import Benchmark, ReadReport, RecordSource, read_requests
+from lightning_edit.data.worldfacts import WorldFacts
+from lightning_edit.data.zsre import ZsRE
+
+__all__ = [
+    "Benchmark",
+    "ConvSent",
+    "CounterFact",
+    "EditDataModule",
+    "KnowEditZsRE",
+    "MQuAKE",
+    "ReadReport",
+    "RecordSource",
+    "Sanitation",
+    "WikiBio",
+    "WikiCounterfact",
+    "WikiRecent",
+    "WorldFacts",
+    "ZsRE",
+    "read_requests",
+]

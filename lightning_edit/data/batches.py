@@ -1,0 +1,135 @@
+"""Training batches: what an editor is trained on in one step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_edit.records import EditRecord, ProbeKind
+from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """What one record contributes to one epoch: its requests, one rephrase, and one locality prompt.
+
+    Args:
+        record: The record.
+        rephrase: Prompt and target in other words (or the request itself).
+        locality: A prompt that the edit must not change, and its answer; None where the record has none.
+    """
+
+    record: EditRecord
+    rephrase: tuple[str, str]
+    locality: tuple[str, str] | None
+
+
+@dataclass
+class TrainingBatch:
+    """B independent edits of one step.
+
+    Args:
+        names: (R) name of each request, for messages.
+        edit: R tokenised requests.
+        edit_of_request: (R) int64 the edit that each request belongs to.
+        outer: Q tokenised texts on which the edited model is judged: rephrases, then locality prompts.
+        edit_of_outer: (Q) int64 the edit under which each of them is read.
+        rephrases: Number of rephrases; the texts from there on are locality prompts.
+        edits: Number of edits B.
+    """
+
+    names: list[str]
+    edit: TokenBatch
+    edit_of_request: Tensor
+    outer: TokenBatch
+    edit_of_outer: Tensor
+    rephrases: int
+    edits: int
+
+    def to(self, device: torch.device | str) -> TrainingBatch:
+        """The same batch on ``device``."""
+        moved = {name: getattr(self, name).to(device) for name in ("edit", "edit_of_request", "outer", "edit_of_outer")}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> TrainingBatch:
+        """The same batch in page-locked memory."""
+        names = ("edit", "edit_of_request", "outer", "edit_of_outer")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+
+    @property
+    def locality_rows(self) -> Tensor:
+        """(Q - rephrases) int64: the rows of ``outer`` that are locality prompts."""
+        return torch.arange(self.rephrases, len(self.outer), device=self.outer.input_ids.device)
+
+
+class TrainingRecords(Dataset[TrainingExample]):
+    """Draws, for (epoch, index), one rephrase and one locality prompt of a record.
+
+    The rephrase is drawn from the record's equivalence neighbourhood, which holds the request itself (Mitchell et al.
+    2022, section 2). The draw depends on seed, epoch and index alone, not on which worker makes it.
+
+    Args:
+        records: The records.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, records: Sequence[EditRecord], seed: int = 0) -> None:
+        self.records, self.seed = records, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> TrainingExample:
+        epoch, index = key
+        record = self.records[index]
+        rng = random.Random(f"{self.seed} {epoch} {index}")
+        neighbourhood = [(request.prompt, request.target) for request in record.requests]
+        neighbourhood += [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.GENERALIZATION)]
+        locality = record.probes_of(ProbeKind.LOCALITY)
+        drawn = rng.choice(locality) if locality else None
+        return TrainingExample(
+            record, rng.choice(neighbourhood), (drawn.prompt, drawn.answer) if drawn is not None else None
+        )
+
+
+class TrainingCollator:
+    """Tokenises training examples and pads them into one batch.
+
+    Args:
+        encoder: The base model's encoder.
+        requests_per_edit: Number of records that are edited jointly.
+    """
+
+    def __init__(self, encoder: PromptEncoder, requests_per_edit: int = 1) -> None:
+        self.encoder, self.requests_per_edit = encoder, requests_per_edit
+
+    def __call__(self, examples: Sequence[TrainingExample]) -> TrainingBatch:
+        names: list[str] = []
+        edits: list[EncodedText] = []
+        edit_of_request: list[int] = []
+        rephrases: list[tuple[EncodedText, int]] = []
+        localities: list[tuple[EncodedText, int]] = []
+        for position, example in enumerate(examples):
+            edit = position // self.requests_per_edit
+            for request in example.record.requests:
+                names.append(request.id or request.prompt)
+                edits.append(self.encoder.encode(request.prompt, request.target))
+                edit_of_request.append(edit)
+            rephrases.append((self.encoder.encode(*example.rephrase), edit))
+            if example.locality is not None:
+                localities.append((self.encoder.encode(*example.locality), edit))
+        outer = rephrases + localities
+        return TrainingBatch(
+            names=names,
+            edit=self.encoder.collate(edits),
+            edit_of_request=torch.tensor(edit_of_request),
+            outer=self.encoder.collate([text for text, _ in outer]),
+            edit_of_outer=torch.tensor([edit for _, edit in outer]),
+            rephrases=len(rephrases),
+            edits=edit_of_request[-1] + 1,
+        )

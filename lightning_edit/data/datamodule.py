@@ -1,0 +1,167 @@
+"""Feeds records to training, validation, testing and prediction."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lightning_edit.data.batches import TrainingBatch, TrainingCollator, TrainingRecords
+from lightning_edit.data.reading import ReadReport, RecordSource
+from lightning_edit.data.sampling import EvaluationBatches, TrainingBatches
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.records import EditRecord, ProbeKind, group_names
+from lightning_edit.tokenization import PromptEncoder
+
+_LOG = logging.getLogger(__name__)
+
+
+class HasEncoder(Protocol):
+    """A LightningModule that knows how its base model reads texts."""
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The base model's encoder."""
+
+
+class EditDataModule(LightningDataModule):
+    """Records for every stage. Texts are tokenised with the base model's own tokenizer, by the module in training.
+
+    Args:
+        train: Records to train an editor on.
+        validation: Records to validate on.
+        test: Records to test on; the validation records where none are given.
+        predict: Records to predict; the test records where none are given.
+        batch_size: Independent edits in one training step of one process.
+        requests_per_edit: Records edited jointly in each of them.
+        eval_batch_size: Independent edits that are evaluated side by side.
+        num_workers: Worker processes that tokenise training batches; 0 tokenises in the main process.
+        seed: Seed of the order and of the draws of rephrases and locality prompts.
+        skip_seen_subjects: Leave out validation, test and predict records whose subject is edited in training.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        train: RecordSource | None = None,
+        validation: RecordSource | None = None,
+        test: RecordSource | None = None,
+        predict: RecordSource | None = None,
+        batch_size: int = 8,
+        requests_per_edit: int = 1,
+        eval_batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        skip_seen_subjects: bool = False,
+    ) -> None:
+        super().__init__()
+        numbers = {"batch_size": batch_size, "requests_per_edit": requests_per_edit, "eval_batch_size": eval_batch_size}
+        for name, value in numbers.items():
+            if value < 1:
+                raise ConfigurationError(f"data.{name}: expected a positive number, found {value}")
+        self.sources = {
+            "fit": train,
+            "validate": validation,
+            "test": test or validation,
+            "predict": predict or test or validation,
+        }
+        self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
+        self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
+        self.reports: dict[str, ReadReport] = {}
+        self._resume_at = 0
+        self._train_batches: TrainingBatches | None = None
+
+    def setup(self, stage: str) -> None:
+        """Reads the records of a stage and logs what was changed, noted or dropped."""
+        needed = {"fit": ["fit", "validate"]}.get(stage, [stage])
+        if self.skip_seen_subjects and "fit" not in needed:
+            needed = ["fit", *needed]
+        for name in needed:
+            source = self.sources[name]
+            if name in self.reports or source is None:
+                continue
+            report = source.read()
+            if self.skip_seen_subjects and name != "fit":
+                self._skip_seen(report)
+            self.reports[name] = report
+            _LOG.info("%s", report.summary())
+
+    def _skip_seen(self, report: ReadReport) -> None:
+        seen = {request.subject for record in self.records("fit") for request in record.requests}
+        kept = [
+            record for record in report.records if not any(request.subject in seen for request in record.requests)
+        ]
+        report.dropped["record whose subject is in the training records"] += len(report.records) - len(kept)
+        report.records = kept
+
+    def records(self, stage: str) -> list[EditRecord]:
+        """The records of "fit", "validate", "test" or "predict".
+
+        Raises:
+            ConfigurationError: If the stage has no records configured.
+        """
+        if stage not in self.reports:
+            option = {"fit": "train", "validate": "validation"}.get(stage, stage)
+            raise ConfigurationError(f"data.{option}: no records are configured, and {stage} needs some")
+        return self.reports[stage].records
+
+    def groups(self, stage: str) -> list[tuple[ProbeKind, str]]:
+        """The pairs of kind and group among a stage's probes."""
+        return group_names(self.records(stage))
+
+    def train_dataloader(self) -> DataLoader[TrainingBatch]:
+        """Shuffled batches of training records; after a resume, those of the epoch that were not seen."""
+        records = self.records("fit")
+        lengths = [len(record.requests[0].prompt) for record in records]
+        size = self.batch_size * self.requests_per_edit
+        batches = TrainingBatches(lengths, size, self.seed, *self._process())
+        batches.skip, self._resume_at = self._resume_at, 0
+        self._train_batches = batches
+        return DataLoader(
+            cast(Any, TrainingRecords(records, self.seed)),
+            batch_sampler=batches,
+            collate_fn=TrainingCollator(self._encoder(), self.requests_per_edit),
+            num_workers=self.num_workers,
+            persistent_workers=False,
+        )
+
+    def val_dataloader(self) -> DataLoader[list[EditRecord]]:
+        """Validation records in batches; no loader where none are configured."""
+        return self._evaluation("validate") if self.sources["validate"] is not None else cast(Any, [])
+
+    def test_dataloader(self) -> DataLoader[list[EditRecord]]:
+        """Test records in batches."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader[list[EditRecord]]:
+        """Records to predict, in batches."""
+        return self._evaluation("predict")
+
+    def _evaluation(self, stage: str) -> DataLoader[list[EditRecord]]:
+        records = self.records(stage)
+        lengths = [sum(len(probe.prompt) for probe in record.all_probes) for record in records]
+        batches = EvaluationBatches(lengths, self.eval_batch_size, *self._process())
+        return DataLoader(cast(Any, records), batch_sampler=batches, collate_fn=list)
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _encoder(self) -> PromptEncoder:
+        if self.trainer is None or self.trainer.lightning_module is None:
+            raise ConfigurationError("EditDataModule tokenises with its module's model: pass both to one Trainer")
+        return cast(HasEncoder, self.trainer.lightning_module).encoder
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many of the epoch's batches are done, for an exact resume."""
+        if self.trainer is None or self._train_batches is None:
+            return {}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return {"batches_done": done % len(self._train_batches)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues behind the batches that are done."""
+        self._resume_at = int(state_dict.get("batches_done", 0))

@@ -1,0 +1,371 @@
+"""What all benchmark readers share: finding a file, reading it safely, and counting what was changed or dropped."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning_edit.errors import (
+    ConfigurationError,
+    DataFormatError,
+    LightningEditError,
+    RequestError,
+    SourceNotFoundError,
+)
+from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind, find_subject
+
+
+@dataclass
+class ReadReport:
+    """The records of a file, and what happened to what is not among them.
+
+    Args:
+        records: What was read.
+        dropped: Reason to number of records or probes left out.
+        changed: Reason to number of values that were mended.
+        noted: Peculiarity to number of times it was seen; nothing was done about it.
+        origin: Where the records come from.
+    """
+
+    records: list[EditRecord] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    origin: str = ""
+
+    def summary(self) -> str:
+        """One line a person can read."""
+        parts = [f"{self.origin}: {len(self.records)} records"]
+        for label, counts in (("dropped", self.dropped), ("changed", self.changed), ("noted", self.noted)):
+            parts += [f"{label} {reason}: {count}" for reason, count in sorted(counts.items())]
+        return "; ".join(parts)
+
+
+class Entry:
+    """One record of a file as it was read, with typed access that says where a value is wrong.
+
+    Args:
+        values: The decoded JSON object.
+        path: The file.
+        index: The record's position in the file.
+        report: Where changes are counted.
+        trail: The field in which ``values`` lies, for messages; empty at the top of a record.
+    """
+
+    def __init__(self, values: object, path: Path, index: int | str, report: ReadReport, trail: str = "") -> None:
+        self.path, self.index, self.report, self.trail = path, index, report, trail
+        if not isinstance(values, dict):
+            raise DataFormatError(f"expected an object, found {_kind(values)}", path, index, trail or None)
+        self.values: dict[str, Any] = values
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def error(self, name: str, problem: str) -> DataFormatError:
+        """An error about one field of this record."""
+        full = f"{self.trail}.{name}" if self.trail else name
+        return DataFormatError(problem, self.path, self.index, full)
+
+    def _typed(self, name: str, kinds: tuple[type, ...], expected: str) -> Any:
+        if name not in self.values:
+            raise self.error(name, f"missing; the record has {sorted(self.values)}")
+        value = self.values[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise self.error(name, f"expected {expected}, found {_kind(value)}")
+        return value
+
+    def text(self, name: str) -> str:
+        """A string, stripped of white space around it (counted where there was any)."""
+        return self.strip(self._typed(name, (str,), "a string"))
+
+    def strip(self, value: str) -> str:
+        """``value`` without white space around it, counted where there was any."""
+        if value != value.strip():
+            self.report.changed["white space around a text stripped"] += 1
+        return value.strip()
+
+    def number(self, name: str) -> int:
+        """An integer."""
+        return int(self._typed(name, (int,), "a whole number"))
+
+    def texts(self, name: str) -> list[str]:
+        """A list of strings, each stripped."""
+        values = self._typed(name, (list,), "a list of strings")
+        for position, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self.error(f"{name}[{position}]", f"expected a string, found {_kind(value)}")
+        return [self.strip(value) for value in values]
+
+    def child(self, name: str) -> Entry:
+        """An object inside this one."""
+        return Entry(
+            self._typed(name, (dict,), "an object"), self.path, self.index, self.report, self._trail(name)
+        )
+
+    def children(self, name: str) -> list[Entry]:
+        """A list of objects inside this one."""
+        values = self._typed(name, (list,), "a list of objects")
+        return [
+            Entry(value, self.path, self.index, self.report, self._trail(f"{name}[{position}]"))
+            for position, value in enumerate(values)
+        ]
+
+    def answers(self, name: str) -> tuple[tuple[str, ...], ...]:
+        """Acceptable answers in any published form: one string, aliases of one object, or objects with aliases.
+
+        A string is one object with one name. A list of strings holds the names of one object. In a list of lists the
+        outer list holds objects and the inner ones their aliases. Empty names and objects are left out and names
+        repeated inside a probe are kept once; both are counted.
+        """
+        value = self._typed(name, (str, list), "a string or a list")
+        if isinstance(value, str):
+            objects = [[value]]
+        elif all(isinstance(item, str) for item in value):
+            objects = [value]
+        elif all(isinstance(item, list) and all(isinstance(alias, str) for alias in item) for item in value):
+            objects = value
+        else:
+            raise self.error(name, "expected a string, a list of strings, or a list of lists of strings")
+        return self._clean_answers(objects)
+
+    def _clean_answers(self, objects: list[list[str]]) -> tuple[tuple[str, ...], ...]:
+        seen: set[str] = set()
+        cleaned = []
+        for aliases in objects:
+            names = []
+            for alias in map(self.strip, aliases):
+                if alias in seen:
+                    self.report.changed["answer repeated inside a probe removed"] += 1
+                elif alias:
+                    seen.add(alias)
+                    names.append(alias)
+            if names:
+                cleaned.append(tuple(names))
+            elif not any(alias.strip() for alias in aliases):
+                self.report.changed["empty answer removed"] += 1
+        return tuple(cleaned)
+
+    def _trail(self, name: str) -> str:
+        return f"{self.trail}.{name}" if self.trail else name
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataFormatError: If the file is not UTF-8, or not JSON (truncated, for example), with the position.
+        SourceNotFoundError: If there is no such file.
+    """
+    if not path.is_file():
+        raise SourceNotFoundError(f"{path}: no such file; pass the path of a data file, or of its folder")
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataFormatError(f"not valid UTF-8 at byte {error.start}; save the file as UTF-8", path) from error
+    except json.JSONDecodeError as error:
+        raise DataFormatError(
+            f"not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); is the file complete?", path
+        ) from error
+
+
+def locate(source: str, names: Sequence[str]) -> Path:
+    """Finds a benchmark's file: a local file, a local folder with one of ``names`` in it, or a data set on the Hub.
+
+    Args:
+        source: Path of a file or folder, or a Hub id such as "zjunlp/KnowEdit".
+        names: File names of the benchmark's published layout, by preference; folders before them are optional.
+
+    Raises:
+        SourceNotFoundError: If nothing is found; the message says what to pass.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in names:
+            found = sorted(path.rglob(Path(name).name))
+            if found:
+                return found[0]
+        raise SourceNotFoundError(f"{path}: the folder has none of {list(names)}; pass the file itself")
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise SourceNotFoundError(f"{source}: no such file or folder; pass a local path or a Hub id (owner/name)")
+    return _download(source, names)
+
+
+def _download(hub_id: str, names: Sequence[str]) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        listed = HfApi().list_repo_files(hub_id, repo_type="dataset")
+        matches = [file for name in names for file in listed if Path(file).name == Path(name).name]
+        if matches:
+            return Path(hf_hub_download(hub_id, matches[0], repo_type="dataset"))
+    except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
+        raise SourceNotFoundError(
+            f"the data set {hub_id!r} is neither a local path nor reachable on the Hub ({type(error).__name__}); "
+            f"download one of {list(names)} and pass its path as source"
+        ) from error
+    raise SourceNotFoundError(f"the data set {hub_id!r} on the Hub has none of {list(names)}; pass a file's path")
+
+
+class RecordSource(ABC):
+    """Anything that yields edit records."""
+
+    @abstractmethod
+    def read(self) -> ReadReport:
+        """Reads all records, with the count of everything that was changed, noted or dropped."""
+
+
+class Benchmark(RecordSource):
+    """A published file of edit records. A new benchmark is one subclass.
+
+    Args:
+        source: Path of the file or of a folder that holds it, or a Hub id (owner/name).
+        split: Which of the benchmark's published files to read, where ``source`` is a folder or a Hub id.
+        limit: Read at most this many of the file's records; None reads all.
+
+    Raises:
+        ConfigurationError: If the benchmark has no such split, or ``limit`` is not positive.
+    """
+
+    files: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __init__(self, source: str, split: str = "test", limit: int | None = None) -> None:
+        if split not in self.files:
+            raise ConfigurationError(
+                f"{type(self).__name__} has no split {split!r}; it has {sorted(self.files)}"
+            )
+        if limit is not None and limit < 1:
+            raise ConfigurationError(f"limit: expected a positive number or none, found {limit}")
+        self.source, self.split, self.limit = str(source), split, limit
+
+    def read(self) -> ReadReport:
+        """Reads the records, with the count of everything that was changed, noted or dropped.
+
+        Raises:
+            DataFormatError: If the file is broken, with the file, the record and the field.
+            SourceNotFoundError: If there is no such file.
+        """
+        path = locate(self.source, self.files[self.split])
+        report = ReadReport(origin=str(path))
+        for entry in self.entries(read_json(path), path, report):
+            try:
+                report.records += self.parse(entry)
+            except RequestError as error:
+                raise DataFormatError(str(error), path, entry.index) from error
+        if not report.records:
+            raise DataFormatError("no usable record; is it the right file?", path)
+        note_repeated_prompts(report)
+        return report
+
+    def entries(self, content: object, path: Path, report: ReadReport) -> list[Entry]:
+        """The file's records; a benchmark whose file is not a list of objects overrides this."""
+        if not isinstance(content, list):
+            raise DataFormatError(f"expected a list of records at the top, found {_kind(content)}", path)
+        return [Entry(values, path, index, report) for index, values in enumerate(content[: self.limit])]
+
+    @abstractmethod
+    def parse(self, entry: Entry) -> Iterator[EditRecord] | list[EditRecord]:
+        """Turns one record of the file into edit records (none, where it is dropped and counted)."""
+
+
+def make_request(
+    entry: Entry, prompt: str, target: str, subject: str | None, ground_truth: str | None, id: str
+) -> EditRequest | None:
+    """Builds a request by the policy of all readers.
+
+    An empty prompt or target drops the record; a subject that is not in the prompt, in whatever case, is left out;
+    one that differs by case takes the form it has in the prompt. All of it is counted in the report.
+    """
+    report = entry.report
+    if not prompt or not target:
+        report.dropped[f"record with an empty {'target' if prompt else 'prompt'}"] += 1
+        return None
+    if subject and not _occurs(prompt, subject):
+        subject = _surface_form(entry, prompt, subject)
+    if ground_truth == target:
+        report.noted["target is already the true answer"] += 1
+    return EditRequest(prompt, target, subject or None, ground_truth or None, id=id)
+
+
+def _occurs(prompt: str, subject: str) -> bool:
+    try:
+        find_subject(prompt, subject)
+    except RequestError:
+        return False
+    return True
+
+
+def _surface_form(entry: Entry, prompt: str, subject: str) -> str | None:
+    start = prompt.lower().find(subject.lower())
+    if start >= 0 and _occurs(prompt, prompt[start : start + len(subject)]):
+        entry.report.changed["subject takes its form in the prompt"] += 1
+        return prompt[start : start + len(subject)]
+    entry.report.changed["subject not in the prompt left out"] += 1
+    return None
+
+
+def make_probe(
+    entry: Entry,
+    prompt: str,
+    answers: tuple[tuple[str, ...], ...],
+    kind: ProbeKind,
+    group: str = "",
+    rival: str | None = None,
+) -> list[Probe]:
+    """Builds a probe by the policy of all readers: one without prompt or answer is dropped and counted."""
+    if not prompt or not answers:
+        entry.report.dropped[f"{kind} probe without {'an answer' if prompt else 'a prompt'}"] += 1
+        return []
+    return [Probe(prompt, answers, kind, group, rival if rival not in answers[0] else None)]
+
+
+def note_repeated_prompts(report: ReadReport) -> None:
+    """Counts prompts that several requests share, and those of them that ask for different targets."""
+    targets: dict[str, list[str]] = {}
+    for record in report.records:
+        for request in record.requests:
+            targets.setdefault(request.prompt, []).append(request.target)
+    repeated = [wanted for wanted in targets.values() if len(wanted) > 1]
+    if repeated:
+        report.noted["prompts shared by several requests"] = len(repeated)
+    if conflicting := sum(len(set(wanted)) > 1 for wanted in repeated):
+        report.noted["prompts with conflicting targets"] = conflicting
+
+
+def read_requests(path: str | Path) -> list[EditRequest]:
+    """Reads edit requests from a JSON Lines file: objects with prompt, target and, optionally, subject and id.
+
+    Raises:
+        DataFormatError: If a line is not such an object, with its number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceNotFoundError(f"{path}: no such file; pass a JSON Lines file with prompt and target on each line")
+    report = ReadReport(origin=str(path))
+    requests = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        if not line.strip():
+            continue
+        try:
+            entry = Entry(json.loads(line), path, number, report)
+            subject = entry.text("subject") if "subject" in entry else None
+            name = entry.text("id") if "id" in entry else str(len(requests))
+            requests.append(EditRequest(entry.text("prompt"), entry.text("target"), subject, id=name))
+        except (json.JSONDecodeError, RequestError) as error:
+            if isinstance(error, LightningEditError) and isinstance(error, DataFormatError):
+                raise
+            raise DataFormatError(str(error), path, number) from error
+    if not requests:
+        raise DataFormatError("no request; each line is an object with prompt and target", path)
+    return requests

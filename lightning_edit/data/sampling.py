@@ -1,0 +1,97 @@
+"""Orders records into batches: shuffled and resumable for training, sorted for evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+from lightning_edit.errors import ConfigurationError
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, record index), shuffled by seed and epoch, with records of similar length together.
+
+    Everything follows from seed, epoch and the number of batches already done, so that a run resumed in the middle of
+    an epoch sees exactly the batches that it had not seen. Each process takes its own share of every global batch;
+    records that do not fill a global batch wait for another epoch's order.
+
+    Args:
+        lengths: Length of each record, by which similar ones are put together.
+        batch_size: Records in a batch of one process.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+
+    Raises:
+        ConfigurationError: If there are not enough records for one batch.
+    """
+
+    POOL = 16
+    """Number of batches that are sorted by length together."""
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.skip = 0
+        if len(self) == 0:
+            raise ConfigurationError(
+                f"{len(lengths)} training records do not fill one batch of {batch_size} records in each of "
+                f"{world_size} processes; use a smaller batch or more records"
+            )
+
+    @property
+    def sampler(self) -> TrainingBatches:
+        """Itself: Lightning announces the epoch to the attribute of this name."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's order; called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start, self.skip = self.skip, 0
+        for batch in self._global_batches()[start:]:
+            yield [(self.epoch, index) for index in batch[self.rank :: self.world_size]]
+
+    def _global_batches(self) -> list[list[int]]:
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        size = self.batch_size * self.world_size
+        order = order[: len(self) * size]
+        batches = []
+        for start in range(0, len(order), size * self.POOL):
+            pool = sorted(order[start : start + size * self.POOL], key=lambda index: self.lengths[index])
+            batches += [pool[at : at + size] for at in range(0, len(pool), size)]
+        rng.shuffle(batches)
+        return batches
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """Batches of record indices, sorted by length; each record in exactly one batch of one process.
+
+    Args:
+        lengths: Length of each record.
+        batch_size: Records in a batch.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        own = order[rank::world_size]
+        self.batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)

@@ -1,0 +1,87 @@
+"""Reads and writes what a checkpoint says about its editor and its base model."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_edit.editors.base import Editor
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.models.fingerprint import Fingerprint
+from lightning_edit.models.language_model import LanguageModel
+
+KEY = "lightning_edit"
+"""Where in a Lightning checkpoint this package keeps its own entry."""
+PREFIX = "editor."
+"""Prefix of the editor's tensors in the checkpoint's state_dict."""
+
+
+def describe(editor: Editor, model: LanguageModel, settings: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a checkpoint: plain data about the editor and its base.
+
+    Args:
+        editor: The editor.
+        model: The base model.
+        settings: How the base model was loaded.
+    """
+    return {
+        "editor": {
+            "class_path": f"{type(editor).__module__}.{type(editor).__qualname__}",
+            "init_args": editor.hyperparameters,
+        },
+        "base": {
+            "name": model.name,
+            "revision": model.revision,
+            "fingerprint": model.fingerprint.to_dict(),
+            "settings": settings,
+        },
+    }
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of this package without executing anything in it.
+
+    Raises:
+        SourceNotFoundError: If there is no such file.
+        ConfigurationError: If it is not a checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceNotFoundError(f"{path}: no such checkpoint; pass the path of a .ckpt file")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken or unsafe file
+        raise ConfigurationError(f"{path}: not a checkpoint that can be loaded safely ({error})") from error
+    if KEY not in content:
+        raise ConfigurationError(f"{path}: not a checkpoint of lightning_edit; it has {sorted(content)}")
+    return content
+
+
+def check_checkpoint(content: dict[str, Any], model: LanguageModel) -> str | None:
+    """Refuses a checkpoint of another base; returns a warning about another precision, if there is one."""
+    base = content[KEY]["base"]
+    return model.check_base(Fingerprint.from_dict(base["fingerprint"]), "checkpoint", base["name"])
+
+
+def load_editor(path: str | Path, model: LanguageModel) -> Editor:
+    """Loads a fitted editor from a checkpoint, in eval mode.
+
+    Raises:
+        BaseModelMismatchError: If the checkpoint belongs to another base model.
+        ConfigurationError: If the file is not a checkpoint of this package.
+    """
+    content = read_checkpoint(path)
+    check_checkpoint(content, model)
+    described = content[KEY]["editor"]
+    module, _, name = described["class_path"].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    if not (isinstance(kind, type) and issubclass(kind, Editor)):
+        raise ConfigurationError(f"{path}: {described['class_path']} is not an editor")
+    editor: Editor = kind(**described["init_args"])
+    editor.setup(model)
+    state = content["state_dict"].items()
+    editor.load_state_dict({key.removeprefix(PREFIX): value for key, value in state if key.startswith(PREFIX)})
+    return editor.eval()

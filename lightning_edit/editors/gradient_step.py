@@ -1,0 +1,39 @@
+"""One plain fine-tuning step: the baseline that MEND starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lightning_edit.edits import StackedFactors
+from lightning_edit.editors.base import Capabilities
+from lightning_edit.editors.gradient import GradientEditor
+from lightning_edit.functional.packing import pack_rows
+from lightning_edit.models.capture import GradientFactors
+
+
+class GradientStep(GradientEditor):
+    """Fine-tunes the edit sites with one step of gradient descent: W' = W - α Σ_t x_t δ_tᵀ.
+
+    Args:
+        sites: Edit sites: layers (negative ones count from the last) or names of linear modules.
+        step_size: Step size α. There is no published value; choose it on validation records.
+    """
+
+    capabilities = Capabilities(needs_grad=True)
+
+    def __init__(self, sites: Sequence[int | str] = (-6, -5, -4, -3, -2, -1), step_size: float = 0.1) -> None:
+        super().__init__(sites)
+        self.step_size = step_size
+
+    def stack(
+        self, factors: Mapping[str, GradientFactors], edit_of_row: Tensor, edits: int
+    ) -> dict[str, StackedFactors]:
+        """See :meth:`GradientEditor.stack`."""
+        stacked = {}
+        for site, own in factors.items():
+            group = edit_of_row[own.rows]
+            x, delta = pack_rows(own.x, group, edits), pack_rows(own.delta, group, edits)
+            stacked[site] = StackedFactors(x.transpose(1, 2), -self.step_size * delta)
+        return stacked

@@ -1,0 +1,95 @@
+"""Edits applied one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from lightning_edit.edits.base import Edit, Scorer
+from lightning_edit.edits.deltas import Delta, combine
+from lightning_edit.edits.hooks import added_terms
+from lightning_edit.edits.weight import WeightEdit
+from lightning_edit.errors import EditError
+from lightning_edit.models.language_model import LanguageModel
+
+
+class EditSequence:
+    """Edits in the order in which they were made.
+
+    Weight edits at one site are folded into one change, factored or dense, whichever is cheaper.
+
+    Args:
+        edits: The edits, oldest first.
+
+    Raises:
+        EditError: If two edits have the same id, or one depends on an edit that does not come before it.
+    """
+
+    def __init__(self, edits: Sequence[Edit] = ()) -> None:
+        self.edits: tuple[Edit, ...] = tuple(edits)
+        seen: set[str] = set()
+        for edit in self.edits:
+            if edit.id in seen:
+                raise EditError(f"the edit {edit.id} is in the sequence twice")
+            missing = [id for id in edit.provenance.depends_on if id not in seen]
+            if missing:
+                raise EditError(f"the edit {edit.id} was computed on top of {missing}, which must come before it")
+            seen.add(edit.id)
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The edits' ids, oldest first."""
+        return tuple(edit.id for edit in self.edits)
+
+    def then(self, edit: Edit) -> EditSequence:
+        """The sequence with one more edit."""
+        return EditSequence((*self.edits, edit))
+
+    def without(self, id: str) -> EditSequence:
+        """The sequence with one edit undone.
+
+        Raises:
+            EditError: If there is no such edit, or a later one was computed on top of it.
+        """
+        if id not in self.ids:
+            raise EditError(f"no edit {id} in the sequence; it has {list(self.ids)}")
+        dependent = [edit.id for edit in self.edits if id in edit.provenance.depends_on]
+        if dependent:
+            raise EditError(
+                f"the edit {id} cannot be undone alone: {dependent} were computed on top of it; undo those first"
+            )
+        return EditSequence([edit for edit in self.edits if edit.id != id])
+
+    @contextmanager
+    def applied(self, model: LanguageModel) -> Iterator[Scorer]:
+        """A context in which all edits are applied; see :meth:`Edit.applied`."""
+        weights = [edit for edit in self.edits if isinstance(edit, WeightEdit)]
+        for edit in weights:
+            edit.check(model)
+        folded = fold(weights)
+        scorer: Scorer = model
+        with ExitStack() as stack:
+            device = model.device
+            stack.enter_context(added_terms(model, {name: delta.to(device).output for name, delta in folded.items()}))
+            for edit in self.edits:
+                if not isinstance(edit, WeightEdit):
+                    scorer = stack.enter_context(edit.applied(model))
+            yield scorer
+
+    def merge(self, model: LanguageModel) -> None:
+        """Writes all edits into the weights; see :meth:`Edit.merge`."""
+        if self.edits:
+            mergeable = [edit for edit in self.edits if isinstance(edit, WeightEdit)]
+            for edit in self.edits:
+                if edit not in mergeable:
+                    edit.merge(model)
+            WeightEdit(fold(mergeable), mergeable[0].provenance).merge(model)
+
+
+def fold(edits: Sequence[WeightEdit]) -> dict[str, Delta]:
+    """The sum of weight edits, site by site."""
+    names = dict.fromkeys(name for edit in edits for name in edit.deltas)
+    return {name: combine([edit.deltas[name] for edit in edits if name in edit.deltas]) for name in names}

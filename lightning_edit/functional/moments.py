@@ -1,0 +1,51 @@
+"""Running mean and variance as sufficient statistics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Sufficient statistics of a set of vectors.
+
+    Args:
+        count: () number of vectors N.
+        mean: (D) their mean.
+        square: (D) sum of squared distances from the mean.
+    """
+
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+
+
+def moments(x: Tensor) -> Moments:
+    """The moments of N vectors, in float64.
+
+    Args:
+        x: (N, D); N may be zero.
+    """
+    x = x.detach().double()
+    count = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
+    mean = x.mean(0) if len(x) else x.new_zeros(x.shape[1])
+    return Moments(count, mean, ((x - mean) ** 2).sum(0))
+
+
+def merge_moments(first: Moments, second: Moments) -> Moments:
+    """The moments of the union of two disjoint sets (Chan, Golub and LeVeque 1979); either may be empty."""
+    count = first.count + second.count
+    share = second.count / count.clamp(min=1)
+    distance = second.mean - first.mean
+    mean = first.mean + distance * share
+    square = first.square + second.square + distance**2 * first.count * share
+    return Moments(count, mean, square)
+
+
+def standard_deviation(statistics: Moments) -> Tensor:
+    """(D) the unbiased standard deviation sqrt(square / (N - 1)); one where fewer than two vectors were seen."""
+    if float(statistics.count) < 2:
+        return torch.ones_like(statistics.square)
+    return (statistics.square / (statistics.count - 1)).sqrt()

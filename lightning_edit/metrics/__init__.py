@@ -1,0 +1,43 @@
+"""Measures of editing, each a function and a torchmetrics class."""
+
+from lightning_edit.metrics.all_tokens_match import AllTokensMatch, all_tokens_match
+from lightning_edit.metrics.base import OutcomeMetric
+from lightning_edit.metrics.collection import edit_metrics, metric_prefix
+from lightning_edit.metrics.consistency import TfidfConsistency, tfidf_similarity
+from lightning_edit.metrics.divergence import Divergence
+from lightning_edit.metrics.fluency import NGramEntropy, ngram_entropy
+from lightning_edit.metrics.generation import Containment, ExactMatch, containment, exact_match
+from lightning_edit.metrics.probability import (
+    ProbabilityMagnitude,
+    ProbabilityScore,
+    probability_magnitude,
+    probability_score,
+)
+from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement, generation_agreement
+from lightning_edit.metrics.token_accuracy import TokenAccuracy, token_accuracy
+
+__all__ = [
+    "AllTokensMatch",
+    "Containment",
+    "Divergence",
+    "ExactMatch",
+    "GenerationAgreement",
+    "NGramEntropy",
+    "OutcomeMetric",
+    "ProbabilityMagnitude",
+    "ProbabilityScore",
+    "SelfAgreement",
+    "TfidfConsistency",
+    "TokenAccuracy",
+    "all_tokens_match",
+    "containment",
+    "edit_metrics",
+    "exact_match",
+    "generation_agreement",
+    "metric_prefix",
+    "ngram_entropy",
+    "probability_magnitude",
+    "probability_score",
+    "tfidf_similarity",
+    "token_accuracy",
+]

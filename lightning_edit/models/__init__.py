@@ -1,0 +1,18 @@
+"""Language models: loading, identity, structure, and what is captured in them."""
+
+from lightning_edit.models.fingerprint import Fingerprint, Likeness
+from lightning_edit.models.language_model import LanguageModel, Score
+from lightning_edit.models.layer_map import EditSite, LayerMap, Orientation
+from lightning_edit.models.loading import LanguageModelSettings, load_language_model
+
+__all__ = [
+    "EditSite",
+    "Fingerprint",
+    "LanguageModel",
+    "LanguageModelSettings",
+    "LayerMap",
+    "Likeness",
+    "Orientation",
+    "Score",
+    "load_language_model",
+]

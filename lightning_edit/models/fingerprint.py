@@ -1,0 +1,130 @@
+"""Tells whether two language models are the same base, without hashing every weight."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+# Settings that may differ between copies of one model.
+_VOLATILE = (
+    "_name_or_path",
+    "_attn_implementation_autoset",
+    "attn_implementation",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "transformers_version",
+    "use_cache",
+)
+_SAMPLES_PER_TENSOR = 4
+_TENSORS_KEPT = 64
+
+
+class Likeness(str, Enum):
+    """How two base models compare."""
+
+    SAME = "same"
+    VARIANT = "variant"
+    """The same base in another precision or quantisation."""
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Identity of a base model.
+
+    Args:
+        model_type: The architecture's name.
+        structure: SHA-256 of the configuration and, for models that are not quantised, of all tensor names and shapes.
+        digest: SHA-256 of strided samples of every tensor, in the precision the model was loaded in.
+        dtype: That precision.
+        quantization: The quantisation method, or None.
+        samples: Values of a few tensors, by which copies in different precision are compared.
+    """
+
+    model_type: str
+    structure: str
+    digest: str
+    dtype: str
+    quantization: str | None
+    samples: dict[str, list[float]]
+
+    def compare(self, other: Fingerprint) -> Likeness:
+        """Compares with another model: exactly in equal precision, else to the rounding of the coarser one."""
+        if (self.dtype, self.quantization) == (other.dtype, other.quantization):
+            same = (self.structure, self.digest) == (other.structure, other.digest)
+            return Likeness.SAME if same else Likeness.DIFFERENT
+        if self.structure != other.structure:
+            return Likeness.DIFFERENT
+        return Likeness.VARIANT if self._close(other) else Likeness.DIFFERENT
+
+    def _close(self, other: Fingerprint) -> bool:
+        shared = sorted(set(self.samples) & set(other.samples))
+        if not shared:
+            return False
+        mine = torch.tensor([value for name in shared for value in self.samples[name]], dtype=torch.float64)
+        theirs = torch.tensor([value for name in shared for value in other.samples[name]], dtype=torch.float64)
+        coarser = max(_rounding(self.dtype), _rounding(other.dtype))
+        # Half a unit in the last place of each copy, and float16's underflow.
+        return torch.allclose(mine, theirs, rtol=2 * coarser, atol=1e-7)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**values)
+
+    @property
+    def short(self) -> str:
+        """Twelve characters by which people can tell models apart."""
+        return hashlib.sha256((self.structure + self.digest).encode()).hexdigest()[:12]
+
+    def __str__(self) -> str:
+        return f"{self.model_type} {self.short} ({self.quantization or self.dtype})"
+
+
+def _rounding(dtype: str) -> float:
+    return float(torch.finfo(getattr(torch, dtype)).eps)
+
+
+def _samples(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() <= _SAMPLES_PER_TENSOR:
+        return flat
+    # A stride that is not a power of two, so that samples do not fall into one column.
+    step = max(flat.numel() // _SAMPLES_PER_TENSOR - 1, 1)
+    return flat[:: step][:_SAMPLES_PER_TENSOR]
+
+
+def fingerprint(model: PreTrainedModel) -> Fingerprint:
+    """Takes the fingerprint of a model from its configuration and strided samples of every tensor."""
+    state = dict(sorted(model.state_dict().items()))
+    method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    quantization = str(getattr(method, "quant_method", "quantised")) if method is not None else None
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
+    structure = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256()
+    kept: dict[str, list[float]] = {}
+    stride = max(len(state) // _TENSORS_KEPT, 1)
+    for index, (name, tensor) in enumerate(state.items()):
+        values = _samples(tensor).cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+        # Packed integer weights say nothing about the values; only floating tensors are compared across copies.
+        if index % stride == 0 and tensor.is_floating_point():
+            kept[name] = values.double().tolist()
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Fingerprint(
+        str(model.config.model_type), structure.hexdigest(), digest.hexdigest(), dtype, quantization, kept
+    )

@@ -1,0 +1,297 @@
+"""A frozen Hugging Face language model that scores and generates."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_edit.errors import BaseModelMismatchError, TokenizationError
+from lightning_edit.functional.divergence import kl_divergence
+from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
+from lightning_edit.models.layer_map import LayerMap
+from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch
+
+ChunkContext = Callable[[list[int]], AbstractContextManager[object]]
+"""Called with the indices of the prompts of one padded batch; active while the model runs on it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model rates one target after its prompt.
+
+    Args:
+        target_ids: The target's tokens (T).
+        predicted_ids: The most probable token at each of the target's positions, given the tokens before (T).
+        log_probs: Natural logarithm of each target token's probability (T).
+        head_input: (T, hidden size): what the language-model head read at these positions; None if not asked for.
+        divergence: Mean KL(reference || this) in nats over the positions; None without a reference.
+    """
+
+    target_ids: tuple[int, ...]
+    predicted_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    head_input: Tensor | None = None
+    divergence: float | None = None
+
+
+class LanguageModel:
+    """A Hugging Face causal language model, its tokenizer and its layer map; frozen, in eval mode, never copied.
+
+    Args:
+        model: The model. Its parameters are frozen and it is put into eval mode.
+        tokenizer: Its tokenizer.
+        name: Hub id or path it was loaded from.
+        revision: Hub revision, if any.
+        site: Name of the edit site, for models whose structure is ambiguous; see :class:`LayerMap`.
+        chat_template: Render prompts with the tokenizer's chat template.
+        tokens_per_batch: Padded tokens in one forward pass of :meth:`score` and :meth:`generate`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "",
+        revision: str | None = None,
+        site: str | None = None,
+        chat_template: bool = False,
+        tokens_per_batch: int = 2048,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.encoder = PromptEncoder(tokenizer, chat_template)
+        self.layer_map = LayerMap(model, site)
+        self.name = name or str(model.config.name_or_path) or str(model.config.model_type)
+        self.revision = revision
+        self.tokens_per_batch = tokens_per_batch
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether device_map or a quantiser put the weights where they are."""
+        return getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)
+
+    def place(self, device: torch.device | str) -> None:
+        """Moves the model to ``device``, unless device_map or quantisation placed it."""
+        if not self.is_placed and self.device != torch.device(device):
+            self.model.to(device)  # type: ignore[arg-type]
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The identity of the base model."""
+        return fingerprint(self.model)
+
+    def check_base(self, other: Fingerprint, what: str, name: str) -> str | None:
+        """Refuses what was made for another base model.
+
+        Args:
+            other: Fingerprint of the base that it was made for.
+            what: What it is ("edit", "checkpoint"), for the message.
+            name: Name of the base that it was made for.
+
+        Returns:
+            None for the same base, or a sentence about another precision or quantisation of it, for the record.
+
+        Raises:
+            BaseModelMismatchError: For another base.
+        """
+        likeness = other.compare(self.fingerprint)
+        if likeness is Likeness.DIFFERENT:
+            raise BaseModelMismatchError(
+                f"this {what} was made for {name} [{other}], but the model given is {self.name} [{self.fingerprint}]; "
+                f"load the base model that the {what} was made for"
+            )
+        if likeness is Likeness.SAME:
+            return None
+        message = f"the {what} was made for {name} [{other}] and is used with another precision: {self.fingerprint}"
+        warnings.warn(message, stacklevel=2)
+        return message
+
+    @cached_property
+    def _takes_position_ids(self) -> bool:
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def head_logits(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One forward pass with the language-model head on chosen positions only.
+
+        The head's input is replaced where the model's own forward calls it, so whatever the model does with the
+        logits afterwards (soft-capping, scaling) happens too. Gradients flow where hooks ask for them.
+
+        Args:
+            batch: R rows of S tokens, on the model's device.
+            positions: (R, S) bool, N of them true.
+            extra: (M, hidden size) head inputs kept from an earlier pass, replayed in the same call.
+
+        Returns:
+            Logits (N + M, vocabulary) and the head's own inputs (N, hidden size).
+        """
+        seen: list[Tensor] = []
+
+        def choose(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            chosen = args[0][positions]
+            seen.append(chosen)
+            if extra is not None:
+                chosen = torch.cat([chosen, extra.to(chosen)])
+            return (chosen.unsqueeze(0), *args[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(choose)  # type: ignore[union-attr]
+        try:
+            logits = self.model(**self._inputs(batch), use_cache=False).logits[0]
+        finally:
+            handle.remove()
+        return logits, seen[0]
+
+    def _inputs(self, batch: TokenBatch) -> dict[str, Tensor]:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        left_padded = not bool(batch.attention_mask[:, 0].all())
+        if left_padded and self._takes_position_ids:
+            inputs["position_ids"] = batch.position_ids
+        return inputs
+
+    def answer_logits(self, batch: TokenBatch) -> Tensor:
+        """(N, vocabulary) logits that predict the batch's target tokens, in the order of ``batch.target_ids``."""
+        return self.head_logits(batch, batch.answer_mask)[0]
+
+    def chunks(self, lengths: Sequence[int], key: Sequence[int] | None = None) -> Iterator[list[int]]:
+        """Groups texts of similar length into batches of at most ``tokens_per_batch`` padded tokens."""
+        order = sorted(range(len(lengths)), key=lambda index: (key[index] if key else 0, lengths[index]))
+        chunk: list[int] = []
+        longest = 0
+        for index in order:
+            longest = max(longest, lengths[index])
+            if chunk and longest * (len(chunk) + 1) > self.tokens_per_batch:
+                yield chunk
+                chunk, longest = [], lengths[index]
+            chunk.append(index)
+        if chunk:
+            yield chunk
+
+    @torch.no_grad()
+    def score(
+        self,
+        prompts: Sequence[str],
+        targets: Sequence[str],
+        references: Sequence[Tensor | None] | None = None,
+        keep_head_input: bool = False,
+        around: ChunkContext | None = None,
+    ) -> list[Score]:
+        """Rates targets, each after its prompt, under teacher forcing.
+
+        Args:
+            prompts: The prompts (P).
+            targets: One target for each.
+            references: Head inputs of an earlier :meth:`score` of the same texts (the unedited model's), or None where
+                no divergence is wanted.
+            keep_head_input: Return the head's inputs, to serve as references later.
+            around: Context of each padded batch; the batches are sorted by length.
+
+        Returns:
+            P scores, in the order of the prompts.
+
+        Raises:
+            TokenizationError: If a text does not survive the tokenizer.
+        """
+        encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+        scores: dict[int, Score] = {}
+        for chunk in self.chunks([len(text.ids) for text in encoded]):
+            batch = self.encoder.collate([encoded[index] for index in chunk]).to(self.device)
+            kept = [references[index] if references else None for index in chunk]
+            with around(chunk) if around else nullcontext():
+                scored = self._score_batch(batch, [encoded[index] for index in chunk], kept, keep_head_input)
+            scores.update(zip(chunk, scored, strict=True))
+        return [scores[index] for index in range(len(prompts))]
+
+    def _score_batch(
+        self, batch: TokenBatch, texts: list[EncodedText], kept: list[Tensor | None], keep_head_input: bool
+    ) -> list[Score]:
+        references = [reference for reference in kept if reference is not None]
+        extra = torch.cat(references) if references else None
+        logits, inputs = self.head_logits(batch, batch.answer_mask, extra)
+        count = inputs.shape[0]
+        own = logits[:count].float()
+        log_probs = own.log_softmax(-1).gather(-1, batch.target_ids[:, None])[:, 0].tolist()
+        predicted = own.argmax(-1).tolist()
+        scores, at, reference_at = [], 0, count
+        for text, reference in zip(texts, kept, strict=True):
+            end = at + len(text.target_ids)
+            divergence = None
+            if reference is not None:
+                reference_end = reference_at + len(reference)
+                divergence = float(kl_divergence(logits[reference_at:reference_end].float(), own[at:end]).mean())
+                reference_at = reference_end
+            scores.append(
+                Score(
+                    text.target_ids,
+                    tuple(predicted[at:end]),
+                    tuple(log_probs[at:end]),
+                    inputs[at:end].clone() if keep_head_input else None,
+                    divergence,
+                )
+            )
+            at = end
+        return scores
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int | Sequence[int] = 16,
+        around: ChunkContext | None = None,
+        **settings: Any,
+    ) -> list[str]:
+        """Continues prompts, greedily unless ``settings`` say otherwise.
+
+        Args:
+            prompts: The prompts (P).
+            max_new_tokens: Length of the continuation, one for all or one for each.
+            around: Context of each padded batch.
+            settings: Fields of transformers' GenerationConfig, such as ``do_sample`` or ``num_beams``.
+
+        Returns:
+            P continuations, without the prompts.
+        """
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        if any(not text.ids for text in encoded):
+            raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")
+        texts: dict[int, str] = {}
+        for chunk in self.chunks([len(text.ids) for text in encoded], key=limits):
+            batch = self.encoder.collate([encoded[index] for index in chunk], padding_side="left").to(self.device)
+            config = self._generation_config(max(limits[index] for index in chunk), settings)
+            with around(chunk) if around else nullcontext():
+                output = self.model.generate(  # type: ignore[operator]
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+                )
+            for index, row in zip(chunk, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
+                texts[index] = self.encoder.decode(row[: limits[index]])
+        return [texts[index] for index in range(len(prompts))]
+
+    def _generation_config(self, max_new_tokens: int, settings: dict[str, Any]) -> GenerationConfig:
+        # A fresh configuration: the published one of an instruction-tuned model often samples.
+        eos = getattr(self.model.generation_config, "eos_token_id", None)
+        values = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": self.encoder.pad_id}
+        return GenerationConfig(eos_token_id=eos, **{**values, **settings})
+
+    @contextmanager
+    def enable_grad_through(self) -> Iterator[None]:
+        """Checks that gradients can be taken here, before an obscure error deep in autograd says that they cannot."""
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "this editor takes gradients, which inference mode forbids; create the Trainer with "
+                "inference_mode=False"
+            )
+        with torch.enable_grad():
+            yield

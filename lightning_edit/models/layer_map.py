@@ -1,0 +1,202 @@
+"""Finds the places of a language model that can be edited, from its structure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lightning_edit.errors import LayerMapError
+
+
+class Orientation(str, Enum):
+    """How a module stores its weight."""
+
+    LINEAR = "linear"
+    """(fan_out, fan_in), as in torch.nn.Linear: y = x Wᵀ."""
+    CONV1D = "conv1d"
+    """(fan_in, fan_out), as in GPT-2's Conv1D: y = x W."""
+
+
+@dataclass(frozen=True)
+class EditSite:
+    """One linear map that can be edited.
+
+    Args:
+        name: Full name of the module in the model.
+        module: The module.
+        layer: Index of the block that it belongs to; -1 where it belongs to none.
+        fan_in: Size of its input.
+        fan_out: Size of its output.
+        orientation: How its weight is stored.
+    """
+
+    name: str
+    module: nn.Module
+    layer: int
+    fan_in: int
+    fan_out: int
+    orientation: Orientation
+
+    @property
+    def weight(self) -> Tensor:
+        """The module's weight, in its own orientation."""
+        weight = self.module.weight
+        if not isinstance(weight, Tensor):
+            raise LayerMapError(f"{self.name} has no weight tensor; name another edit site")
+        return weight
+
+    def oriented(self, delta: Tensor) -> Tensor:
+        """A change of shape (fan_in, fan_out) in the orientation of the module's weight."""
+        return delta.T if self.orientation is Orientation.LINEAR else delta
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map whose orientation is known from its type."""
+    return isinstance(module, Conv1D) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+
+
+def _fans(module: nn.Module) -> tuple[int, int, Orientation]:
+    if isinstance(module, Conv1D):
+        fan_in, fan_out = module.weight.shape
+        return int(fan_in), int(fan_out), Orientation.CONV1D
+    return int(module.in_features), int(module.out_features), Orientation.LINEAR  # type: ignore[arg-type]
+
+
+def _mixes_positions(module: nn.Module) -> bool:
+    """Whether a module's forward takes an attention mask: attention and state-space mixers do, an MLP does not."""
+    return "attention_mask" in inspect.signature(module.forward).parameters
+
+
+class LayerMap:
+    """The blocks of a causal language model and the edit sites in them.
+
+    The blocks are the module list whose length is the configuration's number of layers. The default edit site of a
+    block is its MLP's output projection: the only linear map that leads to the hidden size and lies outside every
+    submodule that takes an attention mask. Where there is none or more than one (mixture of experts, state-space
+    mixers), the map refuses and lists the candidates.
+
+    Args:
+        model: A Hugging Face causal language model.
+        site: Name of the edit site with "{}" in place of the layer's index, for models whose structure is ambiguous,
+            such as "model.layers.{}.mlp.down_proj".
+
+    Raises:
+        LayerMapError: If the blocks cannot be found.
+    """
+
+    def __init__(self, model: PreTrainedModel, site: str | None = None) -> None:
+        self._modules = dict(model.named_modules())
+        self._config = model.config.get_text_config()
+        self._site = site
+        self.blocks_name = self._find_blocks()
+        self.blocks: Sequence[nn.Module] = list(self._modules[self.blocks_name].children())
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def _find_blocks(self) -> str:
+        depth = self._config.num_hidden_layers
+        lists = [
+            name
+            for name, module in self._modules.items()
+            if isinstance(module, nn.ModuleList)
+            and len(module) == depth
+            and any(is_linear(inner) for inner in module.modules())
+        ]
+        outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+        if len(outermost) != 1:
+            raise LayerMapError(
+                f"expected one list of {depth} blocks in {self._config.model_type}, found {outermost or 'none'}; "
+                "this model cannot be mapped"
+            )
+        return outermost[0]
+
+    def block(self, layer: int) -> nn.Module:
+        """The block of a layer.
+
+        Args:
+            layer: Zero-based index; negative ones count from the last block.
+        """
+        return self.blocks[self.index(layer)]
+
+    def index(self, layer: int) -> int:
+        """The zero-based index of a layer.
+
+        Raises:
+            LayerMapError: If the model has no such layer.
+        """
+        if not -len(self) <= layer < len(self):
+            raise LayerMapError(f"layer {layer} does not exist: the model has the layers 0 to {len(self) - 1}")
+        return layer % len(self)
+
+    def site(self, layer: int) -> EditSite:
+        """The MLP output projection of a layer, or the site named by the user.
+
+        Raises:
+            LayerMapError: If it is not found without doubt; the message lists the candidates.
+        """
+        layer = self.index(layer)
+        if self._site is not None:
+            return self.named_site(self._site.format(layer))
+        prefix = f"{self.blocks_name}.{layer}"
+        candidates = self._output_projections(prefix, self.blocks[layer])
+        if len(candidates) == 1:
+            return self.named_site(candidates[0])
+        everything = self._maps_to_hidden(prefix)
+        raise LayerMapError(
+            f"layer {layer} of {self._config.model_type} has {len(candidates)} MLP output projections, expected 1; "
+            f"name the edit site yourself (site: one of {everything}, with {{}} in place of the layer's index)"
+        )
+
+    def named_site(self, name: str) -> EditSite:
+        """The linear map of a given name.
+
+        Raises:
+            LayerMapError: If there is no such module, or it is no linear map.
+        """
+        module = self._modules.get(name)
+        if module is None or not is_linear(module):
+            known = [known for known, module in self._modules.items() if is_linear(module)]
+            raise LayerMapError(
+                f"{name!r} is {'no module' if module is None else 'not a linear map'} of this model; "
+                f"linear maps are {', '.join(known[:8])}{', …' if len(known) > 8 else ''}"
+            )
+        fan_in, fan_out, orientation = _fans(module)
+        return EditSite(name, module, self._layer_of(name), fan_in, fan_out, orientation)
+
+    def sites(self, wanted: Sequence[int | str]) -> list[EditSite]:
+        """Edit sites by layer (the default site of that layer) or by full module name, in the order of the layers."""
+        found = [self.site(entry) if isinstance(entry, int) else self.named_site(entry) for entry in wanted]
+        if len({site.name for site in found}) < len(found):
+            raise LayerMapError(f"an edit site is named twice in {list(wanted)}; name each once")
+        return sorted(found, key=lambda site: site.layer)
+
+    def _layer_of(self, name: str) -> int:
+        prefix = f"{self.blocks_name}."
+        return int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else -1
+
+    def _output_projections(self, prefix: str, block: nn.Module) -> list[str]:
+        mixers = [
+            name for name, module in block.named_modules() if name and _mixes_positions(module)
+        ]
+        return [
+            f"{prefix}.{name}"
+            for name, module in block.named_modules()
+            if is_linear(module)
+            and _fans(module)[1] == self._config.hidden_size
+            and mixers
+            and not any(name.startswith(f"{mixer}.") or name == mixer for mixer in mixers)
+        ]
+
+    def _maps_to_hidden(self, prefix: str) -> list[str]:
+        return [
+            name.replace(f"{prefix}.", f"{self.blocks_name}.{{}}.", 1)
+            for name, module in self._modules.items()
+            if name.startswith(f"{prefix}.") and is_linear(module) and _fans(module)[1] == self._config.hidden_size
+        ]

@@ -1,0 +1,187 @@
+"""What all families of editors share as LightningModules: the base model, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torchmetrics import MetricCollection
+
+from lightning_edit.editors.base import Editor
+from lightning_edit.editors.checkpoint import KEY, check_checkpoint, describe
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.metrics.base import Average
+from lightning_edit.metrics.collection import edit_metrics
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.loading import LanguageModelSettings, load_language_model
+from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
+from lightning_edit.records import EditOutcome, EditRecord, ProbeKind
+from lightning_edit.tokenization import PromptEncoder
+
+_HEADLINES = {
+    ProbeKind.EDIT_SUCCESS: "token_accuracy",
+    ProbeKind.GENERALIZATION: "token_accuracy",
+    ProbeKind.LOCALITY: "self_agreement",
+}
+"""The measure of each kind that enters the score by which checkpoints are chosen."""
+
+
+class EditingModule(LightningModule):
+    """Owns the frozen base model and an editor; validates, tests and predicts independent edits of records.
+
+    The base model is held outside the module registry: it is not moved or cast with the editor, and it is not in the
+    checkpoint, which names it by fingerprint instead.
+
+    Args:
+        editor: The editing method.
+        language_model: Which base model to load, and how.
+        evaluation: How records are evaluated in testing and prediction.
+        validation: How they are evaluated in validation; by default without free generation, which takes longest.
+        average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        language_model: LanguageModelSettings | None = None,
+        evaluation: EvaluationSettings | None = None,
+        validation: EvaluationSettings | None = None,
+        average: Average = "probe",
+    ) -> None:
+        super().__init__()
+        self.editor = editor
+        self.settings = language_model or LanguageModelSettings()
+        self.evaluation = evaluation or EvaluationSettings()
+        self.validation = validation or EvaluationSettings(generate=False)
+        self.average: Average = average
+        self._language_model: LanguageModel | None = None
+        self._evaluators: dict[str, Evaluator] = {}
+        self._metrics: dict[str, MetricCollection] = {}
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The base model.
+
+        Raises:
+            ConfigurationError: If it is not loaded yet.
+        """
+        if self._language_model is None:
+            raise ConfigurationError("the base model is not loaded; run the module with a Trainer, or call attach()")
+        return self._language_model
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """How the base model reads texts."""
+        return self.language_model.encoder
+
+    def attach(self, model: LanguageModel) -> None:
+        """Uses a base model that is loaded already, in place of the one that the settings name."""
+        self._language_model = model
+        self.editor.setup(model)
+
+    def setup(self, stage: str) -> None:
+        """Loads and places the base model, builds the editor on it, and prepares the measures of the stage."""
+        precision = self.trainer.precision_plugin.precision
+        if str(precision) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+            raise ConfigurationError(
+                f"trainer.precision: {precision} would cast the editor, which must stay in float32; choose the base "
+                "model's precision with model.language_model.dtype, and 32-true or bf16-mixed for the Trainer"
+            )
+        if self._language_model is None:
+            self._language_model = load_language_model(**vars(self.settings))
+        self._language_model.place(self.trainer.strategy.root_device)
+        self.editor.setup(self._language_model)
+        for name in {"fit": ["validate"]}.get(stage, [stage]):
+            self._prepare(name)
+
+    def _prepare(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "groups"):
+            raise ConfigurationError("pass an EditDataModule to the Trainer: it says which groups of probes there are")
+        if datamodule.sources.get(stage) is None:
+            return
+        settings = self.validation if stage == "validate" and self.trainer.state.fn == "fit" else self.evaluation
+        self._evaluators[stage] = Evaluator(self.language_model, settings)
+        self._metrics[stage] = edit_metrics(datamodule.groups(stage), self.average).to(self.device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves training batches; records are plain text and stay where they are."""
+        return batch.to(device) if hasattr(batch, "to") else batch
+
+    def evaluate(self, records: list[EditRecord], stage: str) -> list[EditOutcome]:
+        """Edits each record on the clean model and asks all of its probes."""
+        edits = self.editor.edit_each_group(self.language_model, [record.requests for record in records])
+        return self._evaluators[stage].evaluate(records, edits)
+
+    def validation_step(self, batch: list[EditRecord], batch_idx: int) -> dict[str, Any]:
+        """Evaluates a batch of records; callbacks find the outcomes under "outcomes"."""
+        return self._measured(batch, "validate")
+
+    def test_step(self, batch: list[EditRecord], batch_idx: int) -> dict[str, Any]:
+        """Evaluates a batch of records; callbacks find the outcomes under "outcomes"."""
+        return self._measured(batch, "test")
+
+    def predict_step(self, batch: list[EditRecord], batch_idx: int) -> list[EditOutcome]:
+        """The outcomes of a batch of records."""
+        return self.evaluate(batch, "predict")
+
+    def _measured(self, batch: list[EditRecord], stage: str) -> dict[str, Any]:
+        outcomes = self.evaluate(batch, stage)
+        self._metrics[stage].update(outcomes)
+        return {"outcomes": outcomes}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the measures as "val/…"."""
+        self._log_measures("validate", "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the measures as "test/…"."""
+        self._log_measures("test", "test")
+
+    def measures(self, stage: str) -> dict[str, float]:
+        """The measures of a stage so far, without those that nothing was counted for."""
+        values = {name: float(value) for name, value in self._metrics[stage].compute().items()}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def _log_measures(self, stage: str, prefix: str) -> None:
+        measures = self.measures(stage)
+        headlines = [
+            value
+            for name, value in measures.items()
+            for kind, measure in _HEADLINES.items()
+            if name.startswith(str(kind)) and name.endswith(f"/{measure}")
+        ]
+        if headlines:
+            measures["score"] = sum(headlines) / len(headlines)
+        self.log_dict({f"{prefix}/{name}": value for name, value in measures.items()}, rank_zero_only=False)
+        self._metrics[stage].reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Names the editor and the base model in the checkpoint."""
+        checkpoint[KEY] = describe(self.editor, self.language_model, asdict(self.settings))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another base model or of another editor.
+
+        Raises:
+            BaseModelMismatchError: If the checkpoint belongs to another base model.
+            ConfigurationError: If it holds another editor, or another shape of this one.
+        """
+        if KEY not in checkpoint:
+            raise ConfigurationError("the checkpoint was not made by lightning_edit")
+        check_checkpoint(checkpoint, self.language_model)
+        mine, stored = describe(self.editor, self.language_model, {})["editor"], checkpoint[KEY]["editor"]
+        if mine["class_path"] != stored["class_path"]:
+            raise ConfigurationError(
+                f"the checkpoint holds {stored['class_path']}, but model.editor is {mine['class_path']}"
+            )
+        known = {key: tensor.shape for key, tensor in self.state_dict().items()}
+        found = {key: tensor.shape for key, tensor in cast(dict[str, Any], checkpoint["state_dict"]).items()}
+        if known != found:
+            raise ConfigurationError(
+                f"the checkpoint's editor was made with {stored['init_args']}, but model.editor is configured with "
+                f"{mine['init_args']}; use the same settings"
+            )

@@ -1,0 +1,174 @@
+"""Asks a model every probe of a record, before and after its edit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lightning_edit.edits import EditBatch, Scorer
+from lightning_edit.models.language_model import LanguageModel, Score
+from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind
+
+
+@dataclass
+class EvaluationSettings:
+    """How records are evaluated.
+
+    Args:
+        generate: Also generate freely after every probe, not only score its answer under teacher forcing.
+        extra_tokens: Free generation ends this many tokens after the length of the probe's longest answer.
+        fluency_tokens: Length of the generations that fluency is measured on; 0 measures no fluency. Records without
+            prompts for it use their edit prompts, as KnowEdit does.
+    """
+
+    generate: bool = True
+    extra_tokens: int = 8
+    fluency_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A probe, ready to be asked.
+
+    Args:
+        record: Position of its record in the batch.
+        probe: The probe.
+        limit: Length of its free generation in tokens.
+    """
+
+    record: int
+    probe: Probe
+    limit: int
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a model said to one question.
+
+    Args:
+        answer: For the metrics.
+        target_ids: Token ids of the answer that was scored.
+        head_input: What the language-model head read, to compare distributions with.
+        divergence: From the reference, where one was given.
+    """
+
+    answer: Answer
+    target_ids: tuple[int, ...] = ()
+    head_input: Tensor | None = None
+    divergence: float | None = None
+
+
+class Evaluator:
+    """Evaluates independent edits of one base model, many at a time.
+
+    The unedited model is asked each question once, before any edit, and its answers are kept: they are the same for
+    every editor and every validation.
+
+    Args:
+        model: The base model.
+        settings: How to evaluate.
+    """
+
+    def __init__(self, model: LanguageModel, settings: EvaluationSettings) -> None:
+        self.model, self.settings = model, settings
+        self._before: dict[tuple[str, str, str | None, int], _Said] = {}
+
+    def evaluate(self, records: Sequence[EditRecord], edits: EditBatch) -> list[EditOutcome]:
+        """Asks every probe of every record, under the record's own edit.
+
+        Args:
+            records: B records.
+            edits: Their B edits, in the same order.
+
+        Returns:
+            The outcomes, record by record.
+        """
+        questions = self.questions(records)
+        before = self.ask_before(questions)
+        rows = [question.record for question in questions]
+        with edits.applied(self.model, rows + self._rival_rows(questions)) as scorer:
+            after = self._score(scorer, questions, [said.head_input for said in before])
+        if self.settings.generate:
+            with edits.applied(self.model, rows) as scorer:
+                after = self._generate(scorer, questions, after)
+        return [
+            EditOutcome(
+                records[question.record].id,
+                question.probe,
+                said.target_ids,
+                reference.answer,
+                said.answer,
+                said.divergence if question.probe.kind is ProbeKind.LOCALITY else None,
+            )
+            for question, reference, said in zip(questions, before, after, strict=True)
+        ]
+
+    def questions(self, records: Sequence[EditRecord]) -> list[_Question]:
+        """The probes of the records, with the length of their generations."""
+        return [
+            _Question(index, probe, self._limit(probe))
+            for index, record in enumerate(records)
+            for probe in self._probes(record)
+        ]
+
+    def _probes(self, record: EditRecord) -> list[Probe]:
+        probes = [probe for probe in record.all_probes if probe.kind is not ProbeKind.FLUENCY]
+        if not (self.settings.generate and self.settings.fluency_tokens):
+            return probes
+        own = list(record.probes_of(ProbeKind.FLUENCY))
+        default = [Probe(request.prompt, (), ProbeKind.FLUENCY) for request in record.requests]
+        return probes + (own or default)
+
+    def _limit(self, probe: Probe) -> int:
+        if probe.kind is ProbeKind.FLUENCY:
+            return self.settings.fluency_tokens
+        longest = max(probe.aliases, key=len)
+        return len(self.model.tokenizer(longest, add_special_tokens=False)["input_ids"]) + self.settings.extra_tokens
+
+    def ask_before(self, questions: Sequence[_Question]) -> list[_Said]:
+        """The unedited model's answers, asked once."""
+        keys = [
+            (question.probe.prompt, question.probe.answer, question.probe.rival, question.limit)
+            for question in questions
+        ]
+        new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._before}
+        if new:
+            said = self._score(self.model, list(new.values()), None)
+            if self.settings.generate:
+                said = self._generate(self.model, list(new.values()), said)
+            self._before.update(zip(new, said, strict=True))
+        return [self._before[key] for key in keys]
+
+    def _rival_rows(self, questions: Sequence[_Question]) -> list[int]:
+        return [question.record for question in questions if question.probe.rival]
+
+    def _score(
+        self, scorer: Scorer, questions: Sequence[_Question], references: Sequence[Tensor | None] | None
+    ) -> list[_Said]:
+        """Scores the first answer of each probe, and its rival where it has one, in one pass."""
+        with_rival = [question for question in questions if question.probe.rival]
+        prompts = [question.probe.prompt for question in (*questions, *with_rival)]
+        targets = [question.probe.answer for question in questions]
+        targets += [question.probe.rival or "" for question in with_rival]
+        padded = [*references, *([None] * len(with_rival))] if references is not None else None
+        scores = scorer.score(prompts, targets, padded, keep_head_input=references is None)
+        rivals = iter(scores[len(questions) :])
+        said = []
+        for question, score in zip(questions, scores, strict=False):
+            rival = next(rivals) if question.probe.rival else None
+            said.append(_as_said(score, rival))
+        return said
+
+    def _generate(self, scorer: Scorer, questions: Sequence[_Question], said: Sequence[_Said]) -> list[_Said]:
+        prompts = [question.probe.prompt for question in questions]
+        texts = scorer.generate(prompts, [question.limit for question in questions])
+        return [
+            replace(one, answer=replace(one.answer, generation=text)) for one, text in zip(said, texts, strict=True)
+        ]
+
+
+def _as_said(score: Score, rival: Score | None) -> _Said:
+    answer = Answer(score.predicted_ids, score.log_probs, rival.log_probs if rival is not None else ())
+    return _Said(answer, score.target_ids, score.head_input, score.divergence)

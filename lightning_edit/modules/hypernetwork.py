@@ -1,0 +1,208 @@
+"""Trains hypernetwork editors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import grad_norm
+from torch import Tensor
+
+from lightning_edit.data.batches import TrainingBatch
+from lightning_edit.edits import StackedFactors
+from lightning_edit.edits.hooks import added_terms
+from lightning_edit.editors.gradient import GradientEditor
+from lightning_edit.errors import ConfigurationError, NonFiniteError
+from lightning_edit.functional.divergence import kl_divergence
+from lightning_edit.functional.losses import mean_by_row, target_nll
+from lightning_edit.functional.surrogate import cut, surrogate_loss
+from lightning_edit.metrics.base import Average
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.loading import LanguageModelSettings
+from lightning_edit.modules.base import EditingModule
+from lightning_edit.modules.evaluation import EvaluationSettings
+
+
+def outer_losses(
+    model: LanguageModel, batch: TrainingBatch, factors: dict[str, StackedFactors]
+) -> tuple[Tensor, Tensor]:
+    """The losses of the edited model (Mitchell et al. 2022, equations 4a and 4b).
+
+    L_e = -log p'(y_e' | x_e') per target token on each rephrase, and L_loc = KL(p(· | x_loc) || p'(· | x_loc)) per
+    position on each locality prompt's answer, p being the unedited model and p' the edited one.
+
+    Args:
+        model: The base model.
+        batch: The batch, on the model's device.
+        factors: Site name to the changes of the batch's edits; gradients flow into them.
+
+    Returns:
+        (rephrases) and (locality prompts) losses in nats.
+    """
+    outer, rows = batch.outer, batch.locality_rows
+    reference = None
+    if len(rows):
+        unedited = outer.select(rows)
+        with torch.no_grad():
+            reference = model.head_logits(unedited, unedited.answer_mask)[1]
+    terms = {name: stacked.term(batch.edit_of_outer) for name, stacked in factors.items()}
+    with added_terms(model, terms):
+        logits, inputs = model.head_logits(outer, outer.answer_mask, reference)
+    count = inputs.shape[0]
+    of_row = outer.target_rows
+    is_edit = of_row < batch.rephrases
+    own = logits[:count]
+    edit = target_nll(own[is_edit], outer.target_ids[is_edit], of_row[is_edit], batch.rephrases)
+    if reference is None:
+        return edit, edit.new_zeros(0)
+    divergence = kl_divergence(logits[count:].detach(), own[~is_edit])
+    return edit, mean_by_row(divergence, of_row[~is_edit] - batch.rephrases, len(rows))
+
+
+class HypernetworkEditing(EditingModule):
+    """Trains an editor that maps gradient factors to edits (MEND).
+
+    The graph is cut at the factors of the edit: the base model's backward pass gives the gradient with respect to them,
+    and a surrogate scalar carries it into the hypernetwork. Lightning's automatic optimisation, clipping, accumulation
+    and precision therefore work as for any model. The Trainer needs ``inference_mode=False``.
+
+    Args:
+        editor: A hypernetwork editor.
+        language_model: Which base model to load, and how.
+        evaluation: How records are evaluated in testing and prediction.
+        validation: How they are evaluated in validation while fitting.
+        average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        edit_weight: Weight of the target's loss (the authors' c_edit, 0.1).
+        locality_weight: Weight of the divergence from the unedited model (the authors' c_loc, 1.0).
+        learning_rate: Adam's learning rate for the networks (the authors use 1e-6 over 100,000 and more steps; a
+            larger one suits short runs).
+        step_size_learning_rate: Adam's learning rate for the step sizes (the authors use 1e-4).
+        warmup_steps: The learning rates rise linearly over this many steps.
+        schedule: "constant", or "cosine" decay to zero over the run.
+    """
+
+    editor: GradientEditor
+
+    def __init__(
+        self,
+        editor: GradientEditor,
+        language_model: LanguageModelSettings | None = None,
+        evaluation: EvaluationSettings | None = None,
+        validation: EvaluationSettings | None = None,
+        average: Average = "probe",
+        edit_weight: float = 0.1,
+        locality_weight: float = 1.0,
+        learning_rate: float = 1e-4,
+        step_size_learning_rate: float = 1e-5,
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "cosine"] = "constant",
+    ) -> None:
+        super().__init__(editor, language_model, evaluation, validation, average)
+        self.edit_weight, self.locality_weight = edit_weight, locality_weight
+        self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
+        self.warmup_steps, self.schedule = warmup_steps, schedule
+
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
+        """One step on B independent edits.
+
+        Returns:
+            A scalar with the value of edit_weight · L_e + locality_weight · L_loc, each averaged over its texts, and
+            with its gradient.
+
+        Raises:
+            NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
+        """
+        model = self.language_model
+        gradient_factors = self.editor.factors(model, batch.edit, batch.names)
+        stacked = self.editor.stack(gradient_factors, batch.edit_of_request, batch.edits)
+        tensors = [tensor for factors in stacked.values() for tensor in (factors.a, factors.b)]
+        leaves = cut(tensors)
+        edited = {
+            name: StackedFactors(leaves[2 * index], leaves[2 * index + 1]) for index, name in enumerate(stacked)
+        }
+        edit_losses, locality_losses = outer_losses(model, batch, edited)
+        edit_loss = edit_losses.mean()
+        locality_loss = locality_losses.mean() if len(locality_losses) else edit_loss.new_zeros(())
+        loss = self.edit_weight * edit_loss + self.locality_weight * locality_loss
+        gradients = torch.autograd.grad(loss, leaves)
+        self._check_finite(batch, edit_losses, locality_losses, list(stacked), gradients)
+        self._log_step(loss, edit_loss, locality_loss, stacked, batch.edits)
+        return surrogate_loss(loss, tensors, gradients)
+
+    def _check_finite(
+        self,
+        batch: TrainingBatch,
+        edit_losses: Tensor,
+        locality_losses: Tensor,
+        sites: Sequence[str],
+        gradients: Sequence[Tensor],
+    ) -> None:
+        losses = torch.cat([edit_losses, locality_losses]).detach()
+        if not bool(losses.isfinite().all()):
+            row = int((~losses.isfinite()).nonzero()[0, 0])
+            what = "a rephrase" if row < batch.rephrases else "a locality prompt"
+            edit = int(batch.edit_of_outer[row])
+            raise NonFiniteError(f"the loss on {what} after the edit of {self._name(batch, edit)!r} is not finite")
+        for index, gradient in enumerate(gradients):
+            if not bool(gradient.isfinite().all()):
+                edit = int((~gradient.isfinite()).flatten(1).any(1).nonzero()[0, 0])
+                raise NonFiniteError(
+                    f"the outer gradient of {self._name(batch, edit)!r} at {sites[index // 2]} is not finite"
+                )
+
+    @staticmethod
+    def _name(batch: TrainingBatch, edit: int) -> str:
+        return batch.names[int((batch.edit_of_request == edit).nonzero()[0, 0])]
+
+    def _log_step(
+        self, loss: Tensor, edit_loss: Tensor, locality_loss: Tensor, stacked: dict[str, StackedFactors], edits: int
+    ) -> None:
+        def log(name: str, value: Tensor | float, bar: bool = False) -> None:
+            self.log(f"train/{name}", value, prog_bar=bar, batch_size=edits)
+
+        log("loss", loss.detach(), True)
+        log("edit_loss", edit_loss.detach(), True)
+        log("locality_loss", locality_loss.detach(), True)
+        for site, factors in stacked.items():
+            a, b = factors.a.detach(), factors.b.detach()
+            # |A B|_F without the product: tr(Bᵀ Aᵀ A B), the mean over the edits.
+            log(f"update_norm/{site}", ((a.mT @ a) * (b @ b.mT)).sum((1, 2)).clamp(min=0).sqrt().mean())
+            log(f"factor_norm/{site}/x", a.norm(dim=1).mean())
+            log(f"factor_norm/{site}/delta", b.norm(dim=2).mean())
+        for site, size in getattr(self.editor, "step_sizes", {}).items():
+            log(f"step_size/{site.replace('/', '.')}", size.detach())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the norm of the gradient before it is clipped."""
+        self.log("train/grad_norm", grad_norm(self.editor, norm_type=2)["grad_2.0_norm_total"])
+
+    def configure_optimizers(self) -> Any:
+        """Adam, with a learning rate of their own for the step sizes.
+
+        Raises:
+            ConfigurationError: If the editor has nothing to train.
+        """
+        networks = [value for name, value in self.editor.named_parameters() if not name.startswith("step_sizes")]
+        sizes = [value for name, value in self.editor.named_parameters() if name.startswith("step_sizes")]
+        if not networks:
+            raise ConfigurationError(f"{type(self.editor).__name__} has nothing to fit; use validate, test or edit")
+        optimizer = torch.optim.Adam(
+            [
+                {"params": networks, "lr": self.learning_rate, "name": "networks"},
+                {"params": sizes, "lr": self.step_size_learning_rate, "name": "step_sizes"},
+            ]
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Factor of the learning rates at a step."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        total = max(int(self.trainer.estimated_stepping_batches), self.warmup_steps + 1)
+        progress = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

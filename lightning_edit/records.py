@@ -1,0 +1,251 @@
+"""What an edit is, as plain data: requests, probes, records, and the outcomes that metrics see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from lightning_edit.errors import RequestError
+
+Span = tuple[int, int]
+
+
+class ProbeKind(str, Enum):
+    """What a probe tests, in the terms of KnowEdit (Zhang et al. 2024, arXiv 2401.01286, section 4)."""
+
+    EDIT_SUCCESS = "edit_success"
+    GENERALIZATION = "generalization"
+    PORTABILITY = "portability"
+    LOCALITY = "locality"
+    FLUENCY = "fluency"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def find_subject(prompt: str, subject: str) -> Span:
+    """Finds the characters of ``subject`` in ``prompt``.
+
+    An occurrence counts only as whole words: neither neighbour may continue the word, so that "Art" is not found in
+    "Artist". Scripts written without spaces have no such boundary; there, a literal occurrence between letters
+    outside ASCII counts too. Of several occurrences the last is taken, because its hidden states have seen the rest.
+
+    Args:
+        prompt: The text to search.
+        subject: The text to find, without white space around it.
+
+    Returns:
+        The start and end (exclusive) of the occurrence, in characters.
+
+    Raises:
+        RequestError: If there is no such occurrence.
+    """
+    literal = re.escape(subject)
+    for pattern in (rf"(?<!\w){literal}(?!\w)", rf"(?<![A-Za-z0-9_]){literal}(?![A-Za-z0-9_])"):
+        matches = list(re.finditer(pattern, prompt))
+        if matches:
+            return matches[-1].span()
+    if subject in prompt:
+        raise RequestError(
+            f"the subject {subject!r} occurs only inside another word of the prompt {prompt!r}; "
+            "give the subject as it stands in the prompt, as whole words"
+        )
+    raise RequestError(
+        f"the subject {subject!r} is not in the prompt {prompt!r}; "
+        "give the subject exactly as it stands in the prompt, or none"
+    )
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One change to what a model says: after ``prompt`` it should continue with ``target``.
+
+    White space around the target and behind the prompt is stripped: whether a space joins the two is decided where
+    they are tokenised.
+
+    Args:
+        prompt: The text that the model is given.
+        target: The text that the edited model should answer.
+        subject: The entity that the fact is about, as it stands in the prompt. Some editors need it.
+        ground_truth: The answer before the edit, if known. The probability comparison of ROME (Meng et al. 2022,
+            arXiv 2202.05262) needs it.
+        subject_start: Position of the subject's first character in the prompt, where it is known. Without it the
+            subject is searched with :func:`find_subject`.
+        id: Name of the request, used in messages and to undo the edit.
+
+    Raises:
+        RequestError: If the prompt or the target is empty or blank, or the subject is given and not in the prompt.
+    """
+
+    prompt: str
+    target: str
+    subject: str | None = None
+    ground_truth: str | None = None
+    subject_start: int | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "target"):
+            if not getattr(self, name).strip():
+                raise RequestError(f"the {name} of the edit request {self.id!r} is empty; give a text")
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        object.__setattr__(self, "target", self.target.strip())
+        if self.subject is None:
+            return
+        if not self.subject.strip():
+            raise RequestError(f"the subject of the edit request {self.id!r} is empty; give a text, or none")
+        object.__setattr__(self, "subject", self.subject.strip())
+        self._check_subject()
+
+    def _check_subject(self) -> None:
+        start = self.subject_start
+        if start is None:
+            find_subject(self.prompt, self.subject or "")
+        elif not self.prompt.startswith(self.subject or "", start):
+            raise RequestError(
+                f"the subject {self.subject!r} does not start at character {start} of {self.prompt!r}"
+            )
+
+    @property
+    def subject_span(self) -> Span | None:
+        """The characters of the subject in the prompt (start, end), or None where there is no subject."""
+        if self.subject is None:
+            return None
+        if self.subject_start is not None:
+            return self.subject_start, self.subject_start + len(self.subject)
+        return find_subject(self.prompt, self.subject)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt and its acceptable answers, with which an edited model is examined.
+
+    Args:
+        prompt: The text that the model is given.
+        answers: The correct objects, each a tuple of its aliases. The first alias of the first object is the one
+            that teacher-forced measures score; free generation is compared with all of them.
+        kind: What the probe tests.
+        group: Subgroup inside the kind, such as "Reasoning"; empty where there is none.
+        rival: The answer that competes with the first one in the probability comparison: the old object for a probe
+            of the new fact, the new target for a probe of a neighbouring fact.
+        references: Texts that a free continuation is compared with (consistency).
+
+    Raises:
+        RequestError: If the prompt is blank, or a probe of a kind that is scored has no answer.
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, ...], ...]
+    kind: ProbeKind
+    group: str = ""
+    rival: str | None = None
+    references: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise RequestError(f"a {self.kind} probe has an empty prompt; give a text")
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        stripped = tuple(tuple(alias.strip() for alias in aliases if alias.strip()) for aliases in self.answers)
+        object.__setattr__(self, "answers", tuple(aliases for aliases in stripped if aliases))
+        if not self.answers and self.kind is not ProbeKind.FLUENCY:
+            raise RequestError(f"the {self.kind} probe {self.prompt!r} has no answer; give at least one")
+
+    @property
+    def answer(self) -> str:
+        """The answer that teacher-forced measures score; empty for a fluency probe."""
+        return self.answers[0][0] if self.answers else ""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All acceptable answers, whatever their object."""
+        return tuple(alias for aliases in self.answers for alias in aliases)
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """One or several requests that belong together, and the probes that examine them.
+
+    Most benchmarks have one request a record; MQuAKE has several.
+
+    Args:
+        id: Name of the record, unique in its data set.
+        requests: The edits to make.
+        probes: Everything that is asked of the edited model, besides the requests themselves.
+
+    Raises:
+        RequestError: If there is no request.
+    """
+
+    id: str
+    requests: tuple[EditRequest, ...]
+    probes: tuple[Probe, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise RequestError(f"the record {self.id!r} has no edit request")
+
+    def probes_of(self, kind: ProbeKind) -> tuple[Probe, ...]:
+        """The probes of one kind, in the record's order."""
+        return tuple(probe for probe in self.probes if probe.kind is kind)
+
+    @property
+    def all_probes(self) -> tuple[Probe, ...]:
+        """The requests themselves as edit-success probes, then the record's own probes."""
+        return tuple(success_probe(request) for request in self.requests) + self.probes
+
+
+def success_probe(request: EditRequest) -> Probe:
+    """The probe that asks an edited model what it was edited to say."""
+    return Probe(
+        prompt=request.prompt,
+        answers=((request.target,),),
+        kind=ProbeKind.EDIT_SUCCESS,
+        rival=request.ground_truth if request.ground_truth != request.target else None,
+    )
+
+
+def group_names(records: Sequence[EditRecord]) -> list[tuple[ProbeKind, str]]:
+    """The pairs of kind and group that occur in ``records``, sorted; the same on every process."""
+    found = {(probe.kind, probe.group) for record in records for probe in record.all_probes}
+    return sorted(found, key=lambda pair: (pair[0].value, pair[1]))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to one probe.
+
+    Args:
+        predicted_ids: The most probable token at each position of the answer, given the answer's earlier tokens.
+        log_probs: Natural logarithm of the probability of each token of the answer, likewise.
+        rival_log_probs: The same for the tokens of the probe's rival; empty where there is none.
+        generation: What the model generates freely (greedy decoding) after the prompt; None if it was not asked.
+    """
+
+    predicted_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    rival_log_probs: tuple[float, ...] = ()
+    generation: str | None = None
+
+
+@dataclass(frozen=True)
+class EditOutcome:
+    """What a metric sees: one probe, and what the model says to it before and after the edit.
+
+    Args:
+        record_id: The record that the probe belongs to.
+        probe: The probe.
+        target_ids: Token ids of the probe's first answer.
+        before: What the unedited model says.
+        after: What the edited model says.
+        divergence: KL(before || after) in nats, averaged over the answer's positions; None if it was not measured.
+    """
+
+    record_id: str
+    probe: Probe
+    target_ids: tuple[int, ...]
+    before: Answer
+    after: Answer
+    divergence: float | None = None
+    notes: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,249 @@
+"""From texts to token ids and back to the exact spans of target and subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightning_edit.errors import ConfigurationError, TokenizationError
+from lightning_edit.records import Span
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One tokenised prompt with its target.
+
+    Args:
+        ids: Token ids of prompt and target, tokenised jointly.
+        target: Span of the target's tokens in ``ids`` (start, end); empty where there is no target.
+        subject: Span of the subject's tokens in ``ids``, or None.
+    """
+
+    ids: tuple[int, ...]
+    target: Span
+    subject: Span | None = None
+
+    @property
+    def target_ids(self) -> tuple[int, ...]:
+        """Token ids of the target."""
+        return self.ids[slice(*self.target)]
+
+
+@dataclass
+class TokenBatch:
+    """Padded token ids, ready for a model.
+
+    Shapes: R rows of S positions.
+
+    Args:
+        input_ids: (R, S) int64.
+        attention_mask: (R, S) int64, one for real tokens.
+        position_ids: (R, S) int64, counted over real tokens.
+        target_mask: (R, S) bool, true at the target's tokens.
+        subject_mask: (R, S) bool, true at the subject's tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    target_mask: Tensor
+    subject_mask: Tensor
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on ``device``."""
+        return TokenBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def pin_memory(self) -> TokenBatch:
+        """The same batch in page-locked memory."""
+        return TokenBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def select(self, rows: Tensor) -> TokenBatch:
+        """Some of the rows, without the columns that are padding in all of them.
+
+        Args:
+            rows: (K) int64.
+        """
+        used = self.attention_mask[rows].any(0)
+        return TokenBatch(**{name: value[rows][:, used] for name, value in vars(self).items()})
+
+    @property
+    def answer_mask(self) -> Tensor:
+        """(R, S) bool: the positions whose output predicts a target token, one to the left of ``target_mask``."""
+        return torch.cat([self.target_mask[:, 1:], torch.zeros_like(self.target_mask[:, :1])], dim=1)
+
+    @property
+    def target_ids(self) -> Tensor:
+        """(N,) int64: the target tokens of all rows, row after row, in the order of ``answer_mask``."""
+        return self.input_ids[self.target_mask]
+
+    @property
+    def target_rows(self) -> Tensor:
+        """(N,) int64: the row of each of :attr:`target_ids`."""
+        return self.target_mask.nonzero()[:, 0]
+
+    @property
+    def target_lengths(self) -> Tensor:
+        """(R,) int64: number of target tokens of each row."""
+        return self.target_mask.sum(1)
+
+
+class PromptEncoder:
+    """Turns prompts and targets into token ids, the same way for editing and for evaluation.
+
+    Prompt and target are joined by one space, unless the prompt ends or the target starts with white space, or a chat
+    template is used, which ends where the answer starts. They are tokenised jointly, so that a byte-level BPE's leading
+    space belongs to the target's first token, and the boundary is then found from the character offsets. The result
+    is checked: the ids before the boundary must be those of the prompt alone (what free generation starts from), and
+    the target's tokens must decode to the target.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        chat_template: Render prompts as a user's turn of the tokenizer's chat template.
+        padding_side: On which side :meth:`collate` pads, by default.
+
+    Raises:
+        ConfigurationError: If ``chat_template`` is asked of a tokenizer that has none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: bool = False,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> None:
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise ConfigurationError("chat_template: the tokenizer has no chat template; set it to false")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.padding_side = padding_side
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills padded positions; masked everywhere, so any valid id will do."""
+        for id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if id is not None:
+                return int(id)
+        return 0
+
+    def render(self, prompt: str) -> str:
+        """The text that the model is given for ``prompt``."""
+        if not self.chat_template:
+            return prompt
+        turns = [{"role": "user", "content": prompt}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, prompt: str, target: str = "", subject_span: Span | None = None) -> EncodedText:
+        """Tokenises a prompt and its target jointly.
+
+        Args:
+            prompt: The prompt.
+            target: The target; empty for a prompt alone.
+            subject_span: Characters of the subject in the prompt.
+
+        Raises:
+            TokenizationError: If prompt and target cannot be told apart exactly in the ids, or do not survive the
+                round trip through the tokenizer.
+        """
+        text = self.render(prompt)
+        joined = text + self._separator(text, target) + target
+        ids, offsets = self._tokenize(joined)
+        prompt_ids = self._tokenize(text)[0] if target else ids
+        if ids[: len(prompt_ids)] != prompt_ids:
+            ids = self._encode_apart(text, joined, prompt_ids)
+            offsets = None
+        encoded = EncodedText(tuple(ids), (len(prompt_ids), len(ids)))
+        self._check_target(encoded, target, joined)
+        if subject_span is None:
+            return encoded
+        start = text.rindex(prompt) if self.chat_template else 0
+        span = (subject_span[0] + start, subject_span[1] + start)
+        return replace(encoded, subject=self._subject_tokens(text, span, offsets, prompt_ids))
+
+    def _separator(self, text: str, target: str) -> str:
+        if not target or self.chat_template or text[-1:].isspace() or target[:1].isspace():
+            return ""
+        return " "
+
+    def _tokenize(self, text: str) -> tuple[list[int], list[Span] | None]:
+        options = {"add_special_tokens": not self.chat_template}
+        if not self.tokenizer.is_fast:
+            return list(self.tokenizer(text, **options)["input_ids"]), None
+        encoded = self.tokenizer(text, return_offsets_mapping=True, **options)
+        ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+        # Some tokenizers append an end-of-text token; nothing may follow the target.
+        specials = set(self.tokenizer.all_special_ids)
+        while ids and ids[-1] in specials and offsets[-1][0] == offsets[-1][1]:
+            ids.pop()
+            offsets.pop()
+        return ids, offsets
+
+    def _encode_apart(self, text: str, joined: str, prompt_ids: list[int]) -> list[int]:
+        """Where a token straddles the boundary: the prompt's ids, then the rest tokenised alone."""
+        rest = self.tokenizer(joined[len(text) :], add_special_tokens=False)["input_ids"]
+        return prompt_ids + list(rest)
+
+    def _check_target(self, encoded: EncodedText, target: str, joined: str) -> None:
+        decoded = self.decode(encoded.target_ids)
+        if decoded.strip() != target.strip():
+            raise TokenizationError(
+                f"the text {joined!r} does not survive its tokenizer: its target {target!r} comes back as {decoded!r}; "
+                "the tokenizer has no tokens for it, or normalises it"
+            )
+
+    def _subject_tokens(
+        self, text: str, span: Span, offsets: list[Span] | None, prompt_ids: list[int]
+    ) -> Span:
+        """The tokens that overlap the subject's characters."""
+        if offsets is None:
+            offsets = self._tokenize(text)[1]
+        if offsets is None:
+            raise TokenizationError(
+                f"a subject's tokens can only be found with a fast tokenizer; {type(self.tokenizer).__name__} is slow"
+            )
+        inside = [
+            index
+            for index, (start, end) in enumerate(offsets[: len(prompt_ids)])
+            if start < span[1] and end > span[0] and text[max(start, span[0]) : min(end, span[1])].strip()
+        ]
+        if not inside:
+            raise TokenizationError(f"no token of {text!r} covers the subject {text[slice(*span)]!r}")
+        return inside[0], inside[-1] + 1
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, without special tokens and with its white space as it is."""
+        return str(
+            self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    def collate(
+        self, encoded: Sequence[EncodedText], padding_side: Literal["left", "right"] | None = None
+    ) -> TokenBatch:
+        """Pads texts to one length.
+
+        Args:
+            encoded: At least one text.
+            padding_side: "left" or "right"; None takes the encoder's own.
+        """
+        side = padding_side or self.padding_side
+        length = max(len(text.ids) for text in encoded)
+        shape = (len(encoded), length)
+        ids = torch.full(shape, self.pad_id, dtype=torch.int64)
+        attention = torch.zeros(shape, dtype=torch.int64)
+        target, subject = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        for row, text in enumerate(encoded):
+            offset = length - len(text.ids) if side == "left" else 0
+            ids[row, offset : offset + len(text.ids)] = torch.tensor(text.ids, dtype=torch.int64)
+            attention[row, offset : offset + len(text.ids)] = 1
+            target[row, offset + text.target[0] : offset + text.target[1]] = True
+            if text.subject is not None:
+                subject[row, offset + text.subject[0] : offset + text.subject[1]] = True
+        positions = (attention.cumsum(1) - 1).clamp(min=0)
+        return TokenBatch(ids, attention, positions, target, subject)
