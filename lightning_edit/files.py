@@ -38,7 +38,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``, which takes the place of ``path`` when the block ends without error."""
+    """Yields a temporary folder beside ``path``, which takes its place when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -104,9 +104,7 @@ class EditRequest:
         if start is None:
             find_subject(self.prompt, self.subject or "")
         elif not self.prompt.startswith(self.subject or "", start):
-            raise RequestError(
-                f"the subject {self.subject!r} does not start at character {start} of {self.prompt!r}"
-            )
+            raise RequestError(f"the subject {self.subject!r} does not start at character {start} of {self.prompt!r}")
 
     @property
     def subject_span(self) -> Span | None:

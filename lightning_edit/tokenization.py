@@ -198,9 +198,7 @@ class PromptEncoder:
                 "the tokenizer has no tokens for it, or normalises it"
             )
 
-    def _subject_tokens(
-        self, text: str, span: Span, offsets: list[Span] | None, prompt_ids: list[int]
-    ) -> Span:
+    def _subject_tokens(self, text: str, span: Span, offsets: list[Span] | None, prompt_ids: list[int]) -> Span:
         """The tokens that overlap the subject's characters."""
         if offsets is None:
             offsets = self._tokenize(text)[1]
@@ -219,9 +217,7 @@ class PromptEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, without special tokens and with its white space as it is."""
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def collate(
         self, encoded: Sequence[EncodedText], padding_side: Literal["left", "right"] | None = None

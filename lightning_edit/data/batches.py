@@ -109,6 +109,7 @@ class TrainingCollator:
         self.encoder, self.requests_per_edit = encoder, requests_per_edit
 
     def __call__(self, examples: Sequence[TrainingExample]) -> TrainingBatch:
+        """One batch; see :class:`TrainingBatch`."""
         names: list[str] = []
         edits: list[EncodedText] = []
         edit_of_request: list[int] = []

@@ -40,9 +40,7 @@ class CounterFact(Benchmark):
         request = make_request(entry, entry.text("prompt"), target, entry.text("subject"), truth, id)
         if request is None:
             return []
-        rephrase = make_probe(
-            entry, entry.text("rephrase_prompt"), ((target,),), ProbeKind.GENERALIZATION, rival=truth
-        )
+        rephrase = make_probe(entry, entry.text("rephrase_prompt"), ((target,),), ProbeKind.GENERALIZATION, rival=truth)
         locality = make_probe(
             entry,
             entry.text("locality_prompt"),

@@ -92,9 +92,7 @@ class EditDataModule(LightningDataModule):
 
     def _skip_seen(self, report: ReadReport) -> None:
         seen = {request.subject for record in self.records("fit") for request in record.requests}
-        kept = [
-            record for record in report.records if not any(request.subject in seen for request in record.requests)
-        ]
+        kept = [record for record in report.records if not any(request.subject in seen for request in record.requests)]
         report.dropped["record whose subject is in the training records"] += len(report.records) - len(kept)
         report.records = kept
 
@@ -159,7 +157,8 @@ class EditDataModule(LightningDataModule):
         """How many of the epoch's batches are done, for an exact resume."""
         if self.trainer is None or self._train_batches is None:
             return {}
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        done = int(progress.processed)
         return {"batches_done": done % len(self._train_batches)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -34,9 +34,11 @@ class _FactualKnowEdit(Benchmark):
         """One record of the file; see the class for the policy."""
         id = f"{self.name}-{entry.index}"
         target = entry.text("target_new")
-        truths = [alias for aliases in entry.answers("ground_truth") for alias in aliases] if (
-            "ground_truth" in entry
-        ) else []
+        truths = (
+            [alias for aliases in entry.answers("ground_truth") for alias in aliases]
+            if ("ground_truth" in entry)
+            else []
+        )
         if len(truths) > 1:
             entry.report.noted["several true answers"] += 1
         if target in truths[1:]:
@@ -147,9 +149,11 @@ class ConvSent(Benchmark):
         sentiment: The sentiment that the edit asks for.
     """
 
-    files = {"test": ("convsent_blender_test.json", "blender_test.json"),
-             "validation": ("convsent_blender_val.json", "blender_val.json"),
-             "train": ("convsent_blender_train.json", "blender_train.json")}
+    files = {
+        "test": ("convsent_blender_test.json", "blender_test.json"),
+        "validation": ("convsent_blender_val.json", "blender_val.json"),
+        "train": ("convsent_blender_train.json", "blender_train.json"),
+    }
     prompt = "What do you think of {}?"
 
     def __init__(
@@ -175,15 +179,17 @@ class ConvSent(Benchmark):
         """One record of the file; see the class for the policy."""
         id, subject = f"convsent-{entry.index}", entry.text("ent")
         wanted, other = entry.texts(self.wanted), entry.texts(self.other)
-        target, rival = (wanted or [""])[0], (other or [None])[0]
+        target, rival = (wanted or [""])[0], (other or [""])[0]
         request = make_request(entry, self.prompt.format(subject), target, subject, rival, id)
         if request is None:
             return []
         neighbour = entry.child("next")
         question = self.prompt.format(neighbour.text("ent"))
         answers = tuple((opinion,) for opinion in neighbour.texts(self.other)[:1])
-        probes = [] if question == request.prompt else make_probe(
-            entry, question, answers, ProbeKind.LOCALITY, "Other_Entity"
+        probes = (
+            []
+            if question == request.prompt
+            else make_probe(entry, question, answers, ProbeKind.LOCALITY, "Other_Entity")
         )
         return [EditRecord(id, (request,), tuple(probes))]
 

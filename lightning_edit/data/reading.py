@@ -103,9 +103,7 @@ class Entry:
 
     def child(self, name: str) -> Entry:
         """An object inside this one."""
-        return Entry(
-            self._typed(name, (dict,), "an object"), self.path, self.index, self.report, self._trail(name)
-        )
+        return Entry(self._typed(name, (dict,), "an object"), self.path, self.index, self.report, self._trail(name))
 
     def children(self, name: str) -> list[Entry]:
         """A list of objects inside this one."""
@@ -242,9 +240,7 @@ class Benchmark(RecordSource):
 
     def __init__(self, source: str, split: str = "test", limit: int | None = None) -> None:
         if split not in self.files:
-            raise ConfigurationError(
-                f"{type(self).__name__} has no split {split!r}; it has {sorted(self.files)}"
-            )
+            raise ConfigurationError(f"{type(self).__name__} has no split {split!r}; it has {sorted(self.files)}")
         if limit is not None and limit < 1:
             raise ConfigurationError(f"limit: expected a positive number or none, found {limit}")
         self.source, self.split, self.limit = str(source), split, limit
@@ -353,7 +349,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
     if not path.is_file():
         raise SourceNotFoundError(f"{path}: no such file; pass a JSON Lines file with prompt and target on each line")
     report = ReadReport(origin=str(path))
-    requests = []
+    requests: list[EditRequest] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         if not line.strip():
             continue

@@ -108,9 +108,7 @@ class WorldFacts(RecordSource):
         countries = [_country(raw[code], raw, set(chosen)) for code in chosen]
         return countries, self._cities(cache, {code: raw[code] for code in chosen}, raw, report)
 
-    def _cities(
-        self, cache: Any, chosen: dict[str, Any], raw: dict[str, Any], report: ReadReport
-    ) -> list[_Subject]:
+    def _cities(self, cache: Any, chosen: dict[str, Any], raw: dict[str, Any], report: ReadReport) -> list[_Subject]:
         everything = list(cache.get_cities().values())
         counts: dict[str, int] = {country["name"]: 1 for country in raw.values()}
         for city in everything:

@@ -47,7 +47,7 @@ class Editor(nn.Module, ABC):
 
     capabilities: ClassVar[Capabilities] = Capabilities()
 
-    def setup(self, model: LanguageModel) -> None:  # noqa: B027 - most editors have nothing to prepare
+    def setup(self, model: LanguageModel) -> None:
         """Builds what depends on the model's shapes; called once before fitting, loading or editing."""
 
     @property
@@ -60,9 +60,7 @@ class Editor(nn.Module, ABC):
     def edit_groups(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> EditBatch:
         """Makes one independent edit of each group of requests; the requests of a group are edited jointly."""
 
-    def edit(
-        self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None
-    ) -> Edit:
+    def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
         """Edits jointly.
 
         Args:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_edit.edits import EditBatch, Provenance, StackedFactors
 from lightning_edit.editors.base import Editor
+from lightning_edit.edits import EditBatch, Provenance, StackedFactors
 from lightning_edit.errors import NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.language_model import LanguageModel
@@ -64,9 +64,7 @@ class GradientEditor(Editor):
         provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
         return EditBatch(stacked, provenances)
 
-    def factors(
-        self, model: LanguageModel, batch: TokenBatch, names: Sequence[str]
-    ) -> dict[str, GradientFactors]:
+    def factors(self, model: LanguageModel, batch: TokenBatch, names: Sequence[str]) -> dict[str, GradientFactors]:
         """The gradient factors of a batch of requests.
 
         Args:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_edit.edits import StackedFactors
 from lightning_edit.editors.base import Capabilities
 from lightning_edit.editors.gradient import GradientEditor
+from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.packing import pack_rows
 from lightning_edit.models.capture import GradientFactors
 

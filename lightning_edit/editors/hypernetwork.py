@@ -33,7 +33,7 @@ class FactorStatistics(nn.Module):
             x: (N, D).
         """
         merged = merge_moments(Moments(self.count, self.mean, self.square), moments(x))
-        self.count.copy_(merged.count)
+        self.count.copy_(merged.number)
         self.mean.copy_(merged.mean)
         self.square.copy_(merged.square)
 
@@ -43,22 +43,8 @@ class FactorStatistics(nn.Module):
         return (x - self.mean.to(x)) / (deviation.to(x) + epsilon)
 
 
-class SiteEmbedding(nn.Module):
-    """Per-site scale (starting at one) and shift (starting at zero).
-
-    Args:
-        sites: Number of sites that share a network.
-        size: Length of the vectors.
-    """
-
-    def __init__(self, sites: int, size: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(sites, size))
-        self.shift = nn.Parameter(torch.zeros(sites, size))
-
-
 class LowRankLayer(nn.Module):
-    """Parameters of one low-rank layer, the identity at the start.
+    """Parameters of one low-rank layer, the identity at the start, with a scale and shift for each site.
 
     Args:
         size: Length of the vectors D.
@@ -72,4 +58,5 @@ class LowRankLayer(nn.Module):
         self.u = nn.Parameter(torch.zeros(size, rank))
         self.v = nn.Parameter(torch.randn(rank, size))
         self.bias = nn.Parameter(torch.zeros(size))
-        self.site = SiteEmbedding(sites, size)
+        self.scale = nn.Parameter(torch.ones(sites, size))
+        self.shift = nn.Parameter(torch.zeros(sites, size))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_edit.edits import StackedFactors
 from lightning_edit.editors.base import Capabilities
 from lightning_edit.editors.checkpoint import load_editor
 from lightning_edit.editors.gradient import GradientEditor
 from lightning_edit.editors.hypernetwork import FactorStatistics, LowRankLayer
+from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.low_rank import low_rank_residual
 from lightning_edit.functional.packing import pack_rows
 from lightning_edit.models.capture import GradientFactors
@@ -57,9 +58,9 @@ class MENDNetwork(nn.Module):
         """
         hidden = self.statistics.normalize(torch.cat([x, delta], dim=-1), self.epsilon)
         for layer in self.layers:
-            scale, shift = layer.site.scale[site], layer.site.shift[site]
-            hidden = low_rank_residual(hidden, layer.u, layer.v, layer.bias, scale, shift)
-        pseudo_x, pseudo_delta = hidden.split(self.split_sizes, dim=-1)
+            own = cast(LowRankLayer, layer)
+            hidden = low_rank_residual(hidden, own.u, own.v, own.bias, own.scale[site], own.shift[site])
+        pseudo_x, pseudo_delta = torch.split(hidden, self.split_sizes, dim=-1)
         return pseudo_x, pseudo_delta
 
 

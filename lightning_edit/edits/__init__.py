@@ -43,7 +43,9 @@ def load_edit(folder: str | Path) -> Edit:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         stored, kind, details = manifest.pop("format"), manifest.pop("kind"), manifest.pop("details")
         if stored != FORMAT or kind not in kinds:
-            raise EditError(f"{path}: format {stored}, kind {kind!r}; this version reads format {FORMAT}, {list(kinds)}")
+            raise EditError(
+                f"{path}: format {stored}, kind {kind!r}; this version reads format {FORMAT}, {list(kinds)}"
+            )
         return kinds[kind].read(folder, details, Provenance.from_dict(manifest))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise EditError(f"{path}: not a manifest of an edit ({error!r}); save the edit again") from error

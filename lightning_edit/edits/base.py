@@ -37,9 +37,7 @@ class Scorer(Protocol):
     ) -> list[Score]:
         """See :meth:`LanguageModel.score`."""
 
-    def generate(
-        self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any) -> list[str]:
         """See :meth:`LanguageModel.generate`."""
 
 

@@ -126,9 +126,7 @@ class _SideBySide:
         self._check(prompts)
         return self._model.score(prompts, targets, references, keep_head_input, around=self._around(1))
 
-    def generate(
-        self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any) -> list[str]:
         self._check(prompts)
         repeats = int(settings.get("num_beams") or 1) * int(settings.get("num_return_sequences") or 1)
         return self._model.generate(prompts, max_new_tokens, around=self._around(repeats), **settings)

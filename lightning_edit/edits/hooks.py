@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,14 +41,11 @@ def added_terms(model: LanguageModel, terms: Mapping[str, Term]) -> Iterator[Non
     """
     refuse_compiled(model.model)
     sites = [model.layer_map.named_site(name) for name in terms]
-    handles = []
-    try:
+    with ExitStack() as stack:
         for site in sites:
-            handles.append(site.module.register_forward_hook(_adding(terms[site.name])))
+            handle = site.module.register_forward_hook(_adding(terms[site.name]))
+            stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _adding(term: Term) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:

@@ -74,18 +74,18 @@ class EditSequence:
         with ExitStack() as stack:
             device = model.device
             stack.enter_context(added_terms(model, {name: delta.to(device).output for name, delta in folded.items()}))
-            for edit in self.edits:
-                if not isinstance(edit, WeightEdit):
-                    scorer = stack.enter_context(edit.applied(model))
+            for other in self.edits:
+                if not isinstance(other, WeightEdit):
+                    scorer = stack.enter_context(other.applied(model))
             yield scorer
 
     def merge(self, model: LanguageModel) -> None:
         """Writes all edits into the weights; see :meth:`Edit.merge`."""
         if self.edits:
             mergeable = [edit for edit in self.edits if isinstance(edit, WeightEdit)]
-            for edit in self.edits:
-                if edit not in mergeable:
-                    edit.merge(model)
+            for other in self.edits:
+                if not isinstance(other, WeightEdit):
+                    other.merge(model)
             WeightEdit(fold(mergeable), mergeable[0].provenance).merge(model)
 
 

@@ -94,8 +94,6 @@ def _refuse_unwritable(model: LanguageModel, site: EditSite) -> None:
             f"{site.name} holds quantised weights, into which an edit cannot be merged; apply the edit instead, or "
             "merge it into the base model before quantising"
         )
-    owners = [
-        name for name, module in model.model.named_modules() if getattr(module, "weight", None) is site.weight
-    ]
+    owners = [name for name, module in model.model.named_modules() if getattr(module, "weight", None) is site.weight]
     if len(owners) > 1:
         raise EditError(f"the weight of {site.name} is shared by {owners}; merging would change all of them")

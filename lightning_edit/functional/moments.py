@@ -12,12 +12,12 @@ class Moments(NamedTuple):
     """Sufficient statistics of a set of vectors.
 
     Args:
-        count: () number of vectors N.
+        number: () number of vectors N.
         mean: (D) their mean.
         square: (D) sum of squared distances from the mean.
     """
 
-    count: Tensor
+    number: Tensor
     mean: Tensor
     square: Tensor
 
@@ -36,16 +36,16 @@ def moments(x: Tensor) -> Moments:
 
 def merge_moments(first: Moments, second: Moments) -> Moments:
     """The moments of the union of two disjoint sets (Chan, Golub and LeVeque 1979); either may be empty."""
-    count = first.count + second.count
-    share = second.count / count.clamp(min=1)
+    count = first.number + second.number
+    share = second.number / count.clamp(min=1)
     distance = second.mean - first.mean
     mean = first.mean + distance * share
-    square = first.square + second.square + distance**2 * first.count * share
+    square = first.square + second.square + distance**2 * first.number * share
     return Moments(count, mean, square)
 
 
 def standard_deviation(statistics: Moments) -> Tensor:
     """(D) the unbiased standard deviation sqrt(square / (N - 1)); one where fewer than two vectors were seen."""
-    if float(statistics.count) < 2:
+    if float(statistics.number) < 2:
         return torch.ones_like(statistics.square)
-    return (statistics.square / (statistics.count - 1)).sqrt()
+    return (statistics.square / (statistics.number - 1)).sqrt()

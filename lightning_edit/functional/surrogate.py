@@ -25,6 +25,8 @@ def surrogate_loss(loss: Tensor, tensors: Sequence[Tensor], gradients: Sequence[
         tensors: The tensors T_i, with their graph.
         gradients: dL/dT_i, of the same shapes.
     """
-    carried = torch.stack([(tensor * gradient.detach()).sum() for tensor, gradient in zip(tensors, gradients, strict=True)])
+    carried = torch.stack(
+        [(tensor * gradient.detach()).sum() for tensor, gradient in zip(tensors, gradients, strict=True)]
+    )
     total = carried.sum()
     return total - total.detach() + loss.detach()

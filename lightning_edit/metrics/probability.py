@@ -10,7 +10,7 @@ from lightning_edit.records import EditOutcome
 
 
 def mean_probability(log_probs: Sequence[float]) -> float:
-    """exp of the mean log-probability of an answer's tokens, which makes answers of different lengths comparable.
+    """Exp of the mean log-probability of an answer's tokens, which makes answers of different lengths comparable.
 
     Args:
         log_probs: T natural logarithms, at least one.

@@ -104,7 +104,7 @@ def _samples(tensor: Tensor) -> Tensor:
         return flat
     # A stride that is not a power of two, so that samples do not fall into one column.
     step = max(flat.numel() // _SAMPLES_PER_TENSOR - 1, 1)
-    return flat[:: step][:_SAMPLES_PER_TENSOR]
+    return flat[::step][:_SAMPLES_PER_TENSOR]
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:

@@ -77,7 +77,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the inputs go."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+        embeddings: Any = self.model.get_input_embeddings()
+        return torch.device(embeddings.weight.device)
 
     @property
     def is_placed(self) -> bool:

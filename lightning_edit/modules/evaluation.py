@@ -12,7 +12,7 @@ from lightning_edit.models.language_model import LanguageModel, Score
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationSettings:
     """How records are evaluated.
 

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 
 from lightning_edit.data.batches import TrainingBatch
+from lightning_edit.editors.gradient import GradientEditor
 from lightning_edit.edits import StackedFactors
 from lightning_edit.edits.hooks import added_terms
-from lightning_edit.editors.gradient import GradientEditor
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.functional.losses import mean_by_row, target_nll
@@ -88,9 +88,9 @@ class HypernetworkEditing(EditingModule):
     def __init__(
         self,
         editor: GradientEditor,
-        language_model: LanguageModelSettings | None = None,
-        evaluation: EvaluationSettings | None = None,
-        validation: EvaluationSettings | None = None,
+        language_model: LanguageModelSettings = LanguageModelSettings(),
+        evaluation: EvaluationSettings = EvaluationSettings(),
+        validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
         edit_weight: float = 0.1,
         locality_weight: float = 1.0,
@@ -119,9 +119,7 @@ class HypernetworkEditing(EditingModule):
         stacked = self.editor.stack(gradient_factors, batch.edit_of_request, batch.edits)
         tensors = [tensor for factors in stacked.values() for tensor in (factors.a, factors.b)]
         leaves = cut(tensors)
-        edited = {
-            name: StackedFactors(leaves[2 * index], leaves[2 * index + 1]) for index, name in enumerate(stacked)
-        }
+        edited = {name: StackedFactors(leaves[2 * index], leaves[2 * index + 1]) for index, name in enumerate(stacked)}
         edit_losses, locality_losses = outer_losses(model, batch, edited)
         edit_loss = edit_losses.mean()
         locality_loss = locality_losses.mean() if len(locality_losses) else edit_loss.new_zeros(())

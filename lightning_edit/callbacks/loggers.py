@@ -1,0 +1,59 @@
+"""W&B logging that needs no account."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import WandbLogger
+
+
+def has_wandb_key() -> bool:
+    """Whether a W&B API key is set in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class WandbDashboard(WandbLogger):
+    """Lightning's WandbLogger, offline unless a W&B key is set; it never asks.
+
+    An offline run lies in a folder and is sent later with ``wandb sync``.
+
+    Args:
+        project: W&B project.
+        name: Name of the run; W&B invents one if none is given.
+        save_dir: Where runs are written.
+        offline: True or False overrules the choice by key.
+        group: W&B group.
+        tags: W&B tags.
+    """
+
+    def __init__(
+        self,
+        project: str = "lightning_edit",
+        name: str | None = None,
+        save_dir: str = "runs",
+        offline: bool | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
+        chosen = not has_wandb_key() if offline is None else offline
+        os.makedirs(save_dir, exist_ok=True)
+        # The mode is passed as well, because the flag alone is overruled by an earlier login.
+        mode: Any = "offline" if chosen else "online"
+        super().__init__(
+            name=name, save_dir=save_dir, project=project, offline=chosen, mode=mode, group=group, tags=tags
+        )
+
+    @property
+    def folder(self) -> str:
+        """The folder of the run's files."""
+        return str(Path(self.experiment.dir).parent)

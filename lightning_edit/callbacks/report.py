@@ -1,0 +1,175 @@
+"""Writes what a test found: metrics.json, predictions.jsonl, and a table on the screen."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lightning_edit.edits.base import package_versions
+from lightning_edit.files import replace_file, write_json
+from lightning_edit.metrics.generation import containment, exact_match
+from lightning_edit.metrics.self_agreement import generation_agreement
+from lightning_edit.metrics.token_accuracy import token_accuracy
+from lightning_edit.modules.base import EditingModule
+from lightning_edit.records import EditOutcome
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
+    """One line of predictions.jsonl.
+
+    Args:
+        outcome: The outcome of a probe.
+        decode: Turns token ids into text.
+    """
+    probe, before, after = outcome.probe, outcome.before, outcome.after
+    measures: dict[str, float] = {}
+    if outcome.target_ids:
+        measures["token_accuracy"] = token_accuracy(after.predicted_ids, outcome.target_ids)
+        measures["token_accuracy_before"] = token_accuracy(before.predicted_ids, outcome.target_ids)
+    if after.generation is not None and before.generation is not None:
+        measures["exact_match"] = exact_match(after.generation, probe.aliases)
+        measures["containment"] = containment(after.generation, probe.aliases)
+        measures["generation_agreement"] = generation_agreement(before.generation, after.generation)
+    if outcome.divergence is not None:
+        measures["kl_divergence"] = outcome.divergence
+    return {
+        "record": outcome.record_id,
+        "kind": str(probe.kind),
+        "group": probe.group,
+        "prompt": probe.prompt,
+        "expected": [list(aliases) for aliases in probe.answers],
+        "before": {"teacher_forced": decode(before.predicted_ids), "generation": before.generation},
+        "after": {"teacher_forced": decode(after.predicted_ids), "generation": after.generation},
+        "measures": measures,
+    }
+
+
+class TestReport(Callback):
+    """Writes metrics.json and predictions.jsonl into the run's folder after a test, and prints a table.
+
+    Args:
+        folder: Where to write; the first logger's folder of the run if none is given.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._outcomes: list[EditOutcome] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts with no outcomes."""
+        self._outcomes = []
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keeps the outcomes of a batch."""
+        self._outcomes += outputs["outcomes"]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gathers the outcomes of all processes and writes them from the first."""
+        if not isinstance(pl_module, EditingModule):
+            return
+        outcomes = _gathered(self._outcomes, trainer)
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+        measures = {
+            name.removeprefix("test/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("test/")
+        }
+        _write_predictions(folder / PREDICTIONS_FILE, outcomes, pl_module)
+        write_json(folder / METRICS_FILE, self._summary(measures, outcomes, trainer, pl_module))
+        print_measures(measures, outcomes)
+        Console().print(
+            f"metrics      {folder / METRICS_FILE}\npredictions  {folder / PREDICTIONS_FILE}", soft_wrap=True
+        )
+
+    @staticmethod
+    def _summary(
+        measures: dict[str, float], outcomes: list[EditOutcome], trainer: Trainer, module: EditingModule
+    ) -> dict[str, Any]:
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        report = datamodule.reports.get("test") if datamodule is not None else None
+        return {
+            "metrics": measures,
+            "average": module.average,
+            "counts": {
+                "records": len({outcome.record_id for outcome in outcomes}),
+                "probes": dict(Counter(f"{outcome.probe.kind}/{outcome.probe.group}" for outcome in outcomes)),
+            },
+            "data": report.summary() if report is not None else None,
+            "settings": {
+                "editor": {"name": type(module.editor).__name__, **module.editor.hyperparameters},
+                "language_model": vars(module.settings),
+                "evaluation": vars(module.evaluation),
+                "checkpoint": trainer.ckpt_path,
+            },
+            "seed": _seed(),
+            "base": module.language_model.fingerprint.to_dict() | {"samples": None},
+            "versions": package_versions(),
+        }
+
+
+def _seed() -> int | None:
+    import os
+
+    value = os.environ.get("PL_GLOBAL_SEED")
+    return int(value) if value else None
+
+
+def _gathered(outcomes: list[EditOutcome], trainer: Trainer) -> list[EditOutcome]:
+    if trainer.world_size == 1:
+        return outcomes
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, outcomes)
+    return [outcome for part in parts for outcome in part]
+
+
+def _write_predictions(path: Path, outcomes: list[EditOutcome], module: EditingModule) -> None:
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for outcome in outcomes:
+            file.write(json.dumps(prediction(outcome, module.encoder.decode), ensure_ascii=False) + "\n")
+
+
+_COLUMNS = (
+    ("before", "token_accuracy_before"),
+    ("token accuracy", "token_accuracy"),
+    ("all tokens", "all_tokens_match"),
+    ("exact match", "exact_match"),
+    ("contains", "containment"),
+    ("new > old", "probability_score"),
+    ("same tokens", "self_agreement"),
+    ("same text", "generation_agreement"),
+    ("KL", "kl_divergence"),
+)
+
+
+def print_measures(measures: dict[str, float], outcomes: list[EditOutcome]) -> None:
+    """Prints a table with a row for each kind and group of probes."""
+    rows = dict.fromkeys(name.rpartition("/")[0] for name in measures if "/" in name)
+    table = Table(title=f"{len({outcome.record_id for outcome in outcomes})} records, each edited on the clean model")
+    table.add_column("probes")
+    for title, _ in _COLUMNS:
+        table.add_column(title, justify="right")
+    for row in rows:
+        cells = [measures.get(f"{row}/{name}") for _, name in _COLUMNS]
+        if any(cell is not None for cell in cells):
+            table.add_row(row, *("–" if cell is None else f"{cell:.3f}" for cell in cells))
+    console = Console()
+    console.print(table)
+    console.print(
+        "before, token accuracy, all tokens: teacher-forced; exact match, contains, same text: free generation;\n"
+        "new > old: the answer is more probable than its rival; same tokens, same text, KL: against the unedited model"
+    )

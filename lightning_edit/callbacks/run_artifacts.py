@@ -1,0 +1,53 @@
+"""Sends a run's configuration and checkpoint to W&B."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import wandb
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
+from rich.console import Console
+
+
+class RunArtifacts(Callback):
+    """Logs the run's configuration at the start and its best checkpoint as an artifact at the end.
+
+    It works offline too: the artifact is sent with the run.
+
+    Args:
+        name: Name of the artifact.
+    """
+
+    def __init__(self, name: str = "editor") -> None:
+        self.name = name
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sends the configuration, where the command line wrote one."""
+        path = Path(trainer.log_dir or "") / "config.yaml"
+        if not trainer.is_global_zero or not path.is_file():
+            return
+        config = OmegaConf.to_container(OmegaConf.load(path))
+        for logger in _wandb_loggers(trainer):
+            logger.experiment.config.update(config, allow_val_change=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sends the best checkpoint and says where everything is."""
+        callback = trainer.checkpoint_callback
+        best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
+        if not trainer.is_global_zero or not best:
+            return
+        console = Console()
+        console.print(f"checkpoint   {best}", soft_wrap=True)
+        console.print(f"metrics      {Path(trainer.log_dir or '') / 'metrics.csv'}", soft_wrap=True)
+        for logger in _wandb_loggers(trainer):
+            artifact = wandb.Artifact(self.name, type="model")
+            artifact.add_file(best)
+            logger.experiment.log_artifact(artifact)
+            console.print(f"W&B run      {Path(logger.experiment.dir).parent}", soft_wrap=True)
+
+
+def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

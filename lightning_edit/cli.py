@@ -1,0 +1,83 @@
+"""The command line: fit, validate, test and predict through LightningCLI; edit, generate and merge for single edits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+_COMMANDS = {
+    "fit": "train an editor, or collect what it needs",
+    "validate": "measure on the validation records",
+    "test": "measure on the test records; writes metrics.json and predictions.jsonl",
+    "predict": "the outcome of every probe, without measures",
+    "edit": "change facts with a trained editor, and save the change",
+    "generate": "what the base and the edited model say, side by side",
+    "merge": "write an edit into the weights and save a Hugging Face model",
+}
+_TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def usage() -> str:
+    """The text of ``lightning-edit --help``."""
+    lines = [f"  {name:<10} {summary}" for name, summary in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lightning-edit COMMAND [OPTIONS]",
+            "",
+            "Knowledge editing of language models with PyTorch Lightning.",
+            "",
+            *lines,
+            "",
+            "lightning-edit COMMAND --help explains the options of a command.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: The arguments; those of the process if none are given.
+
+    Returns:
+        The exit status: 0, or 1 after an error that the message explains, or 2 for an unknown command.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("lightning-edit"))
+        return 0
+    command = arguments[0]
+    if command not in _COMMANDS:
+        print(f"lightning-edit: unknown command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    # Imported only now: the help of the whole program needs none of the heavy packages.
+    from lightning_edit.errors import LightningEditError
+
+    try:
+        _run(command, arguments)
+    except LightningEditError as error:
+        print(f"lightning-edit {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    if command in _TRAINER_COMMANDS:
+        from lightning_edit.training_cli import run
+
+        run(arguments)
+        return
+    from jsonargparse import auto_cli
+
+    from lightning_edit import commands
+
+    auto_cli(getattr(commands, command), args=arguments[1:], prog=f"lightning-edit {command}", as_positional=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What the command line does with single edits: make, show and merge them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_edit.data.reading import read_requests
+from lightning_edit.editors.checkpoint import KEY, load_editor, read_checkpoint
+from lightning_edit.edits import Edit, EditSequence, load_edit
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.files import replace_folder
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.records import EditRequest
+
+
+def edit(
+    ckpt_path: str,
+    prompt: str | None = None,
+    target: str | None = None,
+    subject: str | None = None,
+    requests: str | None = None,
+    save: str | None = None,
+    ask: list[str] | None = None,
+    max_new_tokens: int = 12,
+    name_or_path: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Edits facts with a trained editor, shows what the model says before and after, and saves the edit.
+
+    Args:
+        ckpt_path: Checkpoint of a trained editor.
+        prompt: What the model is given, such as "The capital of France is".
+        target: What it should answer, such as "Rome".
+        subject: What the fact is about, as it stands in the prompt; optional for most editors.
+        requests: JSON Lines file with prompt, target and, optionally, subject on each line, instead of the above;
+            they are edited jointly.
+        save: Folder to save the edit to.
+        ask: Further prompts to show before and after, such as rephrases and unrelated facts.
+        max_new_tokens: Length of what is shown.
+        name_or_path: Base model, if it is not where it was when the editor was trained.
+        dtype: Precision of the base model; the one of training if none is given.
+        device: Where to put the base model.
+
+    Raises:
+        ConfigurationError: If neither or both of a prompt with its target and a file are given.
+    """
+    wanted = _requests(prompt, target, subject, requests)
+    base = read_checkpoint(ckpt_path)[KEY]["base"]
+    settings = {**base["settings"], **_given(name_or_path=name_or_path, dtype=dtype, device=device)}
+    model = load_language_model(**settings)
+    made = load_editor(ckpt_path, model).edit(model, wanted)
+    show(model, made, [*(request.prompt for request in wanted), *(ask or [])], max_new_tokens)
+    if save is not None:
+        console = Console()
+        console.print(f"edit saved   {made.save(save)}", soft_wrap=True)
+
+
+def generate(
+    edits: list[str],
+    prompts: list[str],
+    max_new_tokens: int = 24,
+    name_or_path: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> None:
+    """Shows what the base model and the edited model say, side by side.
+
+    Args:
+        edits: Folders of saved edits, applied in this order.
+        prompts: What the models are given.
+        max_new_tokens: Length of what is shown.
+        name_or_path: Base model; the one that the edit names if none is given.
+        dtype: Precision of the base model.
+        device: Where to put the base model.
+    """
+    sequence = EditSequence([load_edit(folder) for folder in edits])
+    model = _base_of(sequence, name_or_path, dtype, device)
+    show(model, sequence, prompts, max_new_tokens)
+
+
+def merge(
+    edits: list[str],
+    output: str,
+    name_or_path: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> None:
+    """Writes edits into the weights and saves a Hugging Face model folder that plain transformers loads.
+
+    Args:
+        edits: Folders of saved edits, merged in this order.
+        output: Folder for the merged model; it must not exist yet, or be empty.
+        name_or_path: Base model; the one that the edit names if none is given.
+        dtype: Precision of the merged model.
+        device: Where to put the base model.
+
+    Raises:
+        ConfigurationError: If the output folder is not empty.
+    """
+    folder = Path(output)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigurationError(f"output: {folder} is not empty; choose a new folder")
+    sequence = EditSequence([load_edit(path) for path in edits])
+    model = _base_of(sequence, name_or_path, dtype, device)
+    sequence.merge(model)
+    with replace_folder(folder) as temporary:
+        model.model.save_pretrained(temporary)
+        model.tokenizer.save_pretrained(temporary)
+    Console().print(f"merged model {folder}", soft_wrap=True)
+
+
+def show(model: LanguageModel, edit: Edit | EditSequence, prompts: Sequence[str], max_new_tokens: int) -> None:
+    """Prints a table of what the model says to prompts before and after an edit."""
+    unique = list(dict.fromkeys(prompts))
+    before = model.generate(unique, max_new_tokens)
+    with ExitStack() as stack:
+        after = stack.enter_context(edit.applied(model)).generate(unique, max_new_tokens)
+    table = Table(show_lines=True)
+    for title in ("prompt", "before", "after"):
+        table.add_column(title, overflow="fold")
+    for row in zip(unique, before, after, strict=True):
+        table.add_row(*(" ".join(text.split()) for text in row))
+    Console().print(table)
+
+
+def _requests(prompt: str | None, target: str | None, subject: str | None, path: str | None) -> list[EditRequest]:
+    if path is not None:
+        if prompt is not None or target is not None:
+            raise ConfigurationError("give either --requests, or --prompt with --target, not both")
+        return read_requests(path)
+    if prompt is None or target is None:
+        raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a JSON Lines file")
+    return [EditRequest(prompt, target, subject, id="0")]
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _base_of(sequence: EditSequence, name_or_path: str | None, dtype: str, device: str | None) -> LanguageModel:
+    if not len(sequence):
+        raise ConfigurationError("edits: give the folder of at least one saved edit")
+    provenance = sequence.edits[0].provenance
+    return load_language_model(
+        name_or_path or provenance.base_name, provenance.base_revision, dtype=dtype, device=device
+    )

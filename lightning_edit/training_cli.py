@@ -1,0 +1,53 @@
+"""fit, validate, test and predict from YAML and flags."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lightning_edit.data.datamodule import EditDataModule
+from lightning_edit.modules.base import EditingModule
+
+
+class EditingCLI(LightningCLI):
+    """LightningCLI for editing modules, with defaults that suit them."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Sets the defaults of the Trainer that editors need."""
+        parser.set_defaults(
+            {
+                # Editors take gradients while they validate.
+                "trainer.inference_mode": False,
+                # The data module divides the records between processes itself, each exactly once.
+                "trainer.use_distributed_sampler": False,
+                "trainer.num_sanity_val_steps": 0,
+            }
+        )
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the whole configuration as config.yaml into the run's folder; each run has a folder of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "overwrite": True})
+
+
+def run(arguments: list[str]) -> None:
+    """Runs a Trainer command.
+
+    Args:
+        arguments: The command and its options.
+    """
+    EditingCLI(
+        EditingModule,
+        EditDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=False,
+        auto_configure_optimizers=False,
+        save_config_callback=RunConfig,
+        parser_kwargs={"parser_mode": "omegaconf+", "prog": "lightning-edit"},
+        # LightningCLI warns when it is given arguments while the process has some of its own.
+        args=None if arguments == sys.argv[1:] else arguments,
+    )
