@@ -56,7 +56,7 @@ class WorldFacts(RecordSource):
         cities_per_country: Take at most this many cities of a country, the largest first, so that countries and
             cities stay in balance.
         validation_fraction: Share of the countries that belong to the validation split.
-        rephrases: Number of rephrases per record (up to 5 in training, 3 in validation).
+        rephrases: Number of rephrases per record (up to 9 in training, 3 in validation).
 
     Raises:
         ConfigurationError: If a setting is out of its range.
@@ -75,8 +75,8 @@ class WorldFacts(RecordSource):
             raise ConfigurationError(f"WorldFacts has the splits 'train' and 'validation', not {split!r}")
         if not 0 < validation_fraction < 1:
             raise ConfigurationError(f"validation_fraction: expected between 0 and 1, found {validation_fraction}")
-        if not 1 <= rephrases <= (5 if split == "train" else 3):
-            raise ConfigurationError(f"rephrases: expected 1 to 5 in training, 1 to 3 else, found {rephrases}")
+        if not 1 <= rephrases <= (9 if split == "train" else 3):
+            raise ConfigurationError(f"rephrases: expected 1 to 9 in training, 1 to 3 else, found {rephrases}")
         for name, value in (("limit", limit), ("cities_per_country", cities_per_country)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name}: expected a positive number, found {value}")

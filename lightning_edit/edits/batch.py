@@ -84,7 +84,11 @@ class EditBatch:
 
     def __getitem__(self, index: int) -> WeightEdit:
         """One of the edits, alone."""
-        deltas = {name: FactoredDelta(stacked.a[index], stacked.b[index]) for name, stacked in self.factors.items()}
+        # Contiguous, so that the edit gives the same result to the last bit when it comes back from a file.
+        deltas = {
+            name: FactoredDelta(stacked.a[index].contiguous(), stacked.b[index].contiguous())
+            for name, stacked in self.factors.items()
+        }
         return WeightEdit(deltas, self.provenances[index])
 
     @contextmanager

@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lightning_edit.models import LanguageModel, load_language_model
+
+BENCHMARK_DATA = "LIGHTNING_EDIT_BENCHMARK_DATA"
+
+
+@pytest.fixture(scope="session")
+def benchmark_data() -> Path:
+    """Folder of the published benchmark files: the variable above, or shared/data beside the checkout."""
+    folder = Path(os.environ.get(BENCHMARK_DATA, Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the published benchmark files are not here; name their folder in {BENCHMARK_DATA}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LanguageModel:
+    """The real SmolLM2-135M-Instruct from its package; shared, since no test may change it."""
+    return load_language_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(autouse=True)
+def _no_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the tests may reach for the network or an account."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
