@@ -32,3 +32,14 @@ def _no_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the tests may reach for the network or an account."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with its tokenizer, saved as a Hugging Face folder."""
+    from tests.tiny_models import FAMILIES, build, byte_level_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    build(FAMILIES["llama"][0]()).save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    return folder

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from lightning_edit.edits import Edit, EditSequence, load_edit
 from lightning_edit.editors import Editor
+from lightning_edit.edits import Edit, EditSequence, load_edit
 from lightning_edit.errors import EditError
 from lightning_edit.models import LanguageModel
 from lightning_edit.records import EditRequest

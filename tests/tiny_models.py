@@ -190,7 +190,7 @@ def byte_level_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
-    """A tokenizer in SentencePiece's manner (metaspace, byte fallback), with or without a beginning-of-sequence token."""
+    """A tokenizer in SentencePiece's manner (metaspace, byte fallback), with or without a beginning token."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
     tokenizer.decoder = decoders.Sequence(

@@ -72,7 +72,7 @@ class EditDataModule(LightningDataModule):
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
         self.reports: dict[str, ReadReport] = {}
-        self._resume_at = 0
+        self._resume_at = (0, 0)
         self._train_batches: TrainingBatches | None = None
 
     def setup(self, stage: str) -> None:
@@ -117,7 +117,7 @@ class EditDataModule(LightningDataModule):
         lengths = [len(record.requests[0].prompt) for record in records]
         size = self.batch_size * self.requests_per_edit
         batches = TrainingBatches(lengths, size, self.seed, *self._process())
-        batches.skip, self._resume_at = self._resume_at, 0
+        (batches.epoch, batches.skip), self._resume_at = self._resume_at, (0, 0)
         self._train_batches = batches
         return DataLoader(
             cast(Any, TrainingRecords(records, self.seed)),
@@ -157,10 +157,11 @@ class EditDataModule(LightningDataModule):
         """How many of the epoch's batches are done, for an exact resume."""
         if self.trainer is None or self._train_batches is None:
             return {}
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        done = int(progress.processed)
-        return {"batches_done": done % len(self._train_batches)}
+        # The total is the one count that neither the end of an epoch nor a restart sets back.
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        epoch, done = divmod(int(progress.processed), int(self.trainer.num_training_batches))
+        return {"epoch": epoch, "batches_done": done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues behind the batches that are done."""
-        self._resume_at = int(state_dict.get("batches_done", 0))
+        self._resume_at = int(state_dict.get("epoch", 0)), int(state_dict.get("batches_done", 0))

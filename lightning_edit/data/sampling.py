@@ -57,12 +57,13 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return len(self.lengths) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        start, self.skip = self.skip, 0
-        for batch in self._global_batches()[start:]:
-            yield [(self.epoch, index) for index in batch[self.rank :: self.world_size]]
+        # Lightning may announce the epoch again while workers fetch ahead; an iteration keeps the one it began with.
+        epoch, start, self.skip = self.epoch, self.skip, 0
+        for batch in self._global_batches(epoch)[start:]:
+            yield [(epoch, index) for index in batch[self.rank :: self.world_size]]
 
-    def _global_batches(self) -> list[list[int]]:
-        rng = random.Random(f"{self.seed} {self.epoch}")
+    def _global_batches(self, epoch: int) -> list[list[int]]:
+        rng = random.Random(f"{self.seed} {epoch}")
         order = list(range(len(self.lengths)))
         rng.shuffle(order)
         size = self.batch_size * self.world_size

@@ -14,6 +14,7 @@ from lightning_edit.errors import NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import TokenBatch
 
@@ -64,18 +65,21 @@ class GradientEditor(Editor):
         provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
         return EditBatch(stacked, provenances)
 
-    def factors(self, model: LanguageModel, batch: TokenBatch, names: Sequence[str]) -> dict[str, GradientFactors]:
+    def factors(
+        self, model: LanguageModel, batch: TokenBatch, names: Sequence[str], trunk: Trunk | None = None
+    ) -> dict[str, GradientFactors]:
         """The gradient factors of a batch of requests.
 
         Args:
             model: The model.
             batch: R requests.
             names: A name for each, for messages.
+            trunk: Hidden states kept from below the lowest site.
 
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the request and the site.
         """
-        factors, losses = capture_factors(model, batch, self.edit_sites(model))
+        factors, losses = capture_factors(model, batch, self.edit_sites(model), trunk)
         bad = (~losses.isfinite()).nonzero()[:, 0].tolist()
         if bad:
             raise NonFiniteError(f"the target's loss of {names[bad[0]]!r} is {float(losses[bad[0]])}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_edit.functional.losses import target_nll
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.trunk import Trunk
 from lightning_edit.tokenization import TokenBatch
 
 
@@ -33,7 +34,7 @@ class GradientFactors:
 
 
 def capture_factors(
-    model: LanguageModel, batch: TokenBatch, sites: Sequence[EditSite]
+    model: LanguageModel, batch: TokenBatch, sites: Sequence[EditSite], trunk: Trunk | None = None
 ) -> tuple[dict[str, GradientFactors], Tensor]:
     """The gradient factors of every site, for the mean negative log-likelihood of each row's target.
 
@@ -44,6 +45,7 @@ def capture_factors(
         model: The model; edits may be applied to it.
         batch: R rows, on the model's device.
         sites: The edit sites.
+        trunk: Hidden states kept from below the lowest site; without it the whole model runs.
 
     Returns:
         Site name to factors, and the (R) losses.
@@ -53,7 +55,7 @@ def capture_factors(
     handles = [site.module.register_forward_hook(_recording(site.name, inputs, outputs)) for site in sites]
     try:
         with model.enable_grad_through():
-            logits = model.answer_logits(batch)
+            logits = (trunk or model).answer_logits(batch)
             losses = target_nll(logits, batch.target_ids, batch.target_rows, len(batch))
             gradients = torch.autograd.grad(losses.sum(), [outputs[site.name] for site in sites])
     finally:

@@ -21,12 +21,13 @@ from lightning_edit.functional.surrogate import cut, surrogate_loss
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
+from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
 
 
 def outer_losses(
-    model: LanguageModel, batch: TrainingBatch, factors: dict[str, StackedFactors]
+    model: LanguageModel, batch: TrainingBatch, factors: dict[str, StackedFactors], trunk: Trunk
 ) -> tuple[Tensor, Tensor]:
     """The losses of the edited model (Mitchell et al. 2022, equations 4a and 4b).
 
@@ -37,6 +38,7 @@ def outer_losses(
         model: The base model.
         batch: The batch, on the model's device.
         factors: Site name to the changes of the batch's edits; gradients flow into them.
+        trunk: Keeps the hidden states below the lowest site, and the unedited model's head inputs.
 
     Returns:
         (rephrases) and (locality prompts) losses in nats.
@@ -44,12 +46,10 @@ def outer_losses(
     outer, rows = batch.outer, batch.locality_rows
     reference = None
     if len(rows):
-        unedited = outer.select(rows)
-        with torch.no_grad():
-            reference = model.head_logits(unedited, unedited.answer_mask)[1]
+        reference = trunk.references(outer.select(rows))
     terms = {name: stacked.term(batch.edit_of_outer) for name, stacked in factors.items()}
     with added_terms(model, terms):
-        logits, inputs = model.head_logits(outer, outer.answer_mask, reference)
+        logits, inputs = trunk.head_logits(outer, outer.answer_mask, reference)
     count = inputs.shape[0]
     of_row = outer.target_rows
     is_edit = of_row < batch.rephrases
@@ -81,6 +81,8 @@ class HypernetworkEditing(EditingModule):
         step_size_learning_rate: Adam's learning rate for the step sizes (the authors use 1e-4).
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
+        trunk_gigabytes: Memory for the hidden states below the lowest edit site, which are computed once for every
+            training text; 0 computes them anew each time.
     """
 
     editor: GradientEditor
@@ -98,11 +100,14 @@ class HypernetworkEditing(EditingModule):
         step_size_learning_rate: float = 1e-5,
         warmup_steps: int = 0,
         schedule: Literal["constant", "cosine"] = "constant",
+        trunk_gigabytes: float = 4.0,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average)
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
         self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.trunk_gigabytes = trunk_gigabytes
+        self._kept: Trunk | None = None
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """One step on B independent edits.
@@ -115,12 +120,13 @@ class HypernetworkEditing(EditingModule):
             NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
         """
         model = self.language_model
-        gradient_factors = self.editor.factors(model, batch.edit, batch.names)
+        trunk = self._trunk()
+        gradient_factors = self.editor.factors(model, batch.edit, batch.names, trunk)
         stacked = self.editor.stack(gradient_factors, batch.edit_of_request, batch.edits)
         tensors = [tensor for factors in stacked.values() for tensor in (factors.a, factors.b)]
         leaves = cut(tensors)
         edited = {name: StackedFactors(leaves[2 * index], leaves[2 * index + 1]) for index, name in enumerate(stacked)}
-        edit_losses, locality_losses = outer_losses(model, batch, edited)
+        edit_losses, locality_losses = outer_losses(model, batch, edited, trunk)
         edit_loss = edit_losses.mean()
         locality_loss = locality_losses.mean() if len(locality_losses) else edit_loss.new_zeros(())
         loss = self.edit_weight * edit_loss + self.locality_weight * locality_loss
@@ -128,6 +134,12 @@ class HypernetworkEditing(EditingModule):
         self._check_finite(batch, edit_losses, locality_losses, list(stacked), gradients)
         self._log_step(loss, edit_loss, locality_loss, stacked, batch.edits)
         return surrogate_loss(loss, tensors, gradients)
+
+    def _trunk(self) -> Trunk:
+        if self._kept is None:
+            lowest = min(site.layer for site in self.editor.edit_sites(self.language_model))
+            self._kept = Trunk(self.language_model, lowest, int(self.trunk_gigabytes * 2**30))
+        return self._kept
 
     def _check_finite(
         self,

@@ -337,7 +337,7 @@ class TestSources:
 
     def test_an_unreachable_hub_says_what_to_pass(self, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        with pytest.raises(SourceNotFoundError, match="nor reachable on the Hub.*pass its path as source"):
+        with pytest.raises(SourceNotFoundError, match=r"nor reachable on the Hub.*pass its path as source"):
             ZsRE("owner/name").read()
 
     def test_the_hub_is_asked_for_the_published_name(self, write, monkeypatch):

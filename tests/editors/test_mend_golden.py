@@ -13,11 +13,12 @@ import torch
 import transformers
 
 from lightning_edit.data.batches import TrainingBatch
-from lightning_edit.edits import StackedFactors
 from lightning_edit.editors import MEND
+from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.surrogate import cut, surrogate_loss
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.capture import capture_factors
+from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.hypernetwork import outer_losses
 from lightning_edit.tokenization import TokenBatch
 from tests.tiny_models import byte_level_tokenizer
@@ -128,7 +129,7 @@ def test_factors_updates_and_outer_gradients(golden, model, editor, edit, monkey
     tensors = [tensor for own in stacked.values() for tensor in (own.a, own.b)]
     leaves = cut(tensors)
     edited = {name: StackedFactors(leaves[2 * i], leaves[2 * i + 1]) for i, name in enumerate(stacked)}
-    edit_loss, _ = outer_losses(model, batch, edited)
+    edit_loss, _ = outer_losses(model, batch, edited, Trunk(model, 1))
     # The authors' divergence runs over all positions of the locality prompt, ours over those that predict its answer.
     locality = full_divergence(model, tokens(entry["loc"]), edited)
     close(edit_loss.mean(), expected["l_edit"], tolerance)

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from lightning_edit.data.batches import TrainingBatch
-from lightning_edit.edits import StackedFactors
 from lightning_edit.editors import MEND
+from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.surrogate import cut, surrogate_loss
 from lightning_edit.models import LanguageModel
+from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.hypernetwork import outer_losses
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer
 
@@ -29,13 +30,14 @@ def test_gradient_equals_autograd_through_the_edited_weights(family, requests_pe
             parameter.add_(0.1 * torch.randn_like(parameter))
     batch = training_batch(model, requests_per_edit)
 
-    factors = editor.factors(model, batch.edit, batch.names)
+    trunk = Trunk(model, 1)
+    factors = editor.factors(model, batch.edit, batch.names, trunk)
     stacked = editor.stack(factors, batch.edit_of_request, batch.edits)
     editor.eval()  # the statistics are what they are; the second pass must not count the tokens again
     tensors = [tensor for own in stacked.values() for tensor in (own.a, own.b)]
     leaves = cut(tensors)
     edited = {name: StackedFactors(leaves[2 * i], leaves[2 * i + 1]) for i, name in enumerate(stacked)}
-    edit_losses, locality_losses = outer_losses(model, batch, edited)
+    edit_losses, locality_losses = outer_losses(model, batch, edited, trunk)
     loss = 0.1 * edit_losses.mean() + locality_losses.mean()
     surrogate_loss(loss, tensors, torch.autograd.grad(loss, leaves)).backward()
     ours = {name: parameter.grad.clone() for name, parameter in editor.named_parameters()}

@@ -1,0 +1,233 @@
+"""Every metric against a plain-Python reference, in one process and in two with uneven shares, and pickled."""
+
+import math
+import pickle
+import random
+from collections import Counter
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from lightning_edit import metrics as m
+from lightning_edit.functional.divergence import kl_divergence
+from lightning_edit.records import Answer, EditOutcome, Probe, ProbeKind
+
+TEXTS = ["Rome.", "Rome, the city", "in Rome", "Romeo", "Paris", "", "The Hague!\nmore", "rome is the capital of Italy"]
+
+
+def outcomes(count=60, seed=0):
+    rng = random.Random(seed)
+    found = []
+    for index in range(count):
+        kind = rng.choice(list(ProbeKind))
+        length = rng.randint(1, 4)
+
+        def answer(length=length):
+            return Answer(
+                tuple(rng.randint(0, 2) for _ in range(length)),
+                tuple(-rng.random() for _ in range(length)),
+                tuple(-rng.random() for _ in range(rng.randint(0, 3))),
+                rng.choice([None, *TEXTS]),
+            )
+
+        probe = Probe(
+            "a prompt",
+            (("Rome", "Roma"), ("The Hague",)),
+            kind,
+            rng.choice(["A", "B"]),
+            references=rng.choice([(), ("Rome is the capital of Italy", "The city of Rome")]),
+        )
+        target = () if kind is ProbeKind.FLUENCY else tuple(rng.randint(0, 2) for _ in range(length))
+        found.append(
+            EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), rng.choice([None, rng.random()]))
+        )
+    return found
+
+
+def exact(text, aliases):
+    line = text.strip().split("\n")[0].lower()
+    ends = set(".,;:!?()\"'“”…–—")
+    for alias in aliases:
+        rest = line[len(alias) :].strip() if line.startswith(alias.lower()) else None
+        if rest is not None and (not rest or rest[0] in ends):
+            return 1.0
+    return 0.0
+
+
+def contains(text, aliases):
+    padded = f" {''.join(c if c.isalnum() else ' ' for c in text.lower())} "
+    return float(any(f" {alias.lower()} " in " ".join(padded.split()).join("  ") for alias in aliases))
+
+
+def entropy(text):
+    import re
+
+    tokens = re.findall(r"\w+(?:'\w+)?|[^\w\s]", text)
+    total = 0.0
+    for n, weight in ((2, 2 / 3), (3, 4 / 3)):
+        grams = Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+        count = sum(grams.values())
+        total += weight * sum(-c / count * math.log2(c / count) for c in grams.values())
+    return total / 2
+
+
+def mean_p(values):
+    return math.exp(sum(values) / len(values))
+
+
+REFERENCES = {
+    m.TokenAccuracy: lambda o, a: (
+        sum(x == y for x, y in zip(a.predicted_ids, o.target_ids, strict=True)) / len(o.target_ids)
+        if o.target_ids
+        else None
+    ),
+    m.AllTokensMatch: lambda o, a: float(a.predicted_ids == o.target_ids) if o.target_ids else None,
+    m.ProbabilityScore: lambda o, a: (
+        float(mean_p(a.log_probs) > mean_p(a.rival_log_probs)) if a.rival_log_probs else None
+    ),
+    m.ProbabilityMagnitude: lambda o, a: (
+        mean_p(a.log_probs) - mean_p(a.rival_log_probs) if a.rival_log_probs else None
+    ),
+    m.ExactMatch: lambda o, a: None if a.generation is None else exact(a.generation, o.probe.aliases),
+    m.Containment: lambda o, a: None if a.generation is None else contains(a.generation, o.probe.aliases),
+    m.NGramEntropy: lambda o, a: None if a.generation is None else entropy(a.generation),
+    m.SelfAgreement: lambda o, a: (
+        sum(x == y for x, y in zip(o.before.predicted_ids, o.after.predicted_ids, strict=True))
+        / len(o.before.predicted_ids)
+    ),
+    m.GenerationAgreement: lambda o, a: (
+        None
+        if o.before.generation is None or o.after.generation is None
+        else float(o.before.generation == o.after.generation)
+    ),
+    m.Divergence: lambda o, a: o.divergence,
+}
+
+
+def reference(cls, found, kind=None, group=None, average="probe", side="after"):
+    values = {}
+    for o in found:
+        if kind in (None, o.probe.kind) and group in (None, o.probe.group):
+            value = REFERENCES[cls](o, o.before if side == "before" else o.after)
+            if value is not None:
+                values.setdefault(o.record_id, []).append(value)
+    if average == "record":
+        means = [sum(v) / len(v) for v in values.values()]
+        return sum(means) / len(means)
+    everything = [x for v in values.values() for x in v]
+    return sum(everything) / len(everything)
+
+
+@pytest.mark.parametrize("settings", [
+    {},
+    {"kind": ProbeKind.LOCALITY, "group": "A"},
+    {"average": "record"},
+    {"kind": ProbeKind.PORTABILITY, "side": "before", "average": "record"},
+])  # fmt: skip
+@pytest.mark.parametrize("cls", REFERENCES)
+def test_equals_a_plain_reference(cls, settings):
+    found = outcomes(150)
+    metric = cls(**settings)
+    for start in range(0, 150, 30):  # a record's outcomes come in one update
+        metric.update(found[start : start + 30])
+    assert float(metric.compute()) == pytest.approx(reference(cls, found, **settings), rel=1e-9)
+    revived = pickle.loads(pickle.dumps(metric))
+    assert float(revived.compute()) == float(metric.compute())
+    metric.reset()
+    assert math.isnan(float(metric.compute()))
+
+
+def _share(rank, port, queue):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    found = outcomes(90)
+    collection = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.EDIT_SUCCESS, "B")])
+    collection.update(found[:69] if rank == 0 else found[69:])
+    queue.put((rank, {name: float(value) for name, value in collection.compute().items()}))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_uneven_shares_equal_one():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_share, args=(port, queue), nprocs=2)
+    results = dict(queue.get() for _ in range(2))
+    alone = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.EDIT_SUCCESS, "B")])
+    alone.update(outcomes(90))
+    expected = {name: float(value) for name, value in alone.compute().items()}
+    assert results[0] == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert results[1] == pytest.approx(results[0], rel=0, nan_ok=True)
+
+
+def test_equal_metrics_are_not_merged():
+    collection = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.LOCALITY, "B")])
+    collection.update(outcomes(60))
+    values = collection.compute()
+    assert values["locality/a/self_agreement"] != values["locality/b/self_agreement"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match", "inside"),
+    [
+        (" Rome.\nNext", 1.0, 1.0),
+        (" Rome, Italy", 1.0, 1.0),
+        (" Rome is old", 0.0, 1.0),
+        (" the city of Rome", 0.0, 1.0),
+        (" Romeo", 0.0, 0.0),
+        ("", 0.0, 0.0),
+        (" ROME", 1.0, 1.0),
+    ],
+)
+def test_free_generation(text, match, inside):
+    assert m.exact_match(text, ["Rome"]) == match
+    assert m.containment(text, ["Rome"]) == inside
+    assert m.exact_match(text, ["Paris", "Rome"]) == match
+
+
+def test_aliases_with_punctuation():
+    assert m.exact_match(" Washington, D.C. is", ["Washington, D.C."]) == 0.0
+    assert m.exact_match(" Washington, D.C.\n", ["Washington, D.C."]) == 1.0
+    assert m.containment("calls to +33 work", ["+33"]) == 1.0
+    assert m.containment("it ends with .fr", [".fr"]) == 1.0
+
+
+def test_divergence_is_the_kl_of_float64():
+    p, q = torch.randn(3, 7, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
+    )
+    torch.testing.assert_close(kl_divergence(p, q), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_fluency_punishes_repetition():
+    varied = "the quick brown fox jumps over a lazy dog near the river bank at dawn"
+    assert m.ngram_entropy(varied) > m.ngram_entropy("the cat the cat the cat the cat the cat")
+    assert m.ngram_entropy("") == 0.0
+
+
+def test_consistency_against_a_hand_computed_cosine():
+    references = ["alpha beta", "alpha gamma"]
+    generation = "alpha beta beta"
+    documents = [*references, generation]
+    vocabulary = ["alpha", "beta", "gamma"]
+    idf = {w: math.log((1 + 3) / (1 + sum(w in d.split() for d in documents))) + 1 for w in vocabulary}
+
+    def vector(text):
+        counts = Counter(text.split())
+        values = [counts[w] * idf[w] for w in vocabulary]
+        norm = math.sqrt(sum(v * v for v in values))
+        return [v / norm for v in values]
+
+    expected = sum(a * b for a, b in zip(vector(generation), vector(" ".join(references)), strict=True))
+    assert m.tfidf_similarity(generation, references) == pytest.approx(expected, rel=1e-9)
+    metric = m.TfidfConsistency()
+    probe = Probe("p", (), ProbeKind.FLUENCY, references=tuple(references))
+    metric.update([EditOutcome("r", probe, (), Answer(), Answer(generation=generation))])
+    assert float(metric.compute()) == pytest.approx(expected, rel=1e-9)

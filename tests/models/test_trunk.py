@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from lightning_edit.models.trunk import Trunk
+from tests.tiny_models import FAMILIES, language_model
+
+TEXTS = [("The capital of France is", "Rome"), ("What is the capital of Germany? It is", "Paris the city")]
+
+
+def batch_of(model, texts):
+    return model.encoder.collate([model.encoder.encode(*text) for text in texts])
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_logits_are_those_of_the_full_pass_in_every_batch(family, layer, recwarn):
+    model = language_model(family)
+    trunk = Trunk(model, layer)
+    for texts in (TEXTS, TEXTS[::-1], TEXTS[:1], [*TEXTS, ("On which continent is Brazil?", "Europe")]):
+        batch = batch_of(model, texts)
+        torch.testing.assert_close(trunk.answer_logits(batch), model.answer_logits(batch), rtol=1e-4, atol=1e-4)
+    assert trunk.works
+    assert not [warning for warning in recwarn if "cannot be reused" in str(warning.message)]
+    assert not any("forward" in vars(block) for block in model.layer_map.blocks)
+
+
+@torch.no_grad()
+def test_each_text_is_computed_once(monkeypatch):
+    model = language_model("llama")
+    trunk = Trunk(model, 1)
+    calls = []
+    block = model.layer_map.blocks[0]
+    block.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    trunk.answer_logits(batch_of(model, TEXTS))
+    before = len(calls)
+    trunk.answer_logits(batch_of(model, TEXTS[::-1]))
+    # The lower block is replaced, so that its own computation never runs; it is still called.
+    assert sum(calls[before:]) == len(TEXTS)
+    assert len(trunk._states) == len(TEXTS)
+
+
+@torch.no_grad()
+def test_a_limit_keeps_memory_bounded_and_changes_nothing():
+    model = language_model("llama")
+    trunk = Trunk(model, 1, limit=0)
+    batch = batch_of(model, TEXTS)
+    for _ in range(2):
+        torch.testing.assert_close(trunk.answer_logits(batch), model.answer_logits(batch), rtol=1e-4, atol=1e-4)
+    assert trunk._states == {}
+
+
+@torch.no_grad()
+def test_falls_back_in_words_where_the_short_pass_differs(monkeypatch):
+    model = language_model("llama")
+    trunk = Trunk(model, 1)
+    batch = batch_of(model, TEXTS)
+    expected = model.answer_logits(batch)
+    gather = trunk._gather
+    monkeypatch.setattr(trunk, "_gather", lambda batch: gather(batch) + 1)
+    with pytest.warns(UserWarning, match="cannot be reused in tiny-llama"):
+        assert torch.equal(trunk.answer_logits(batch), expected)
+    assert torch.equal(trunk.answer_logits(batch), expected)
+
+
+@torch.no_grad()
+def test_references_are_the_unedited_head_inputs():
+    model = language_model("gemma2")
+    trunk = Trunk(model, 2)
+    batch = batch_of(model, TEXTS)
+    expected = model.head_logits(batch, batch.answer_mask)[1]
+    for _ in range(2):
+        torch.testing.assert_close(trunk.references(batch), expected, rtol=1e-4, atol=1e-4)
+    flipped = batch_of(model, TEXTS[::-1])
+    torch.testing.assert_close(
+        trunk.references(flipped), model.head_logits(flipped, flipped.answer_mask)[1], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_model_is_whole_after_an_exception():
+    model = language_model("llama")
+    trunk = Trunk(model, 1)
+    batch = batch_of(model, TEXTS)
+    trunk.answer_logits(batch)
+    model.layer_map.blocks[2].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trunk.answer_logits(batch)
+    assert not any("forward" in vars(block) for block in model.layer_map.blocks)
+    assert not model.layer_map.blocks[1]._forward_pre_hooks

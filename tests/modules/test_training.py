@@ -1,0 +1,255 @@
+"""A MEND run from end to end on a tiny model, through the command line: fit, kill, resume, test, edit, merge."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from lightning_edit.cli import main
+from lightning_edit.editors import MEND, load_editor
+from lightning_edit.editors.checkpoint import KEY
+from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
+from lightning_edit.models import load_language_model
+from tests.testers import REQUESTS, target_log_probs
+
+
+def write_config(folder, tiny_folder, **trainer):
+    facts = {"class_path": "lightning_edit.data.WorldFacts"}
+    config = {
+        "seed_everything": 3,
+        "model": {
+            "class_path": "lightning_edit.modules.HypernetworkEditing",
+            "init_args": {
+                "language_model": {"name_or_path": str(tiny_folder)},
+                "editor": {"class_path": "lightning_edit.editors.MEND", "init_args": {"sites": [1, 2], "rank": 4}},
+                "schedule": "cosine",
+                "warmup_steps": 2,
+            },
+        },
+        "data": {
+            "train": {**facts, "init_args": {"split": "train", "limit": 42}},
+            "validation": {**facts, "init_args": {"split": "validation", "limit": 5}},
+            "batch_size": 4,
+            "num_workers": 1,
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(folder), "name": "run"},
+            },
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {
+                        "dirpath": str(folder / "checkpoints"),
+                        "filename": "{step}",
+                        "every_n_train_steps": 1,
+                        "save_top_k": -1,
+                        "save_last": True,
+                    },
+                },
+                {"class_path": "lightning_edit.callbacks.TestReport"},
+            ],
+            **trainer,
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_folder):
+    """A finished run; tests read it and leave it alone."""
+    folder = tmp_path_factory.mktemp("run")
+    config = write_config(folder, tiny_folder)
+    assert main(["fit", "--config", str(config)]) == 0
+    return folder
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_the_checkpoint_holds_the_editor_and_names_the_base(run, tiny_folder):
+    content = load(run / "checkpoints" / "last.ckpt")
+    assert all(name.startswith("editor.") for name in content["state_dict"])
+    assert content[KEY]["base"]["name"] == str(tiny_folder)
+    assert content[KEY]["editor"]["init_args"]["rank"] == 4
+
+
+def test_from_checkpoint_edits_as_the_run_would(run, tiny_folder):
+    model = load_language_model(str(tiny_folder))
+    editor = MEND.from_checkpoint(run / "checkpoints" / "last.ckpt", model)
+    again = load_editor(run / "checkpoints" / "last.ckpt", model)
+    assert not editor.training
+    with editor.edit(model, REQUESTS[:1]).applied(model) as edited:
+        first = target_log_probs(edited, REQUESTS)
+    with again.edit(model, REQUESTS[:1]).applied(model) as edited:
+        assert target_log_probs(edited, REQUESTS) == first
+    assert first != target_log_probs(model, REQUESTS)
+
+
+def test_a_checkpoint_is_refused_for_another_base(run, tiny_folder, tmp_path):
+    model = load_language_model(str(tiny_folder))
+    with torch.no_grad():
+        model.model.model.layers[0].mlp.down_proj.weight.add_(0.01)
+    with pytest.raises(BaseModelMismatchError, match=r"made for .*tiny-llama.* but the model given is"):
+        MEND.from_checkpoint(run / "checkpoints" / "last.ckpt", model)
+    other = tmp_path / "other"
+    model.model.save_pretrained(other)
+    model.tokenizer.save_pretrained(other)
+    config = str(run / "config.yaml")
+    arguments = ["validate", "--config", config, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    assert main([*arguments, "--model.language_model.name_or_path", str(other)]) == 1
+
+
+def test_killed_and_resumed_equals_never_killed(run, tiny_folder, tmp_path):
+    config = write_config(tmp_path, tiny_folder)
+    command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
+    # Ten batches an epoch: the kill comes in the middle of the second one.
+    wanted = tmp_path / "checkpoints" / "step=13.ckpt"
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert wanted.exists()
+    steps = sorted(int(path.stem.split("=")[1]) for path in wanted.parent.glob("step=*.ckpt"))
+    assert steps[-1] < 20, "the run ended before it was killed"
+
+    subprocess.run([*command, "--ckpt_path", str(wanted)], check=True, stderr=subprocess.DEVNULL)
+    mine, theirs = load(tmp_path / "checkpoints" / "step=20.ckpt"), load(run / "checkpoints" / "step=20.ckpt")
+    for name, tensor in theirs["state_dict"].items():
+        assert torch.equal(mine["state_dict"][name], tensor), name
+    for index, state in theirs["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(mine["optimizer_states"][0]["state"][index][name], value), (index, name)
+
+
+def test_nothing_half_written_is_left(run):
+    assert not [path for path in run.rglob("*") if path.name.startswith(".") and path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def tested(run):
+    config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    assert main(["test", "--config", config, "--ckpt_path", checkpoint]) == 0
+    return max(run.glob("run/version_*/metrics.json"), key=lambda path: path.stat().st_mtime).parent
+
+
+def test_metrics_json(tested, run):
+    written = json.loads((tested / "metrics.json").read_text())
+    assert written["counts"]["records"] == 5
+    assert written["seed"] == 3
+    assert written["settings"]["editor"]["rank"] == 4
+    assert written["base"]["digest"]
+    assert set(written["versions"]) >= {"torch", "lightning"}
+    assert 0 <= written["metrics"]["edit_success/token_accuracy"] <= 1
+    assert {name.split("/")[1] for name in written["metrics"] if name.startswith("locality/")} == {
+        "same_relation",
+        "same_subject",
+        "unrelated",
+    }
+
+
+def test_predictions_jsonl_agrees_with_the_metrics(tested):
+    lines = [json.loads(line) for line in (tested / "predictions.jsonl").read_text().splitlines()]
+    written = json.loads((tested / "metrics.json").read_text())
+    assert len(lines) == sum(written["counts"]["probes"].values())
+    for kind in ("edit_success", "generalization"):
+        values = [line["measures"]["token_accuracy"] for line in lines if line["kind"] == kind]
+        assert written["metrics"][f"{kind}/token_accuracy"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+    assert set(lines[0]) == {"record", "kind", "group", "prompt", "expected", "before", "after", "measures"}
+
+
+def test_flags_overrule_the_checkpoint(run, tmp_path):
+    config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    arguments = ["test", "--config", config, "--ckpt_path", checkpoint, "--model.evaluation.extra_tokens", "1"]
+    logger = ["--trainer.logger.init_args.save_dir", str(tmp_path), "--data.validation.init_args.limit", "2"]
+    assert main([*arguments, *logger]) == 0
+    [path] = tmp_path.rglob("metrics.json")
+    written = json.loads(path.read_text())
+    assert written["settings"]["evaluation"]["extra_tokens"] == 1
+    assert written["counts"]["records"] == 2
+
+
+def test_other_settings_than_the_checkpoint_are_an_error(run, capsys):
+    config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    arguments = ["validate", "--config", config, "--ckpt_path", checkpoint, "--model.editor.init_args.rank", "5"]
+    assert main(arguments) == 1
+    assert "was made with" in capsys.readouterr().err
+
+
+def test_edit_generate_and_merge(run, tmp_path, capsys, tiny_folder):
+    checkpoint, saved, merged = str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "e"), str(tmp_path / "m")
+    fact = ["--prompt", "The capital of France is", "--subject", "France", "--target", "Rome"]
+    assert main(["edit", "--ckpt_path", checkpoint, *fact, "--save", saved, "--ask", '["Answer:"]']) == 0
+    assert "The capital of France is" in capsys.readouterr().out
+    assert main(["generate", "--edits", f'["{saved}"]', "--prompts", '["The capital of France is"]']) == 0
+    assert main(["merge", "--edits", f'["{saved}"]', "--output", merged]) == 0
+    from lightning_edit.edits import load_edit
+
+    model = load_language_model(str(tiny_folder))
+    with load_edit(saved).applied(model) as edited:
+        hooked = target_log_probs(edited, REQUESTS)
+    torch.testing.assert_close(target_log_probs(load_language_model(merged), REQUESTS), hooked, rtol=1e-3, atol=1e-3)
+    assert main(["merge", "--edits", f'["{saved}"]', "--output", merged]) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_errors_of_the_command_line_are_sentences(run, tmp_path, capsys):
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert main(["edit", "--ckpt_path", checkpoint, "--prompt", "A"]) == 1
+    assert "give --prompt and --target" in capsys.readouterr().err
+    assert main(["edit", "--ckpt_path", str(tmp_path / "no.ckpt"), "--prompt", "A", "--target", "b"]) == 1
+    assert "no such checkpoint" in capsys.readouterr().err
+    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
+    assert main(["edit", "--ckpt_path", str(tmp_path / "bad.ckpt"), "--prompt", "A", "--target", "b"]) == 1
+    assert "not a checkpoint that can be loaded safely" in capsys.readouterr().err
+    assert main(["nonsense"]) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_precision_that_would_cast_the_editor_is_refused(run, precision, capsys):
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--trainer.precision", precision]
+    assert main([*arguments, "--trainer.fast_dev_run", "true"]) == 1
+    assert "would cast the editor" in capsys.readouterr().err
+
+
+def test_fast_dev_run_and_bfloat16_base(run):
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--trainer.fast_dev_run", "true"]
+    assert main([*arguments, "--model.language_model.dtype", "bfloat16"]) == 0
+
+
+def test_joint_edits_in_training(run):
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--trainer.fast_dev_run", "true"]
+    assert main([*arguments, "--data.requests_per_edit", "3"]) == 0
+
+
+def test_an_editor_without_anything_to_fit_says_so(run, capsys):
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--trainer.fast_dev_run", "true"]
+    assert main([*arguments, "--model.editor", "lightning_edit.editors.GradientStep"]) == 1
+    assert "nothing to fit" in capsys.readouterr().err
+
+
+def test_missing_records_are_named(run, capsys):
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--data.train", "null"]
+    with pytest.raises(ConfigurationError, match=r"data\.train: no records"):
+        from lightning_edit.data import EditDataModule
+
+        EditDataModule().records("fit")
+    assert main(arguments) == 1
