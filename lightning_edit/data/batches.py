@@ -86,15 +86,18 @@ class TrainingRecords(Dataset[TrainingExample]):
 
     def __getitem__(self, key: tuple[int, int]) -> TrainingExample:
         epoch, index = key
-        record = self.records[index]
         rng = random.Random(f"{self.seed} {epoch} {index}")
+        neighbourhood, locality = self.candidates(self.records[index])
+        return TrainingExample(
+            self.records[index], rng.choice(neighbourhood), rng.choice(locality) if locality else None
+        )
+
+    @staticmethod
+    def candidates(record: EditRecord) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """The prompts with targets that can be drawn as rephrase, and those that can be drawn as locality prompt."""
         neighbourhood = [(request.prompt, request.target) for request in record.requests]
         neighbourhood += [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.GENERALIZATION)]
-        locality = record.probes_of(ProbeKind.LOCALITY)
-        drawn = rng.choice(locality) if locality else None
-        return TrainingExample(
-            record, rng.choice(neighbourhood), (drawn.prompt, drawn.answer) if drawn is not None else None
-        )
+        return neighbourhood, [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.LOCALITY)]
 
 
 class TrainingCollator:

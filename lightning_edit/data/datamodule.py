@@ -13,7 +13,7 @@ from lightning_edit.data.reading import ReadReport, RecordSource
 from lightning_edit.data.sampling import EvaluationBatches, TrainingBatches
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.records import EditRecord, ProbeKind, group_names
-from lightning_edit.tokenization import PromptEncoder
+from lightning_edit.tokenization import EncodedText, PromptEncoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -125,6 +125,15 @@ class EditDataModule(LightningDataModule):
             collate_fn=TrainingCollator(self._encoder(), self.requests_per_edit),
             num_workers=self.num_workers,
             persistent_workers=False,
+        )
+
+    def training_texts(self) -> tuple[list[EncodedText], list[EncodedText]]:
+        """Every text that training can draw, tokenised: requests with their rephrases, and locality prompts."""
+        encoder, dataset = self._encoder(), TrainingRecords(self.records("fit"), self.seed)
+        drawn = [dataset.candidates(record) for record in dataset.records]
+        return (
+            [encoder.encode(*text) for neighbourhood, _ in drawn for text in neighbourhood],
+            [encoder.encode(*text) for _, locality in drawn for text in locality],
         )
 
     def val_dataloader(self) -> DataLoader[list[EditRecord]]:

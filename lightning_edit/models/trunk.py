@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.tokenization import TokenBatch
+from lightning_edit.tokenization import EncodedText, TokenBatch
 
+_GROUP = 32
+"""Texts in one forward pass of :meth:`Trunk.fill`."""
 _TOLERANCE = 1e-3
 """Largest relative difference of logits between the short and the full forward pass that counts as rounding."""
 
@@ -64,7 +67,7 @@ def entering(block: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 
 class Trunk:
-    """The hidden states that enter one block, for every text that was asked for, each computed once.
+    """The hidden states that enter one block, kept for the texts that it was filled with.
 
     The model's own forward runs with the blocks below left out, so masks, positions and whatever else it computes
     from the whole input stay its own. The first use is compared with the full forward pass; where they differ, the
@@ -73,7 +76,7 @@ class Trunk:
     Args:
         model: The base model.
         layer: Index of the lowest block that is run again: the one of the lowest edit site.
-        limit: Bytes of hidden states to keep; texts beyond it are computed each time.
+        limit: Bytes of hidden states to keep; the states of other texts are computed each time.
     """
 
     def __init__(self, model: LanguageModel, layer: int, limit: int = 4 * 2**30) -> None:
@@ -91,7 +94,7 @@ class Trunk:
     def head_logits(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As :meth:`LanguageModel.head_logits`, without the blocks below the trunk's layer."""
         if self.works is None:
-            return self._prove(batch, positions, extra)
+            self._prove(batch, positions, extra)
         if not self.works:
             return self.model.head_logits(batch, positions, extra)
         return self._short(batch, positions, extra)
@@ -103,19 +106,52 @@ class Trunk:
             return self.model.head_logits(batch, positions, extra)
 
     def references(self, batch: TokenBatch) -> Tensor:
-        """(N, hidden size) head inputs of the unedited model at the batch's answer positions, each computed once."""
+        """(N, hidden size) head inputs of the unedited model at the batch's answer positions."""
         keys = _keys(batch)
-        missing = [row for row, key in enumerate(keys) if key not in self._references]
-        if missing:
-            part = batch.select(torch.tensor(missing, device=batch.input_ids.device))
-            with torch.no_grad():
-                inputs = self.head_logits(part, part.answer_mask)[1]
-            for row, own in zip(missing, inputs.split(part.target_lengths.tolist()), strict=True):
-                self._keep(self._references, keys[row], own.clone())
-        return torch.cat([self._references[key] for key in keys])
+        if all(key in self._references for key in keys):
+            return torch.cat([self._references[key] for key in keys])
+        with torch.no_grad():
+            return self.head_logits(batch, batch.answer_mask)[1]
 
-    def _prove(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Takes the full pass, and compares the short one with it."""
+    def fill(self, texts: Iterable[EncodedText], reference_texts: Iterable[EncodedText] = ()) -> None:
+        """Computes and keeps the states of texts, with a progress bar, up to the limit of memory.
+
+        The texts are sorted and grouped by themselves alone, so that the same texts give the same states to the last
+        bit, whatever happened before; a run that was interrupted goes on exactly.
+
+        Args:
+            texts: Texts that will be asked for.
+            reference_texts: Texts whose unedited head inputs will be asked for as well.
+        """
+        wanted = {_key(text): text for text in texts}
+        compared = {_key(text): text for text in reference_texts}
+        wanted.update(compared)
+        if wanted and self.works is None:
+            first = self.model.encoder.collate(list(wanted.values())[:2]).to(self.model.device)
+            self._prove(first, first.answer_mask, None)
+        for some, keep_references in ((wanted.keys() - compared.keys(), False), (compared.keys(), True)):
+            ordered = [wanted[key] for key in sorted(some, key=lambda key: (len(key), key))]
+            groups = [ordered[start : start + _GROUP] for start in range(0, len(ordered), _GROUP)]
+            for group in tqdm(groups, desc="hidden states below the edit sites", leave=False, disable=not groups):
+                if self.works and self.bytes < self.limit:
+                    self._fill_group(group, keep_references)
+
+    @torch.no_grad()
+    def _fill_group(self, group: list[EncodedText], keep_references: bool) -> None:
+        batch = self.model.encoder.collate(group).to(self.model.device)
+        positions = batch.answer_mask if keep_references else torch.zeros_like(batch.answer_mask)
+        states, inputs = self._run(batch, positions, whole=keep_references)
+        for key, own in zip(_keys(batch), states, strict=True):
+            self._states[key] = own
+            self.bytes += own.numel() * own.element_size()
+        if keep_references:
+            for key, own in zip(_keys(batch), inputs.split(batch.target_lengths.tolist()), strict=True):
+                self._references[key] = own.clone()
+                self.bytes += own.numel() * own.element_size()
+
+    @torch.no_grad()
+    def _prove(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None) -> None:
+        """Compares the short pass with the full one."""
         returned: list[int] = []
 
         def record(module: nn.Module, args: Any, output: Any) -> None:
@@ -123,13 +159,11 @@ class Trunk:
 
         handle = self.model.layer_map.blocks[self.layer].register_forward_hook(record)
         try:
-            with torch.no_grad():
-                full = self.model.head_logits(batch, positions, extra)[0]
+            full = self.model.head_logits(batch, positions, extra)[0]
         finally:
             handle.remove()
         self._returns = returned[0]
-        found = self._short(batch, positions, extra)
-        short = found[0].detach()
+        short = self._short(batch, positions, extra)[0]
         difference = float((short - full).norm() / full.norm().clamp(min=1e-12))
         # Half precision rounds more coarsely than the tolerance that float32 allows.
         allowed = max(_TOLERANCE, 8 * float(torch.finfo(short.dtype).eps))
@@ -140,55 +174,44 @@ class Trunk:
                 f"{difference:.1e} (relative) from the full forward pass, which is taken from now on",
                 stacklevel=3,
             )
-        # Hooks may have recorded tensors of the last pass, so that is the one to return.
-        return found if self.works else self.model.head_logits(batch, positions, extra)
 
     def _gather(self, batch: TokenBatch) -> Tensor:
-        """(R, S, hidden size) the states of a batch, right-padded with zeros."""
+        """(R, S, hidden size) the states of a batch, with zeros at its padding."""
         keys = _keys(batch)
-        fresh = self._compute(batch, [row for row, key in enumerate(keys) if key not in self._states], keys)
-        rows = [fresh[key] if key in fresh else self._states[key] for key in keys]
-        states = rows[0].new_zeros(*batch.input_ids.shape, rows[0].shape[-1])
-        for row, own in enumerate(rows):
-            states[row, batch.attention_mask[row].bool()] = own
+        if any(key not in self._states for key in keys):
+            own = self._run(batch, torch.zeros_like(batch.answer_mask), whole=False)[0]
+        else:
+            own = [self._states[key] for key in keys]
+        states = own[0].new_zeros(*batch.input_ids.shape, own[0].shape[-1])
+        for row, state in enumerate(own):
+            states[row, batch.attention_mask[row].bool()] = state
         return states
 
     @torch.no_grad()
-    def _compute(
-        self, batch: TokenBatch, missing: list[int], keys: list[tuple[int, ...]]
-    ) -> dict[tuple[int, ...], Tensor]:
-        if not missing:
-            return {}
-        part = batch.select(torch.tensor(missing, device=batch.input_ids.device))
+    def _run(self, batch: TokenBatch, positions: Tensor, whole: bool) -> tuple[list[Tensor], Tensor]:
+        """The states of each row, and the head inputs at ``positions`` where the whole model is run."""
         blocks = self.model.layer_map.blocks
         seen: list[Tensor] = []
         handle = blocks[self.layer].register_forward_pre_hook(_recording(seen), with_kwargs=True)
         try:
-            with skipped(blocks[self.layer :], self._returns):
-                self.model.head_logits(part, torch.zeros_like(part.target_mask))
+            # The block itself is left out too: edits may be applied to it.
+            with skipped([] if whole else blocks[self.layer :], self._returns):
+                inputs = self.model.head_logits(batch, positions)[1]
         finally:
             handle.remove()
-        fresh = {}
-        for position, row in enumerate(missing):
-            fresh[keys[row]] = seen[0][position, part.attention_mask[position].bool()].clone()
-            self._keep(self._states, keys[row], fresh[keys[row]])
-        return fresh
+        return [own[mask].clone() for own, mask in zip(seen[0], batch.attention_mask.bool(), strict=True)], inputs
 
-    def _keep(self, where: dict[tuple[int, ...], Tensor], key: tuple[int, ...], value: Tensor) -> None:
-        size = value.numel() * value.element_size()
-        if where is self._references or self.bytes + size <= self.limit:
-            where[key] = value
-            self.bytes += size
+
+def _key(text: EncodedText) -> tuple[int, ...]:
+    """Number of target tokens and all token ids, which together say what a text's states and answers depend on."""
+    return (len(text.target_ids), *text.ids)
 
 
 def _keys(batch: TokenBatch) -> list[tuple[int, ...]]:
-    """The token ids of each row and the place of its target, which together say all that a row depends on."""
+    """The key of each row."""
     keys = []
-    for ids, mask, target in zip(
-        batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.target_mask.tolist(), strict=True
-    ):
-        real = [id for id, used in zip(ids, mask, strict=True) if used]
-        keys.append((sum(target), *real))
+    for ids, mask, target in zip(batch.input_ids, batch.attention_mask.bool(), batch.target_mask, strict=True):
+        keys.append((int(target.sum()), *ids[mask].tolist()))
     return keys
 
 

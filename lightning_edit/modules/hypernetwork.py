@@ -82,7 +82,8 @@ class HypernetworkEditing(EditingModule):
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
         trunk_gigabytes: Memory for the hidden states below the lowest edit site, which are computed once for every
-            training text; 0 computes them anew each time.
+            training text before the first step; 0 computes them anew each time. It pays off from the second epoch on,
+            or where the edit sites are the uppermost layers.
     """
 
     editor: GradientEditor
@@ -100,7 +101,7 @@ class HypernetworkEditing(EditingModule):
         step_size_learning_rate: float = 1e-5,
         warmup_steps: int = 0,
         schedule: Literal["constant", "cosine"] = "constant",
-        trunk_gigabytes: float = 4.0,
+        trunk_gigabytes: float = 0.0,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average)
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
@@ -135,10 +136,17 @@ class HypernetworkEditing(EditingModule):
         self._log_step(loss, edit_loss, locality_loss, stacked, batch.edits)
         return surrogate_loss(loss, tensors, gradients)
 
+    def on_fit_start(self) -> None:
+        """Computes what no edit can change, once for every training text."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        rehearsal = getattr(self.trainer, "fast_dev_run", False)
+        if self.trunk_gigabytes > 0 and not rehearsal and datamodule is not None:
+            self._trunk().fill(*datamodule.training_texts())
+
     def _trunk(self) -> Trunk:
         if self._kept is None:
             lowest = min(site.layer for site in self.editor.edit_sites(self.language_model))
-            self._kept = Trunk(self.language_model, lowest, int(self.trunk_gigabytes * 2**30))
+            self._kept = Trunk(self.language_model, max(lowest, 0), int(self.trunk_gigabytes * 2**30))
         return self._kept
 
     def _check_finite(

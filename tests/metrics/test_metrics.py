@@ -39,9 +39,7 @@ def outcomes(count=60, seed=0):
             references=rng.choice([(), ("Rome is the capital of Italy", "The city of Rome")]),
         )
         target = () if kind is ProbeKind.FLUENCY else tuple(rng.randint(0, 2) for _ in range(length))
-        found.append(
-            EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), rng.choice([None, rng.random()]))
-        )
+        found.append(EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), rng.choice([None, rng.random()])))
     return found
 
 
@@ -86,9 +84,7 @@ REFERENCES = {
     m.ProbabilityScore: lambda o, a: (
         float(mean_p(a.log_probs) > mean_p(a.rival_log_probs)) if a.rival_log_probs else None
     ),
-    m.ProbabilityMagnitude: lambda o, a: (
-        mean_p(a.log_probs) - mean_p(a.rival_log_probs) if a.rival_log_probs else None
-    ),
+    m.ProbabilityMagnitude: lambda o, a: mean_p(a.log_probs) - mean_p(a.rival_log_probs) if a.rival_log_probs else None,
     m.ExactMatch: lambda o, a: None if a.generation is None else exact(a.generation, o.probe.aliases),
     m.Containment: lambda o, a: None if a.generation is None else contains(a.generation, o.probe.aliases),
     m.NGramEntropy: lambda o, a: None if a.generation is None else entropy(a.generation),
@@ -139,9 +135,7 @@ def test_equals_a_plain_reference(cls, settings):
 
 
 def _share(rank, port, queue):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = outcomes(90)
     collection = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.EDIT_SUCCESS, "B")])
     collection.update(found[:69] if rank == 0 else found[69:])

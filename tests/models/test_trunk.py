@@ -26,28 +26,44 @@ def test_logits_are_those_of_the_full_pass_in_every_batch(family, layer, recwarn
 
 
 @torch.no_grad()
-def test_each_text_is_computed_once(monkeypatch):
+def test_filled_states_are_used_and_do_not_depend_on_the_batch(monkeypatch):
     model = language_model("llama")
     trunk = Trunk(model, 1)
-    calls = []
-    block = model.layer_map.blocks[0]
-    block.register_forward_hook(lambda module, args, output: calls.append(len(output)))
-    trunk.answer_logits(batch_of(model, TEXTS))
-    before = len(calls)
-    trunk.answer_logits(batch_of(model, TEXTS[::-1]))
-    # The lower block is replaced, so that its own computation never runs; it is still called.
-    assert sum(calls[before:]) == len(TEXTS)
-    assert len(trunk._states) == len(TEXTS)
+    texts = [model.encoder.encode(*text) for text in TEXTS]
+    trunk.fill(texts[:1], texts[1:])
+    monkeypatch.setattr(trunk, "_run", None)  # nothing may be computed any more
+    expected = model.head_logits(batch_of(model, TEXTS), batch_of(model, TEXTS).answer_mask)
+    for chosen in (TEXTS, TEXTS[1:]):
+        batch = batch_of(model, chosen)
+        torch.testing.assert_close(trunk.answer_logits(batch), model.answer_logits(batch), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        trunk.references(batch_of(model, TEXTS[1:])), expected[1][-len(texts[1].target_ids) :], rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_filling_is_the_same_to_the_last_bit_in_any_order():
+    model = language_model("llama")
+    texts = [model.encoder.encode(f"{prompt} {number}", target) for number in range(50) for prompt, target in TEXTS]
+    first, second = Trunk(model, 1), Trunk(model, 1)
+    first.fill(texts, texts[:7])
+    second.answer_logits(batch_of(model, TEXTS))
+    second.fill(texts[::-1], texts[:7])
+    batch = model.encoder.collate(texts[40:60])
+    assert torch.equal(first.answer_logits(batch), second.answer_logits(batch))
+    assert torch.equal(
+        first.references(model.encoder.collate(texts[:7])), second.references(model.encoder.collate(texts[:7]))
+    )
 
 
 @torch.no_grad()
 def test_a_limit_keeps_memory_bounded_and_changes_nothing():
     model = language_model("llama")
     trunk = Trunk(model, 1, limit=0)
+    trunk.fill([model.encoder.encode(*text) for text in TEXTS])
     batch = batch_of(model, TEXTS)
-    for _ in range(2):
-        torch.testing.assert_close(trunk.answer_logits(batch), model.answer_logits(batch), rtol=1e-4, atol=1e-4)
-    assert trunk._states == {}
+    torch.testing.assert_close(trunk.answer_logits(batch), model.answer_logits(batch), rtol=1e-4, atol=1e-4)
+    assert trunk.bytes == 0
 
 
 @torch.no_grad()
