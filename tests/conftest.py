@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
+# Before anything reads it: no test may wait for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
-from lightning_edit.models import LanguageModel, load_language_model
+import pytest  # noqa: E402
+
+from lightning_edit.models import LanguageModel, load_language_model  # noqa: E402
 
 BENCHMARK_DATA = "LIGHTNING_EDIT_BENCHMARK_DATA"
 

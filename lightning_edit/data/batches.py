@@ -16,17 +16,17 @@ from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """What one record contributes to one epoch: its requests, one rephrase, and one locality prompt.
+    """What one record contributes to one epoch: its requests, one rephrase, and locality prompts.
 
     Args:
         record: The record.
         rephrase: Prompt and target in other words (or the request itself).
-        locality: A prompt that the edit must not change, and its answer; None where the record has none.
+        locality: Prompts that the edit must not change, with their answers.
     """
 
     record: EditRecord
     rephrase: tuple[str, str]
-    locality: tuple[str, str] | None
+    locality: tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -68,7 +68,7 @@ class TrainingBatch:
 
 
 class TrainingRecords(Dataset[TrainingExample]):
-    """Draws, for (epoch, index), one rephrase and one locality prompt of a record.
+    """Draws, for (epoch, index), a rephrase and locality prompts of a record.
 
     The rephrase is drawn from the record's equivalence neighbourhood, which holds the request itself (Mitchell et al.
     2022, section 2). The draw depends on seed, epoch and index alone, not on which worker makes it.
@@ -76,10 +76,11 @@ class TrainingRecords(Dataset[TrainingExample]):
     Args:
         records: The records.
         seed: Seed of the draws.
+        locality_draws: Number of locality prompts to draw, as far as a record has so many.
     """
 
-    def __init__(self, records: Sequence[EditRecord], seed: int = 0) -> None:
-        self.records, self.seed = records, seed
+    def __init__(self, records: Sequence[EditRecord], seed: int = 0, locality_draws: int = 1) -> None:
+        self.records, self.seed, self.locality_draws = records, seed, locality_draws
 
     def __len__(self) -> int:
         return len(self.records)
@@ -89,7 +90,9 @@ class TrainingRecords(Dataset[TrainingExample]):
         rng = random.Random(f"{self.seed} {epoch} {index}")
         neighbourhood, locality = self.candidates(self.records[index])
         return TrainingExample(
-            self.records[index], rng.choice(neighbourhood), rng.choice(locality) if locality else None
+            self.records[index],
+            rng.choice(neighbourhood),
+            tuple(rng.sample(locality, min(self.locality_draws, len(locality)))),
         )
 
     @staticmethod
@@ -125,8 +128,7 @@ class TrainingCollator:
                 edits.append(self.encoder.encode(request.prompt, request.target))
                 edit_of_request.append(edit)
             rephrases.append((self.encoder.encode(*example.rephrase), edit))
-            if example.locality is not None:
-                localities.append((self.encoder.encode(*example.locality), edit))
+            localities += [(self.encoder.encode(*text), edit) for text in example.locality]
         outer = rephrases + localities
         return TrainingBatch(
             names=names,

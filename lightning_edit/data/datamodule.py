@@ -36,6 +36,7 @@ class EditDataModule(LightningDataModule):
         predict: Records to predict; the test records where none are given.
         batch_size: Independent edits in one training step of one process.
         requests_per_edit: Records edited jointly in each of them.
+        locality_draws: Locality prompts drawn for each training record.
         eval_batch_size: Independent edits that are evaluated side by side.
         num_workers: Worker processes that tokenise training batches; 0 tokenises in the main process.
         seed: Seed of the order and of the draws of rephrases and locality prompts.
@@ -53,13 +54,19 @@ class EditDataModule(LightningDataModule):
         predict: RecordSource | None = None,
         batch_size: int = 8,
         requests_per_edit: int = 1,
+        locality_draws: int = 1,
         eval_batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
         skip_seen_subjects: bool = False,
     ) -> None:
         super().__init__()
-        numbers = {"batch_size": batch_size, "requests_per_edit": requests_per_edit, "eval_batch_size": eval_batch_size}
+        numbers = {
+            "batch_size": batch_size,
+            "requests_per_edit": requests_per_edit,
+            "locality_draws": locality_draws,
+            "eval_batch_size": eval_batch_size,
+        }
         for name, value in numbers.items():
             if value < 1:
                 raise ConfigurationError(f"data.{name}: expected a positive number, found {value}")
@@ -70,6 +77,7 @@ class EditDataModule(LightningDataModule):
             "predict": predict or test or validation,
         }
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
+        self.locality_draws = locality_draws
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
         self.reports: dict[str, ReadReport] = {}
         self._resume_at = (0, 0)
@@ -120,7 +128,7 @@ class EditDataModule(LightningDataModule):
         (batches.epoch, batches.skip), self._resume_at = self._resume_at, (0, 0)
         self._train_batches = batches
         return DataLoader(
-            cast(Any, TrainingRecords(records, self.seed)),
+            cast(Any, TrainingRecords(records, self.seed, self.locality_draws)),
             batch_sampler=batches,
             collate_fn=TrainingCollator(self._encoder(), self.requests_per_edit),
             num_workers=self.num_workers,

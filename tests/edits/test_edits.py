@@ -1,0 +1,206 @@
+import json
+import warnings
+
+import pytest
+import torch
+
+from lightning_edit.editors import GradientStep
+from lightning_edit.edits import (
+    DenseDelta,
+    EditBatch,
+    EditSequence,
+    FactoredDelta,
+    Provenance,
+    StackedFactors,
+    WeightEdit,
+    load_edit,
+)
+from lightning_edit.edits.deltas import combine
+from lightning_edit.errors import BaseModelMismatchError, EditError, SourceNotFoundError
+from lightning_edit.models import LanguageModel, Likeness
+from tests.testers import REQUESTS, assert_untouched, state, target_log_probs
+from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
+
+SITE = "model.layers.1.mlp.down_proj"
+
+
+def edit_of(model, delta, id="an-edit", depends_on=()):
+    provenance = Provenance.of(model, "test", {}, REQUESTS[:1])
+    return WeightEdit({SITE: delta}, Provenance(**{**vars(provenance), "id": id, "depends_on": depends_on}))
+
+
+def factored(rank=2, seed=0):
+    torch.manual_seed(seed)
+    return FactoredDelta(0.1 * torch.randn(48, rank), 0.1 * torch.randn(rank, 32))
+
+
+@pytest.mark.parametrize("delta", [factored(), DenseDelta(factored().dense())], ids=["factored", "dense"])
+def test_a_weight_edit_is_the_changed_weight(delta):
+    model = language_model("llama")
+    edit = edit_of(model, delta)
+    with edit.applied(model) as edited:
+        hooked = target_log_probs(edited, REQUESTS)
+    changed = language_model("llama")
+    changed.model.model.layers[1].mlp.down_proj.weight.add_(delta.dense().T)
+    torch.testing.assert_close(hooked, target_log_probs(changed, REQUESTS), rtol=1e-4, atol=1e-4)
+
+
+def test_contexts_nest_and_unwind():
+    model = language_model("llama")
+    before, plain = state(model), target_log_probs(model, REQUESTS)
+    first, second = edit_of(model, factored()), edit_of(model, factored(seed=1), "other")
+    with first.applied(model):
+        one = target_log_probs(model, REQUESTS)
+        with second.applied(model):
+            assert target_log_probs(model, REQUESTS) != one
+        assert target_log_probs(model, REQUESTS) == one
+    assert target_log_probs(model, REQUESTS) == plain
+    assert_untouched(model, before)
+
+
+def test_another_base_is_refused_and_both_are_named():
+    model = language_model("llama")
+    edit = edit_of(model, factored())
+    other = language_model("llama")
+    other.name = "somebody-else"
+    other.model.model.embed_tokens.weight.add_(0.1)
+    for use in (lambda: edit.applied(other).__enter__(), lambda: edit.merge(other)):
+        with pytest.raises(
+            BaseModelMismatchError, match=r"made for tiny-llama .* but the model given is somebody-else"
+        ):
+            use()
+    with pytest.raises(BaseModelMismatchError):
+        edit.applied(language_model("mistral")).__enter__()
+
+
+def test_another_precision_of_the_same_base_is_a_recorded_warning():
+    full, half = language_model("llama"), language_model("llama", torch.bfloat16)
+    # The same weights rounded, as a published model is loaded in another precision.
+    half.model.load_state_dict({k: v.to(torch.bfloat16) for k, v in full.model.state_dict().items()})
+    assert full.fingerprint.compare(half.fingerprint) is Likeness.VARIANT
+    edit = edit_of(full, factored())
+    with pytest.warns(UserWarning, match="used with another precision"), edit.applied(half) as edited:
+        hooked = target_log_probs(edited, REQUESTS)
+    assert "bfloat16" in edit.check(half)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edit.merge(half)
+    torch.testing.assert_close(target_log_probs(half, REQUESTS), hooked, rtol=0.1, atol=0.2)
+
+
+def test_a_fine_tuned_copy_is_another_base_in_any_precision():
+    full, tuned = language_model("llama"), language_model("llama", torch.bfloat16)
+    for parameter in tuned.model.parameters():
+        parameter.mul_(1.05)
+    assert full.fingerprint.compare(tuned.fingerprint) is Likeness.DIFFERENT
+
+
+def test_a_loaded_edit_knows_where_it_comes_from(tmp_path):
+    model = language_model("llama")
+    edit = edit_of(model, factored())
+    folder = edit.save(tmp_path / "edit")
+    assert sorted(path.name for path in folder.iterdir()) == ["edit.json", "edit.safetensors"]
+    manifest = json.loads((folder / "edit.json").read_text())
+    assert manifest["requests"][0]["target"] == "Rome"
+    assert manifest["versions"]["torch"]
+    loaded = load_edit(folder)
+    assert loaded.provenance == edit.provenance
+    edit.save(folder)  # an edit may be saved over an edit, never over anything else
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not delete")
+    with pytest.raises(EditError, match="exists and is not an edit"):
+        edit.save(tmp_path / "mine")
+
+
+def test_broken_edits_are_errors_in_words(tmp_path):
+    with pytest.raises(SourceNotFoundError, match="no edit here"):
+        load_edit(tmp_path)
+    (tmp_path / "edit.json").write_text("{}")
+    with pytest.raises(EditError, match="not a manifest"):
+        load_edit(tmp_path)
+    (tmp_path / "edit.json").write_text('{"format": 99, "kind": "weight", "details": {}}')
+    with pytest.raises(EditError, match="format 99"):
+        load_edit(tmp_path)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    edit = edit_of(language_model("llama"), factored())
+    monkeypatch.setattr("lightning_edit.edits.weight.save_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        edit.save(tmp_path / "edit")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiled_model_is_refused():
+    model = language_model("llama")
+    edit = edit_of(model, factored())
+    model.model.model.layers[0].compile()
+    with pytest.raises(EditError, match=r"is compiled \(model\.layers\.0\)"):
+        edit.applied(model).__enter__()
+
+
+def test_merging_into_a_shared_weight_is_refused():
+    model = language_model("llama")
+    layers = model.model.model.layers
+    layers[2].mlp.down_proj.weight = layers[1].mlp.down_proj.weight
+    with pytest.raises(EditError, match="is shared by"):
+        edit_of(model, factored()).merge(model)
+
+
+def test_many_factors_fold_into_one_dense_change():
+    few, many = [factored(2, seed) for seed in range(3)], [factored(5, seed) for seed in range(9)]
+    assert isinstance(combine(few), FactoredDelta)
+    assert isinstance(combine(many), DenseDelta)
+    for deltas in (few, many):
+        torch.testing.assert_close(combine(deltas).dense(), sum(delta.dense() for delta in deltas))
+
+
+class TestSequence:
+    def test_composes_merges_and_undoes(self):
+        model = language_model("llama")
+        edits = [edit_of(model, factored(seed=seed), f"e{seed}") for seed in range(3)]
+        sequence = EditSequence(edits[:2]).then(edits[2])
+        with sequence.applied(model) as edited:
+            together = target_log_probs(edited, REQUESTS)
+        with edits[0].applied(model), edits[1].applied(model), edits[2].applied(model) as edited:
+            torch.testing.assert_close(target_log_probs(edited, REQUESTS), together, rtol=1e-4, atol=1e-4)
+        assert sequence.without("e1").ids == ("e0", "e2")
+        sequence.merge(model)
+        torch.testing.assert_close(target_log_probs(model, REQUESTS), together, rtol=1e-4, atol=1e-4)
+
+    def test_refuses_in_words(self):
+        model = language_model("llama")
+        first = edit_of(model, factored(), "first")
+        second = edit_of(model, factored(seed=1), "second", depends_on=("first",))
+        with pytest.raises(EditError, match="computed on top of"):
+            EditSequence([second])
+        with pytest.raises(EditError, match="twice"):
+            EditSequence([first, first])
+        with pytest.raises(EditError, match="cannot be undone alone"):
+            EditSequence([first, second]).without("first")
+        with pytest.raises(EditError, match="no edit third"):
+            EditSequence([first]).without("third")
+
+
+class TestBatch:
+    def test_rows_are_checked(self):
+        model = language_model("llama")
+        batch = GradientStep(sites=[1]).edit_each(model, REQUESTS)
+        assert len(batch) == 3
+        with pytest.raises(EditError, match="rows name the edits 0 to 3, but there are 3"), batch.hooked(model, [0, 3]):
+            pass
+        with pytest.raises(EditError, match="2 edits, but factors for"):
+            EditBatch({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))}, batch.provenances[:2])
+
+    def test_another_base_is_refused(self):
+        batch = GradientStep(sites=[1]).edit_each(language_model("llama"), REQUESTS)
+        with pytest.raises(BaseModelMismatchError):
+            batch.applied(language_model("qwen2"), [0]).__enter__()
+
+
+def test_fingerprints_tell_models_apart_and_survive_json():
+    model = language_model("llama")
+    copy = LanguageModel(build(FAMILIES["llama"][0]()), byte_level_tokenizer())
+    assert model.fingerprint == copy.fingerprint
+    restored = type(model.fingerprint).from_dict(json.loads(json.dumps(model.fingerprint.to_dict())))
+    assert restored.compare(model.fingerprint) is Likeness.SAME

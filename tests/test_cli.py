@@ -1,0 +1,132 @@
+"""The command line as a user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_edit.cli import main
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted((ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    script = (
+        "import sys; from lightning_edit.cli import main; main(['--help']);"
+        "print([name for name in ('torch', 'transformers', 'lightning', 'wandb', 'sklearn') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip().splitlines()[-1] == "[]"
+    for command in ("fit", "validate", "test", "predict", "edit", "generate", "merge"):
+        assert f"\n  {command} " in output
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    script = "import sys, lightning_edit; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("command", ["edit", "generate", "merge"])
+def test_every_option_is_explained(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    options = [line for line in shown.splitlines() if line.startswith("  --") and "CONFIG" not in line]
+    assert len(options) >= 5
+    assert "Base model" in shown
+
+
+def test_help_of_training_comes_from_the_docstrings(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "lightning_edit.modules.HypernetworkEditing"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Weight of the divergence from the unedited model" in shown
+    assert "Hub id, local folder, GGUF file, or the bundled name" in shown
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.editor.help", "lightning_edit.editors.MEND"])
+    assert "Rank of the hypernetwork's layers" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_wrong_key_is_an_error_that_names_it(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "lightning_edit.modules.HypernetworkEditing", "--model.edit_wieght", "1"])
+    assert "edit_wieght" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])
+def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "--model.language_model.name_or_path": str(tiny_folder),
+        "--model.editor.init_args.sites": "[1, 2]",
+        "--trainer.fast_dev_run": "true",
+        "--trainer.accelerator": "cpu",
+        "--trainer.enable_progress_bar": "false",
+        "--data.batch_size": "2",
+    }
+    config = yaml.safe_load(path.read_text())
+    data = (
+        yaml.safe_load((path.parent / config["data"]).read_text())
+        if isinstance(config["data"], str)
+        else config["data"]
+    )
+    for split in ("train", "validation", "test"):
+        if split in data:
+            small[f"--data.{split}.init_args.limit"] = "8"
+            source = data[split]["init_args"].get("source")
+            if source is not None:
+                small[f"--data.{split}.init_args.source"] = str(find(benchmark_data, data[split]))
+    command = "fit" if "Hypernetwork" in config["model"]["class_path"] else "test"
+    assert main([command, "--config", str(path), *(word for pair in small.items() for word in pair)]) == 0
+
+
+def find(folder, source):
+    """The benchmark's file among the published ones."""
+    return next(path for path in folder.rglob("*.json") if path.name == Path(source["init_args"]["source"]).name)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_file_belongs_to_an_experiment(path):
+    if path.parent.name == "experiment":
+        return
+    name = f"../{path.parent.name}/{path.name}"
+    assert any(name in experiment.read_text() for experiment in EXPERIMENTS), f"no experiment uses {name}"
+
+
+def test_interpolation_works_across_files_and_flags(capsys):
+    experiment = ROOT / "configs" / "experiment" / "mend-smollm2-worldfacts.yaml"
+    flags = ["--model.warmup_steps", "7", "--trainer.max_steps", "${..model.init_args.warmup_steps}"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(experiment), *flags, "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 7
+
+
+def test_early_stopping_and_resuming_the_last_checkpoint(tiny_folder, tmp_path):
+    from tests.modules.test_training import write_config
+
+    config = write_config(tmp_path, tiny_folder)
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"].append(
+        {
+            "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+            "init_args": {"monitor": "val/score", "mode": "max", "patience": 1, "min_delta": 1.0},
+        }
+    )
+    content["trainer"]["max_epochs"] = 5
+    content["data"]["train"]["init_args"]["limit"] = 8
+    config.write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", str(config)]) == 0
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert "step=4.ckpt" in names
+    assert "step=6.ckpt" not in names  # no progress of 1.0: stopped after the second validation
+    content["trainer"]["callbacks"].pop()
+    content["trainer"]["max_epochs"] = 3
+    config.write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", str(config), "--ckpt_path", "last"]) == 0
+    assert (tmp_path / "checkpoints" / "step=6.ckpt").exists()
