@@ -8,9 +8,9 @@ from pathlib import Path
 # Before anything reads it: no test may wait for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import pytest  # noqa: E402
+import pytest
 
-from lightning_edit.models import LanguageModel, load_language_model  # noqa: E402
+from lightning_edit.models import LanguageModel, load_language_model
 
 BENCHMARK_DATA = "LIGHTNING_EDIT_BENCHMARK_DATA"
 
