@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from lightning_edit.errors import RequestError
@@ -246,4 +246,3 @@ class EditOutcome:
     before: Answer
     after: Answer
     divergence: float | None = None
-    notes: dict[str, str] = field(default_factory=dict)

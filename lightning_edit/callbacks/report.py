@@ -14,7 +14,9 @@ from rich.table import Table
 
 from lightning_edit.edits.base import package_versions
 from lightning_edit.files import replace_file, write_json
+from lightning_edit.metrics.all_tokens_match import all_tokens_match
 from lightning_edit.metrics.generation import containment, exact_match
+from lightning_edit.metrics.probability import probability_magnitude, probability_score
 from lightning_edit.metrics.self_agreement import generation_agreement
 from lightning_edit.metrics.token_accuracy import token_accuracy
 from lightning_edit.modules.base import EditingModule
@@ -36,9 +38,15 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
     if outcome.target_ids:
         measures["token_accuracy"] = token_accuracy(after.predicted_ids, outcome.target_ids)
         measures["token_accuracy_before"] = token_accuracy(before.predicted_ids, outcome.target_ids)
+        measures["all_tokens_match"] = all_tokens_match(after.predicted_ids, outcome.target_ids)
+        measures["self_agreement"] = token_accuracy(after.predicted_ids, before.predicted_ids)
+    if after.rival_log_probs:
+        measures["probability_score"] = probability_score(after.log_probs, after.rival_log_probs)
+        measures["probability_magnitude"] = probability_magnitude(after.log_probs, after.rival_log_probs)
     if after.generation is not None and before.generation is not None:
         measures["exact_match"] = exact_match(after.generation, probe.aliases)
         measures["containment"] = containment(after.generation, probe.aliases)
+        measures["containment_before"] = containment(before.generation, probe.aliases)
         measures["generation_agreement"] = generation_agreement(before.generation, after.generation)
     if outcome.divergence is not None:
         measures["kl_divergence"] = outcome.divergence

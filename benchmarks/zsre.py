@@ -1,0 +1,113 @@
+"""MEND trained on ZsRE and tested on KnowEdit's ZsRE, beside the plain gradient step that it starts from.
+
+python -m benchmarks.zsre --data FOLDER [--checkpoint CKPT] [--records N]
+
+FOLDER holds the published files. Without a checkpoint, train first:
+    lightning-edit fit --config configs/experiment/mend-smollm2-zsre.yaml --data.train.init_args.source …
+The step size of the gradient step is chosen on training records that MEND is not tested on. Every batch of records is
+written as soon as it is evaluated, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import write_result
+from lightning_edit.callbacks.report import prediction
+from lightning_edit.data import KnowEditZsRE, ZsRE
+from lightning_edit.editors import Editor, GradientStep, load_editor
+from lightning_edit.metrics import edit_metrics
+from lightning_edit.models import LanguageModel, load_language_model
+from lightning_edit.modules import EvaluationSettings, Evaluator
+from lightning_edit.records import EditRecord, group_names
+
+STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
+    parser.add_argument("--checkpoint", help="checkpoint of a MEND trained on ZsRE")
+    parser.add_argument("--records", type=int, help="test on the first N records only")
+    parser.add_argument("--work", type=Path, default=Path("runs/zsre"), help="where intermediate results are kept")
+    options = parser.parse_args()
+
+    model = load_language_model("smollm2-135m-instruct")
+    training = ZsRE(str(next(options.data.rglob("zsre_mend_train_10000*.json"))), split="train").read().records
+    records = KnowEditZsRE(str(options.data), limit=options.records).read().records
+    seen = {record.requests[0].subject for record in training}
+    editors: dict[str, Editor] = {"gradient step": GradientStep(step_size=choose_step_size(model, training[-32:]))}
+    if options.checkpoint:
+        editors["MEND"] = load_editor(options.checkpoint, model)
+    evaluator = Evaluator(model, EvaluationSettings())
+    result: dict[str, Any] = {}
+    for name, editor in editors.items():
+        lines, seconds = evaluate(evaluator, editor, records, options.work / f"{name.replace(' ', '-')}.jsonl")
+        unseen = {record.id for record in records if record.requests[0].subject not in seen}
+        result[name] = {
+            "settings": editor.hyperparameters,
+            "seconds": round(seconds, 1),
+            "all records": summary(lines, {record.id for record in records}),
+            "records whose subject is not in the training file": summary(lines, unseen),
+        }
+        print(name, json.dumps(result[name], indent=1))
+    write_result(__file__, {"editors": result})
+
+
+def choose_step_size(model: LanguageModel, records: list[EditRecord]) -> float:
+    """The step size with the best mean of edit success, generalization and locality."""
+    evaluator = Evaluator(model, EvaluationSettings(generate=False))
+    scores = {}
+    for size in STEP_SIZES:
+        metrics = edit_metrics(group_names(records))
+        edits = GradientStep(step_size=size).edit_each_group(model, [record.requests for record in records])
+        metrics.update(evaluator.evaluate(records, edits))
+        values = {name: float(value) for name, value in metrics.compute().items()}
+        wanted = ("edit_success/token_accuracy", "generalization/token_accuracy", "/self_agreement")
+        chosen = [value for name, value in values.items() if name.endswith(wanted)]
+        scores[size] = sum(chosen) / len(chosen)
+    return max(scores, key=lambda size: scores[size])
+
+
+def evaluate(
+    evaluator: Evaluator, editor: Editor, records: list[EditRecord], path: Path
+) -> tuple[list[dict[str, Any]], float]:
+    """The predictions of all records, going on behind those that are in the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {line["record"] for line in lines}
+    left = [record for record in records if record.id not in done]
+    start = time.perf_counter()
+    for at in range(0, len(left), BATCH):
+        chunk = left[at : at + BATCH]
+        edits = editor.edit_each_group(evaluator.model, [record.requests for record in chunk])
+        fresh = [prediction(outcome, evaluator.model.encoder.decode) for outcome in evaluator.evaluate(chunk, edits)]
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in fresh)
+        lines += fresh
+        print(f"{len(records) - len(left) + at + len(chunk)}/{len(records)} records", flush=True)
+    return lines, time.perf_counter() - start
+
+
+def summary(lines: list[dict[str, Any]], ids: set[str]) -> dict[str, Any]:
+    """Means per kind and group over the probes of some records."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for line in lines:
+        if line["record"] in ids:
+            key = f"{line['kind']}/{line['group']}".rstrip("/").lower()
+            for name, value in line["measures"].items():
+                values.setdefault(key, {}).setdefault(name, []).append(value)
+    means = {
+        key: {name: round(sum(found) / len(found), 4) for name, found in sorted(own.items())}
+        for key, own in sorted(values.items())
+    }
+    return {"records": len(ids), **means}
+
+
+if __name__ == "__main__":
+    main()
