@@ -17,6 +17,16 @@ class TestMEND(EditorTester):
         return editor.eval()
 
 
+class TestMENDWithSeparateNetworks(EditorTester):
+    def make(self, model):
+        editor = MEND(sites=[1, 2], rank=4, step_size=5e-4, shared=False)
+        editor.setup(model)
+        assert len(editor.networks) == 2
+        editor.train()
+        editor.edit_each(model, REQUESTS)
+        return editor.eval()
+
+
 def test_starts_as_the_identity_on_normalised_factors():
     model = language_model("llama")
     editor = MEND(sites=[1, 2], rank=8)
