@@ -91,27 +91,49 @@ class Trunk:
         """As :meth:`LanguageModel.answer_logits`, without the blocks below the trunk's layer."""
         return self.head_logits(batch, batch.answer_mask)[0]
 
-    def head_logits(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As :meth:`LanguageModel.head_logits`, without the blocks below the trunk's layer."""
+    def head_logits(
+        self, batch: TokenBatch, positions: Tensor, extra: Tensor | None = None, states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`LanguageModel.head_logits`, without the blocks below the trunk's layer.
+
+        Args:
+            batch: R rows.
+            positions: (R, S) bool.
+            extra: Head inputs to replay.
+            states: What :meth:`states` gave for the batch, if it is at hand.
+        """
         if self.works is None:
-            self._prove(batch, positions, extra)
+            self._prove(batch, positions)
         if not self.works:
             return self.model.head_logits(batch, positions, extra)
-        return self._short(batch, positions, extra)
+        return self._short(batch, positions, extra, states)
 
-    def _short(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _short(
+        self, batch: TokenBatch, positions: Tensor, extra: Tensor | None, states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         blocks = self.model.layer_map.blocks
-        states = self._gather(batch)
+        states = self._gather(batch) if states is None else states
         with skipped(blocks[: self.layer], self._returns), entering(blocks[self.layer], states):
             return self.model.head_logits(batch, positions, extra)
 
-    def references(self, batch: TokenBatch) -> Tensor:
-        """(N, hidden size) head inputs of the unedited model at the batch's answer positions."""
+    def states(self, batch: TokenBatch) -> Tensor | None:
+        """(R, S, hidden size) what enters the trunk's block, for passing on; None where the full pass is taken."""
+        if self.works is None:
+            self._prove(batch, batch.answer_mask)
+        return self._gather(batch) if self.works else None
+
+    def references(self, batch: TokenBatch, states: Tensor | None = None) -> Tensor:
+        """(N, hidden size) head inputs of the unedited model at the batch's answer positions.
+
+        Args:
+            batch: R rows.
+            states: What :meth:`states` gave for them, if it is at hand.
+        """
         keys = _keys(batch)
         if all(key in self._references for key in keys):
             return torch.cat([self._references[key] for key in keys])
         with torch.no_grad():
-            return self.head_logits(batch, batch.answer_mask)[1]
+            return self.head_logits(batch, batch.answer_mask, states=states)[1]
 
     def fill(self, texts: Iterable[EncodedText], reference_texts: Iterable[EncodedText] = ()) -> None:
         """Computes and keeps the states of texts, with a progress bar, up to the limit of memory.
@@ -128,7 +150,7 @@ class Trunk:
         wanted.update(compared)
         if wanted and self.works is None:
             first = self.model.encoder.collate(list(wanted.values())[:2]).to(self.model.device)
-            self._prove(first, first.answer_mask, None)
+            self._prove(first, first.answer_mask)
         for some, keep_references in ((wanted.keys() - compared.keys(), False), (compared.keys(), True)):
             ordered = [wanted[key] for key in sorted(some, key=lambda key: (len(key), key))]
             groups = [ordered[start : start + _GROUP] for start in range(0, len(ordered), _GROUP)]
@@ -150,7 +172,7 @@ class Trunk:
                 self.bytes += own.numel() * own.element_size()
 
     @torch.no_grad()
-    def _prove(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None) -> None:
+    def _prove(self, batch: TokenBatch, positions: Tensor) -> None:
         """Compares the short pass with the full one."""
         returned: list[int] = []
 
@@ -159,11 +181,11 @@ class Trunk:
 
         handle = self.model.layer_map.blocks[self.layer].register_forward_hook(record)
         try:
-            full = self.model.head_logits(batch, positions, extra)[0]
+            full = self.model.head_logits(batch, positions)[0]
         finally:
             handle.remove()
         self._returns = returned[0]
-        short = self._short(batch, positions, extra)[0]
+        short = self._short(batch, positions, None)[0]
         difference = float((short - full).norm() / full.norm().clamp(min=1e-12))
         # Half precision rounds more coarsely than the tolerance that float32 allows.
         allowed = max(_TOLERANCE, 8 * float(torch.finfo(short.dtype).eps))

@@ -45,19 +45,22 @@ def outer_losses(
     """
     outer, rows = batch.outer, batch.locality_rows
     reference = None
+    states = trunk.states(outer)
     if len(rows):
-        reference = trunk.references(outer.select(rows))
+        unedited = outer.select(rows)
+        own = None if states is None else states[rows, : unedited.input_ids.shape[1]]
+        reference = trunk.references(unedited, own)
     terms = {name: stacked.term(batch.edit_of_outer) for name, stacked in factors.items()}
     with added_terms(model, terms):
-        logits, inputs = trunk.head_logits(outer, outer.answer_mask, reference)
+        logits, inputs = trunk.head_logits(outer, outer.answer_mask, reference, states)
     count = inputs.shape[0]
     of_row = outer.target_rows
     is_edit = of_row < batch.rephrases
-    own = logits[:count]
-    edit = target_nll(own[is_edit], outer.target_ids[is_edit], of_row[is_edit], batch.rephrases)
+    predicted = logits[:count]
+    edit = target_nll(predicted[is_edit], outer.target_ids[is_edit], of_row[is_edit], batch.rephrases)
     if reference is None:
         return edit, edit.new_zeros(0)
-    divergence = kl_divergence(logits[count:].detach(), own[~is_edit])
+    divergence = kl_divergence(logits[count:].detach(), predicted[~is_edit])
     return edit, mean_by_row(divergence, of_row[~is_edit] - batch.rephrases, len(rows))
 
 
