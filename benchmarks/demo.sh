@@ -8,12 +8,12 @@ export TOKENIZERS_PARALLELISM=false
 
 echo "== 1/4  train MEND on the built-in facts"
 lightning-edit fit --config "$experiment"
-run=$(ls -td runs/mend-worldfacts/version_* | head -n 1)
+run=$(ls -td runs/mend/version_* | head -n 1)
 checkpoint=$(ls -t "$run"/checkpoints/best*.ckpt | head -n 1)
 
 echo "== 2/4  measure on held-out countries and cities, with held-out wordings"
 lightning-edit test --config "$experiment" --ckpt_path "$checkpoint"
-report=$(ls -td runs/mend-worldfacts/version_* | head -n 1)
+report=$(ls -td runs/mend/version_* | head -n 1)
 
 echo "== 3/4  edit one fact and save the change"
 rm -rf "$folder/edit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Protocol, cast
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -155,6 +156,10 @@ class EditDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[list[EditRecord]]:
         """Records to predict, in batches."""
         return self._evaluation("predict")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves training batches; records are plain text and stay where they are."""
+        return batch.to(device) if isinstance(batch, TrainingBatch) else batch
 
     def _evaluation(self, stage: str) -> DataLoader[list[EditRecord]]:
         records = self.records(stage)

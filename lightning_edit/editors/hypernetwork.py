@@ -46,6 +46,9 @@ class FactorStatistics(nn.Module):
 class LowRankLayer(nn.Module):
     """Parameters of one low-rank layer, the identity at the start, with a scale and shift for each site.
 
+    V starts with the scale of Xavier's initialisation, so that it can turn towards the directions that matter. (The
+    authors' code draws it with unit variance, where at a low rank it stays a set of random directions.)
+
     Args:
         size: Length of the vectors D.
         rank: Rank R.
@@ -56,7 +59,7 @@ class LowRankLayer(nn.Module):
         super().__init__()
         rank = min(rank, size)
         self.u = nn.Parameter(torch.zeros(size, rank))
-        self.v = nn.Parameter(torch.randn(rank, size))
+        self.v = nn.Parameter(torch.randn(rank, size) / size**0.5)
         self.bias = nn.Parameter(torch.zeros(size))
         self.scale = nn.Parameter(torch.ones(sites, size))
         self.shift = nn.Parameter(torch.zeros(sites, size))

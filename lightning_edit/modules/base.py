@@ -6,7 +6,6 @@ import math
 from dataclasses import asdict
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import MetricCollection
 
@@ -106,10 +105,6 @@ class EditingModule(LightningModule):
         settings = self.validation if stage == "validate" and self.trainer.state.fn == "fit" else self.evaluation
         self._evaluators[stage] = Evaluator(self.language_model, settings)
         self._metrics[stage] = edit_metrics(datamodule.groups(stage), self.average).to(self.device)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves training batches; records are plain text and stay where they are."""
-        return batch.to(device) if hasattr(batch, "to") else batch
 
     def evaluate(self, records: list[EditRecord], stage: str) -> list[EditOutcome]:
         """Edits each record on the clean model and asks all of its probes."""

@@ -177,6 +177,11 @@ def test_predictions_jsonl_agrees_with_the_metrics(tested):
     assert set(lines[0]) == {"record", "kind", "group", "prompt", "expected", "before", "after", "measures"}
 
 
+def test_predict_runs_without_measures(run):
+    config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    assert main(["predict", "--config", config, "--ckpt_path", checkpoint]) == 0
+
+
 def test_flags_overrule_the_checkpoint(run, tmp_path):
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     arguments = ["test", "--config", config, "--ckpt_path", checkpoint, "--model.evaluation.extra_tokens", "1"]
