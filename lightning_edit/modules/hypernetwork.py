@@ -79,8 +79,8 @@ class HypernetworkEditing(EditingModule):
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         edit_weight: Weight of the target's loss (the authors' c_edit, 0.1).
         locality_weight: Weight of the divergence from the unedited model (the authors' c_loc, 1.0).
-        learning_rate: Adam's learning rate for the networks (the authors use 1e-6 over 100,000 and more steps; a
-            larger one suits short runs).
+        learning_rate: Adam's learning rate for the networks. The authors use 1e-6 with weights of unit variance and
+            100,000 and more steps; ours start smaller, and short runs need a larger rate.
         step_size_learning_rate: Adam's learning rate for the step sizes (the authors use 1e-4).
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
@@ -100,8 +100,8 @@ class HypernetworkEditing(EditingModule):
         average: Average = "probe",
         edit_weight: float = 0.1,
         locality_weight: float = 1.0,
-        learning_rate: float = 1e-4,
-        step_size_learning_rate: float = 1e-5,
+        learning_rate: float = 7e-4,
+        step_size_learning_rate: float = 3e-5,
         warmup_steps: int = 0,
         schedule: Literal["constant", "cosine"] = "constant",
         trunk_gigabytes: float = 0.0,
