@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from lightning_edit.errors import (
     ConfigurationError,
     DataFormatError,
-    LightningEditError,
     RequestError,
     SourceNotFoundError,
 )
@@ -359,8 +358,6 @@ def read_requests(path: str | Path) -> list[EditRequest]:
             name = entry.text("id") if "id" in entry else str(len(requests))
             requests.append(EditRequest(entry.text("prompt"), entry.text("target"), subject, id=name))
         except (json.JSONDecodeError, RequestError) as error:
-            if isinstance(error, LightningEditError) and isinstance(error, DataFormatError):
-                raise
             raise DataFormatError(str(error), path, number) from error
     if not requests:
         raise DataFormatError("no request; each line is an object with prompt and target", path)

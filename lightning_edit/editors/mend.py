@@ -14,6 +14,7 @@ from lightning_edit.editors.checkpoint import load_editor
 from lightning_edit.editors.gradient import GradientEditor
 from lightning_edit.editors.hypernetwork import FactorStatistics, LowRankLayer
 from lightning_edit.edits import StackedFactors
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.low_rank import low_rank_residual
 from lightning_edit.functional.packing import pack_rows
 from lightning_edit.models.capture import GradientFactors
@@ -158,10 +159,11 @@ class MEND(GradientEditor):
 
         Raises:
             BaseModelMismatchError: If the checkpoint belongs to another base model.
+            ConfigurationError: If it holds another editor.
         """
         editor = load_editor(path, model)
         if not isinstance(editor, cls):
-            raise TypeError(f"{path} holds a {type(editor).__name__}, not a {cls.__name__}")
+            raise ConfigurationError(f"{path} holds a {type(editor).__name__}, not a {cls.__name__}; use load_editor")
         return editor
 
 

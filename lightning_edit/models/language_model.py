@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_edit.errors import BaseModelMismatchError, TokenizationError
+from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, TokenizationError
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
 from lightning_edit.models.layer_map import LayerMap
@@ -290,7 +290,7 @@ class LanguageModel:
     def enable_grad_through(self) -> Iterator[None]:
         """Checks that gradients can be taken here, before an obscure error deep in autograd says that they cannot."""
         if torch.is_inference_mode_enabled():
-            raise RuntimeError(
+            raise ConfigurationError(
                 "this editor takes gradients, which inference mode forbids; create the Trainer with "
                 "inference_mode=False"
             )

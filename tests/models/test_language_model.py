@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.tokenization import PromptEncoder
 from tests.tiny_models import FAMILIES, build, language_model
 
@@ -87,7 +88,7 @@ def test_inference_mode_is_refused_in_words():
 
     model = language_model("llama")
     batch = model.encoder.collate([model.encoder.encode("The capital of France is", "Rome")])
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode=False"):
+    with torch.inference_mode(), pytest.raises(ConfigurationError, match="inference_mode=False"):
         capture_factors(model, batch, model.layer_map.sites([1]))
 
 
