@@ -138,13 +138,13 @@ class MEND(GradientEditor):
         for name, own in factors.items():
             members.setdefault(self._network_of(name, own.x.shape[1], own.delta.shape[1]), []).append(name)
         for network_name, names in members.items():
-            network = self.networks[network_name]
+            network = cast(MENDNetwork, self.networks[network_name])
             x = torch.cat([factors[name].x for name in names])
             delta = torch.cat([factors[name].delta for name in names])
             counts = torch.tensor([len(factors[name].rows) for name in names], device=x.device)
             site = torch.arange(len(names), device=x.device).repeat_interleave(counts)
             if self.training:
-                network.update_statistics(x, delta)  # type: ignore[operator]
+                network.update_statistics(x, delta)
             pseudo = zip(*(part.split(counts.tolist()) for part in network(x, delta, site)), strict=True)
             for name, (pseudo_x, pseudo_delta) in zip(names, pseudo, strict=True):
                 group = edit_of_row[factors[name].rows]
