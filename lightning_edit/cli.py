@@ -9,7 +9,7 @@ _COMMANDS = {
     "fit": "train an editor, or collect what it needs",
     "validate": "measure on the validation records",
     "test": "measure on the test records; writes metrics.json and predictions.jsonl",
-    "predict": "the outcome of every probe, without measures",
+    "predict": "what the model says to every probe; writes predictions.jsonl",
     "edit": "change facts with a trained editor, and save the change",
     "generate": "what the base and the edited model say, side by side",
     "merge": "write an edit into the weights and save a Hugging Face model",

@@ -65,6 +65,8 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
 class TestReport(Callback):
     """Writes metrics.json and predictions.jsonl into the run's folder after a test, and prints a table.
 
+    After a prediction it writes predictions.jsonl alone.
+
     Args:
         folder: Where to write; the first logger's folder of the run if none is given.
     """
@@ -84,6 +86,28 @@ class TestReport(Callback):
         """Keeps the outcomes of a batch."""
         self._outcomes += outputs["outcomes"]
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts with no outcomes."""
+        self._outcomes = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keeps the outcomes of a batch."""
+        self._outcomes += outputs.outcomes
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the outcomes of all processes from the first."""
+        outcomes = _gathered(self._outcomes, trainer)
+        if trainer.is_global_zero and isinstance(pl_module, EditingModule):
+            path = self._folder(trainer) / PREDICTIONS_FILE
+            _write_predictions(path, outcomes, pl_module)
+            Console().print(f"predictions  {path}", soft_wrap=True)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the outcomes of all processes and writes them from the first."""
         if not isinstance(pl_module, EditingModule):
@@ -91,7 +115,7 @@ class TestReport(Callback):
         outcomes = _gathered(self._outcomes, trainer)
         if not trainer.is_global_zero:
             return
-        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+        folder = self._folder(trainer)
         measures = {
             name.removeprefix("test/"): float(value)
             for name, value in trainer.callback_metrics.items()

@@ -28,6 +28,17 @@ _HEADLINES = {
 """The measure of each kind that enters the score by which checkpoints are chosen."""
 
 
+class Prediction:
+    """The outcomes of a batch; an object of its own, because Lightning takes lists of frozen records apart.
+
+    Args:
+        outcomes: What was said to each probe, record by record.
+    """
+
+    def __init__(self, outcomes: list[EditOutcome]) -> None:
+        self.outcomes = outcomes
+
+
 class EditingModule(LightningModule):
     """Owns the frozen base model and an editor; validates, tests and predicts independent edits of records.
 
@@ -119,9 +130,9 @@ class EditingModule(LightningModule):
         """Evaluates a batch of records; callbacks find the outcomes under "outcomes"."""
         return self._measured(batch, "test")
 
-    def predict_step(self, batch: list[EditRecord], batch_idx: int) -> list[EditOutcome]:
+    def predict_step(self, batch: list[EditRecord], batch_idx: int) -> Prediction:
         """The outcomes of a batch of records."""
-        return self.evaluate(batch, "predict")
+        return Prediction(self.evaluate(batch, "predict"))
 
     def _measured(self, batch: list[EditRecord], stage: str) -> dict[str, Any]:
         outcomes = self.evaluate(batch, stage)

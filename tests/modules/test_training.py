@@ -177,9 +177,12 @@ def test_predictions_jsonl_agrees_with_the_metrics(tested):
     assert set(lines[0]) == {"record", "kind", "group", "prompt", "expected", "before", "after", "measures"}
 
 
-def test_predict_runs_without_measures(run):
+def test_predict_writes_what_is_said_to_every_probe(run, tested, tmp_path):
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
-    assert main(["predict", "--config", config, "--ckpt_path", checkpoint]) == 0
+    logger = ["--trainer.logger.init_args.save_dir", str(tmp_path)]
+    assert main(["predict", "--config", config, "--ckpt_path", checkpoint, *logger]) == 0
+    [path] = tmp_path.rglob("predictions.jsonl")
+    assert path.read_text() == (tested / "predictions.jsonl").read_text()
 
 
 def test_flags_overrule_the_checkpoint(run, tmp_path):
