@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -177,31 +178,37 @@ def _write_predictions(path: Path, outcomes: list[EditOutcome], module: EditingM
 
 _COLUMNS = (
     ("before", "token_accuracy_before"),
-    ("token accuracy", "token_accuracy"),
-    ("all tokens", "all_tokens_match"),
-    ("exact match", "exact_match"),
-    ("contains", "containment"),
-    ("new > old", "probability_score"),
-    ("same tokens", "self_agreement"),
-    ("same text", "generation_agreement"),
+    ("tokens", "token_accuracy"),
+    ("all", "all_tokens_match"),
+    ("exact", "exact_match"),
+    ("holds", "containment"),
+    ("beats", "probability_score"),
+    ("same", "self_agreement"),
+    ("text", "generation_agreement"),
     ("KL", "kl_divergence"),
 )
+_LEGEND = """\
+teacher-forced   before, tokens: share of right tokens, unedited and edited; all: every token is right
+free generation  exact: the answer, then the clause ends; holds: it contains the answer
+probability      beats: the answer is more probable than its rival
+unedited model   same: predicts the same tokens; text: generates the same text; KL: divergence in nats"""
 
 
 def print_measures(measures: dict[str, float], outcomes: list[EditOutcome]) -> None:
     """Prints a table with a row for each kind and group of probes."""
     rows = dict.fromkeys(name.rpartition("/")[0] for name in measures if "/" in name)
-    table = Table(title=f"{len({outcome.record_id for outcome in outcomes})} records, each edited on the clean model")
-    table.add_column("probes")
+    table = Table(
+        box=SIMPLE,
+        padding=(0, 0, 0, 1),
+        title=f"{len({outcome.record_id for outcome in outcomes})} records, each edited on the clean model",
+    )
+    table.add_column("probes", overflow="fold", min_width=14)
     for title, _ in _COLUMNS:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         cells = [measures.get(f"{row}/{name}") for _, name in _COLUMNS]
         if any(cell is not None for cell in cells):
-            table.add_row(row, *("–" if cell is None else f"{cell:.3f}" for cell in cells))
+            table.add_row(row.replace("/", "\n  "), *("–" if cell is None else f"{cell:.2f}" for cell in cells))
     console = Console()
     console.print(table)
-    console.print(
-        "before, token accuracy, all tokens: teacher-forced; exact match, contains, same text: free generation;\n"
-        "new > old: the answer is more probable than its rival; same tokens, same text, KL: against the unedited model"
-    )
+    console.print(_LEGEND, soft_wrap=True, highlight=False)
