@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_edit.metrics.all_tokens_match import AllTokensMatch
 from lightning_edit.metrics.base import Average, OutcomeMetric
@@ -35,12 +35,12 @@ def edit_metrics(groups: Sequence[tuple[ProbeKind, str]], average: Average = "pr
     Returns:
         A collection whose names are "<kind>/<group>/<measure>", without the group where it has no name.
     """
-    metrics: dict[str, OutcomeMetric] = {}
+    metrics: dict[str, Metric | MetricCollection] = {}
     for kind, group in groups:
         for name, metric in _measures(kind, group, average).items():
             metrics[f"{metric_prefix(kind, group)}/{name}"] = metric
     # Metrics with equal states would be merged silently if the collection were free to group them.
-    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
+    return MetricCollection(metrics, compute_groups=False)
 
 
 def _measures(kind: ProbeKind, group: str, average: Average) -> dict[str, OutcomeMetric]:

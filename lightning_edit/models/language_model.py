@@ -88,7 +88,8 @@ class LanguageModel:
     def place(self, device: torch.device | str) -> None:
         """Moves the model to ``device``, unless device_map or quantisation placed it."""
         if not self.is_placed and self.device != torch.device(device):
-            self.model.to(device)  # type: ignore[arg-type]
+            model: Any = self.model
+            model.to(device)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -148,7 +149,8 @@ class LanguageModel:
                 chosen = torch.cat([chosen, extra.to(chosen)])
             return (chosen.unsqueeze(0), *args[1:])
 
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(choose)  # type: ignore[union-attr]
+        head: Any = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(choose)
         try:
             logits = self.model(**self._inputs(batch), use_cache=False).logits[0]
         finally:
@@ -269,11 +271,12 @@ class LanguageModel:
         if any(not text.ids for text in encoded):
             raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")
         texts: dict[int, str] = {}
+        model: Any = self.model
         for chunk in self.chunks([len(text.ids) for text in encoded], key=limits):
             batch = self.encoder.collate([encoded[index] for index in chunk], padding_side="left").to(self.device)
             config = self._generation_config(max(limits[index] for index in chunk), settings)
             with around(chunk) if around else nullcontext():
-                output = self.model.generate(  # type: ignore[operator]
+                output = model.generate(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
                 )
             for index, row in zip(chunk, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
