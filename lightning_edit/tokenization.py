@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -74,6 +74,21 @@ class TokenBatch:
         used = self.attention_mask[rows].any(0)
         return TokenBatch(**{name: value[rows][:, used] for name, value in vars(self).items()})
 
+    def chunks(self, tokens: int) -> Iterator[Tensor]:
+        """Divides the rows into parts of at most ``tokens`` padded tokens, rows of similar length together.
+
+        Args:
+            tokens: The limit; a longer row is a part of its own.
+
+        Yields:
+            (K) int64 rows of a part, ascending; all rows at once where they fit.
+        """
+        if self.input_ids.numel() <= tokens:
+            yield torch.arange(len(self), device=self.input_ids.device)
+            return
+        for part in similar_lengths(self.attention_mask.sum(1).tolist(), tokens):
+            yield torch.tensor(sorted(part), device=self.input_ids.device)
+
     @property
     def answer_mask(self) -> Tensor:
         """(R, S) bool: the positions whose output predicts a target token, one to the left of ``target_mask``."""
@@ -93,6 +108,30 @@ class TokenBatch:
     def target_lengths(self) -> Tensor:
         """(R,) int64: number of target tokens of each row."""
         return self.target_mask.sum(1)
+
+
+def similar_lengths(lengths: Sequence[int], tokens: int, key: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """Groups texts of similar length into batches of at most ``tokens`` padded tokens.
+
+    Args:
+        lengths: Length of each text.
+        tokens: The limit; a longer text is a batch of its own.
+        key: What to sort by before the length.
+
+    Yields:
+        The indices of a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (key[index] if key else 0, lengths[index]))
+    batch: list[int] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        if batch and longest * (len(batch) + 1) > tokens:
+            yield batch
+            batch, longest = [], lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 class PromptEncoder:

@@ -61,6 +61,18 @@ class TrainingBatch:
         names = ("edit", "edit_of_request", "outer", "edit_of_outer")
         return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
+    def with_outer(self, rows: Tensor) -> TrainingBatch:
+        """The same edits, judged on some of the texts.
+
+        Args:
+            rows: (K) int64 rows of ``outer``, ascending.
+        """
+        if len(rows) == len(self.outer):
+            return self
+        rephrases = int((rows < self.rephrases).sum())
+        outer, of_outer = self.outer.select(rows), self.edit_of_outer[rows]
+        return replace(self, outer=outer, edit_of_outer=of_outer, rephrases=rephrases)
+
     @property
     def locality_rows(self) -> Tensor:
         """(Q - rephrases) int64: the rows of ``outer`` that are locality prompts."""

@@ -3,6 +3,7 @@
 from lightning_edit.editors.base import Capabilities, Editor
 from lightning_edit.editors.checkpoint import load_editor
 from lightning_edit.editors.gradient_step import GradientStep
+from lightning_edit.editors.malmen import MALMEN
 from lightning_edit.editors.mend import MEND
 
-__all__ = ["MEND", "Capabilities", "Editor", "GradientStep", "load_editor"]
+__all__ = ["MALMEN", "MEND", "Capabilities", "Editor", "GradientStep", "load_editor"]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits import EditBatch, Provenance, StackedFactors
-from lightning_edit.errors import NonFiniteError
+from lightning_edit.editors.factors import FactorStore
+from lightning_edit.edits import EditBatch, Provenance, StackedDelta
+from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import TokenBatch
+
+Tokens = Literal["all", "answer"]
 
 
 class GradientEditor(Editor):
@@ -25,27 +29,24 @@ class GradientEditor(Editor):
     Args:
         sites: Edit sites: layers (negative ones count from the last; the MLP output projection is edited) or names of
             linear modules.
+        tokens: Which tokens' factors are used: "all" of prompt and target, or those at the "answer" positions, whose
+            output predicts a target token.
     """
 
-    def __init__(self, sites: Sequence[int | str]) -> None:
+    def __init__(self, sites: Sequence[int | str], tokens: Tokens = "all") -> None:
         super().__init__()
         self.sites = list(sites)
+        if tokens not in get_args(Tokens):
+            raise ConfigurationError(f"editor.tokens: expected one of {get_args(Tokens)}, found {tokens!r}")
+        self.tokens: Tokens = tokens
 
     def edit_sites(self, model: LanguageModel) -> list[EditSite]:
         """The edit sites in ``model``, lowest layer first."""
         return model.layer_map.sites(self.sites)
 
     @abstractmethod
-    def stack(
-        self, factors: Mapping[str, GradientFactors], edit_of_row: Tensor, edits: int
-    ) -> dict[str, StackedFactors]:
-        """Turns gradient factors into the changes of B independent edits.
-
-        Args:
-            factors: Site name to gradient factors of R rows.
-            edit_of_row: (R) int64 the edit that each row belongs to.
-            edits: Number of edits B.
-        """
+    def stack(self, store: FactorStore) -> Mapping[str, StackedDelta]:
+        """Turns gradient factors into the changes of independent edits, site by site."""
 
     def edit_groups(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> EditBatch:
         """See :meth:`Editor.edit_groups`.
@@ -59,27 +60,48 @@ class GradientEditor(Editor):
         edit_of_row = torch.tensor(
             [index for index, group in enumerate(groups) for _ in group], device=batch.input_ids.device
         )
-        factors = self.factors(model, batch, [request.id or request.prompt for request in requests])
+        store = self.collect(model, batch, edit_of_row, [request.id or request.prompt for request in requests])
         with torch.no_grad():
-            stacked = self.stack(factors, edit_of_row, len(groups))
+            stacked = {site: changes.detach() for site, changes in self.stack(store).items()}
         provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
         return EditBatch(stacked, provenances)
 
-    def factors(
-        self, model: LanguageModel, batch: TokenBatch, names: Sequence[str], trunk: Trunk | None = None
-    ) -> dict[str, GradientFactors]:
-        """The gradient factors of a batch of requests.
+    def new_store(self, edits: int) -> FactorStore:
+        """Where the factors of B edits are kept."""
+        return FactorStore(edits)
+
+    def collect(
+        self,
+        model: LanguageModel,
+        batch: TokenBatch,
+        edit_of_row: Tensor,
+        names: Sequence[str],
+        trunk: Trunk | None = None,
+    ) -> FactorStore:
+        """The gradient factors of requests, in passes of at most ``model.tokens_per_batch`` padded tokens.
 
         Args:
             model: The model.
             batch: R requests.
+            edit_of_row: (R) int64 the edit that each belongs to.
             names: A name for each, for messages.
             trunk: Hidden states kept from below the lowest site.
 
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the request and the site.
         """
-        factors, losses = capture_factors(model, batch, self.edit_sites(model), trunk)
+        store = self.new_store(int(edit_of_row.max()) + 1)
+        for chunk in batch.chunks(model.tokens_per_batch):
+            part = batch if len(chunk) == len(batch) else batch.select(chunk)
+            own = [names[row] for row in chunk.tolist()]
+            store.append(self._factors(model, part, own, trunk), edit_of_row[chunk])
+        return store
+
+    def _factors(
+        self, model: LanguageModel, batch: TokenBatch, names: Sequence[str], trunk: Trunk | None
+    ) -> dict[str, GradientFactors]:
+        positions = batch.answer_mask if self.tokens == "answer" else None
+        factors, losses = capture_factors(model, batch, self.edit_sites(model), trunk, positions)
         bad = (~losses.isfinite()).nonzero()[:, 0].tolist()
         if bad:
             raise NonFiniteError(f"the target's loss of {names[bad[0]]!r} is {float(losses[bad[0]])}")

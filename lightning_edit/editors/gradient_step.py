@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from lightning_edit.editors.base import Capabilities
+from lightning_edit.editors.factors import FactorStore
 from lightning_edit.editors.gradient import GradientEditor
-from lightning_edit.edits import StackedFactors
+from lightning_edit.edits import StackedDelta, StackedFactors
 from lightning_edit.functional.packing import pack_rows
-from lightning_edit.models.capture import GradientFactors
 
 
 class GradientStep(GradientEditor):
@@ -27,13 +25,11 @@ class GradientStep(GradientEditor):
         super().__init__(sites)
         self.step_size = step_size
 
-    def stack(
-        self, factors: Mapping[str, GradientFactors], edit_of_row: Tensor, edits: int
-    ) -> dict[str, StackedFactors]:
+    def stack(self, store: FactorStore) -> dict[str, StackedDelta]:
         """See :meth:`GradientEditor.stack`."""
-        stacked = {}
-        for site, own in factors.items():
-            group = edit_of_row[own.rows]
-            x, delta = pack_rows(own.x, group, edits), pack_rows(own.delta, group, edits)
+        stacked: dict[str, StackedDelta] = {}
+        for site in store.sites:
+            own = store.whole(site)
+            x, delta = pack_rows(own.x, own.group, store.edits), pack_rows(own.delta, own.group, store.edits)
             stacked[site] = StackedFactors(x.transpose(1, 2), -self.step_size * delta)
         return stacked

@@ -1,11 +1,26 @@
-"""The network that hypernetwork editors train: it maps normalised gradient factors to better ones."""
+"""What hypernetwork editors share: the network that maps gradient factors to better ones, and how it is trained."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_edit.distributed import moments_of_all_processes
+from lightning_edit.editors.base import Capabilities
+from lightning_edit.editors.checkpoint import load_editor
+from lightning_edit.editors.factors import FactorChunk, FactorStore
+from lightning_edit.editors.gradient import GradientEditor, Tokens
+from lightning_edit.edits import StackedDelta
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.moments import Moments, merge_moments, moments, standard_deviation
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.layer_map import EditSite
 
 
 class FactorStatistics(nn.Module):
@@ -26,13 +41,18 @@ class FactorStatistics(nn.Module):
         self.register_buffer("square", torch.zeros(size, dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Adds vectors.
+    def update(self, parts: Iterable[Tensor]) -> None:
+        """Adds vectors, those of all processes where there are several.
 
         Args:
-            x: (N, D).
+            parts: (N, D) each; any number of them.
         """
-        merged = merge_moments(Moments(self.count, self.mean, self.square), moments(x))
+        found = Moments(*(torch.zeros_like(own) for own in (self.count, self.mean, self.square)))
+        for part in parts:
+            found = merge_moments(found, moments(part))
+        merged = Moments(self.count, self.mean, self.square)
+        for own in moments_of_all_processes(found):
+            merged = merge_moments(merged, own)
         self.count.copy_(merged.number)
         self.mean.copy_(merged.mean)
         self.square.copy_(merged.square)
@@ -63,3 +83,186 @@ class LowRankLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
         self.scale = nn.Parameter(torch.ones(sites, size))
         self.shift = nn.Parameter(torch.zeros(sites, size))
+
+
+EditorT = TypeVar("EditorT", bound="HypernetworkEditor")
+LayerFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Maps h, U, V, b, s, o to the next h; see :func:`lightning_edit.functional.low_rank.low_rank_residual`."""
+
+
+class FactorNetwork(nn.Module):
+    """The network g: (x, δ) to pseudo-factors (x̃, δ̃).
+
+    z = (concat(x, δ) - mean) / (std + ε), then low-rank residual layers with a scale and shift per site.
+
+    Args:
+        fan_in: Length of x.
+        fan_out: Length of δ.
+        sites: Number of sites that share the network; all have this shape.
+        rank: Rank of the layers.
+        layers: Number of layers.
+        epsilon: Added to the standard deviation.
+        function: What a layer computes.
+    """
+
+    def __init__(
+        self, fan_in: int, fan_out: int, sites: int, rank: int, layers: int, epsilon: float, function: LayerFunction
+    ) -> None:
+        super().__init__()
+        self.split_sizes = [fan_in, fan_out]
+        self.epsilon, self.function = epsilon, function
+        self.statistics = FactorStatistics(fan_in + fan_out)
+        self.layers = nn.ModuleList(LowRankLayer(fan_in + fan_out, rank, sites) for _ in range(layers))
+
+    def update_statistics(self, parts: Iterable[FactorChunk]) -> None:
+        """Adds factors to the running statistics."""
+        self.statistics.update(torch.cat([part.x, part.delta], dim=-1) for part in parts)
+
+    def forward(self, x: Tensor, delta: Tensor, site: Tensor) -> tuple[Tensor, Tensor]:
+        """Transforms factors.
+
+        Args:
+            x: (N, fan_in).
+            delta: (N, fan_out).
+            site: (N) or () int64 index of each row's site among those that share the network.
+
+        Returns:
+            (N, fan_in) and (N, fan_out).
+        """
+        hidden = self.statistics.normalize(torch.cat([x, delta], dim=-1), self.epsilon)
+        for layer in self.layers:
+            own = cast(LowRankLayer, layer)
+            hidden = self.function(hidden, own.u, own.v, own.bias, own.scale[site], own.shift[site])
+        pseudo_x, pseudo_delta = torch.split(hidden, self.split_sizes, dim=-1)
+        return pseudo_x, pseudo_delta
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The changes that a hypernetwork proposes, cut from its graph, and the way back into it.
+
+    Args:
+        stacked: Site name to the changes of the step's edits, made of the leaves.
+        leaves: The tensors with respect to which the edited model's loss is differentiated.
+        carry: Maps the gradients of the leaves to a scalar whose gradient with respect to the editor's parameters is
+            that of the loss; its value is of no meaning.
+        measures: Values to log.
+    """
+
+    stacked: Mapping[str, StackedDelta]
+    leaves: Sequence[Tensor]
+    carry: Callable[[Sequence[Tensor]], Tensor]
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def site_of_leaf(self, index: int) -> str:
+        """The site that a leaf belongs to; every site has the same number of them."""
+        return list(self.stacked)[index * len(self.stacked) // len(self.leaves)]
+
+
+class HypernetworkEditor(GradientEditor):
+    """An editor whose networks, shared by the sites of one shape, transform the factors of a fine-tuning gradient.
+
+    A subclass says what a layer computes and how pseudo-factors become a change of the weights.
+
+    Args:
+        sites: See :class:`GradientEditor`.
+        rank: Rank of the networks' layers.
+        hidden_layers: Number of hidden layers; a network has one more.
+        step_size: Start of the learned step sizes, one for each site.
+        epsilon: Added to the standard deviation of the factors.
+        shared: Whether the sites of one shape share a network.
+        tokens: See :class:`GradientEditor`.
+    """
+
+    capabilities = Capabilities(needs_fit=True, needs_grad=True)
+
+    def __init__(
+        self,
+        sites: Sequence[int | str],
+        rank: int,
+        hidden_layers: int,
+        step_size: float,
+        epsilon: float,
+        shared: bool,
+        tokens: Tokens = "all",
+    ) -> None:
+        super().__init__(sites, tokens)
+        self.rank, self.hidden_layers = rank, hidden_layers
+        self.step_size, self.epsilon, self.shared = step_size, epsilon, shared
+        self.networks = nn.ModuleDict()
+        self.step_sizes = nn.ParameterDict()
+        self._members: dict[str, list[str]] = {}
+
+    @staticmethod
+    @abstractmethod
+    def layer(x: Tensor, u: Tensor, v: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """One layer of the network; see :data:`LayerFunction`."""
+
+    @abstractmethod
+    def propose(self, store: FactorStore) -> Proposal:
+        """Turns gradient factors into the changes of independent edits."""
+
+    def setup(self, model: LanguageModel) -> None:
+        """Builds the networks, and a step size for every site."""
+        if self.networks:
+            return
+        members: dict[str, list[EditSite]] = {}
+        for site in self.edit_sites(model):
+            name = f"{site.fan_in}x{site.fan_out}" if self.shared else site_key(site.name)
+            members.setdefault(name, []).append(site)
+            self.setup_site(site)
+        for name, sites in members.items():
+            fan_in, fan_out, layers = sites[0].fan_in, sites[0].fan_out, self.hidden_layers + 1
+            self.networks[name] = FactorNetwork(
+                fan_in, fan_out, len(sites), self.rank, layers, self.epsilon, self.layer
+            )
+            self._members[name] = [site.name for site in sites]
+        self.to(model.device)
+
+    def setup_site(self, site: EditSite) -> None:
+        """Creates the parameters of one site."""
+        self.step_sizes[site_key(site.name)] = nn.Parameter(torch.tensor(self.step_size))
+
+    def network_of(self, site: str) -> tuple[FactorNetwork, Tensor]:
+        """The network that serves a site, and () int64 the site's index among those that share it."""
+        for name, sites in self._members.items():
+            if site in sites:
+                index = torch.tensor(sites.index(site), device=self.step_sizes[site_key(site)].device)
+                return cast(FactorNetwork, self.networks[name]), index
+        raise self.not_ready()
+
+    def stack(self, store: FactorStore) -> Mapping[str, StackedDelta]:
+        """See :meth:`GradientEditor.stack`.
+
+        Raises:
+            EditorNotFittedError: If the editor was never set up.
+        """
+        self.learn_statistics(store)
+        return self.propose(store).stacked
+
+    def learn_statistics(self, store: FactorStore) -> None:
+        """In train mode, adds all factors to the running statistics, before any of them is transformed."""
+        if not self.networks:
+            raise self.not_ready()
+        if self.training:
+            for name, sites in self._members.items():
+                network = cast(FactorNetwork, self.networks[name])
+                network.update_statistics(part for site in sites for part in store.chunks(site, 4096))
+
+    @classmethod
+    def from_checkpoint(cls: type[EditorT], path: str | Path, model: LanguageModel) -> EditorT:
+        """Loads a trained editor from a checkpoint of a run, for the base model that it was trained on.
+
+        Raises:
+            BaseModelMismatchError: If the checkpoint belongs to another base model.
+            ConfigurationError: If it holds another editor.
+        """
+        editor = load_editor(path, model)
+        if not isinstance(editor, cls):
+            raise ConfigurationError(f"{path} holds a {type(editor).__name__}, not a {cls.__name__}; use load_editor")
+        return editor
+
+
+def site_key(site: str) -> str:
+    """A site's name as a key of a parameter dictionary, where dots are not allowed."""
+    return site.replace(".", "/")

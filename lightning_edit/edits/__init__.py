@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from lightning_edit.edits.base import FORMAT, MANIFEST, Edit, Provenance, Scorer
-from lightning_edit.edits.batch import EditBatch, StackedFactors
+from lightning_edit.edits.batch import EditBatch
 from lightning_edit.edits.deltas import Delta, DenseDelta, FactoredDelta
 from lightning_edit.edits.sequence import EditSequence
+from lightning_edit.edits.stacked import StackedDelta, StackedFactors, StackedMatrices
 from lightning_edit.edits.weight import WeightEdit
 from lightning_edit.errors import EditError, SourceNotFoundError
 
@@ -21,7 +22,9 @@ __all__ = [
     "FactoredDelta",
     "Provenance",
     "Scorer",
+    "StackedDelta",
     "StackedFactors",
+    "StackedMatrices",
     "WeightEdit",
     "load_edit",
 ]

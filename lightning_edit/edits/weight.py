@@ -75,7 +75,8 @@ class WeightEdit(Edit):
     @classmethod
     def read(cls, folder: Path, details: dict[str, Any], provenance: Provenance) -> WeightEdit:
         """See :meth:`Edit.read`."""
-        tensors = load_file(folder / TENSORS)
+        # Copies: the alignment of tensors in the file would choose other kernels, which round differently.
+        tensors = {name: value.clone() for name, value in load_file(folder / TENSORS).items()}
         deltas = {}
         for site in details["sites"]:
             prefix = f"{site}/"

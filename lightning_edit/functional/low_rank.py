@@ -23,3 +23,12 @@ def low_rank_residual(x: Tensor, u: Tensor, v: Tensor, bias: Tensor, scale: Tens
         (N, D).
     """
     return x + ((x @ v.T @ u.T + bias) * scale + shift).clamp(min=0)
+
+
+def low_rank_gated(x: Tensor, u: Tensor, v: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """One block of MALMEN's network: h' = h + s ⊙ max(0, U V h + b) + o.
+
+    It differs from :func:`low_rank_residual` in that scale and shift act behind the clamp, so that a block can also
+    take away. Arguments and result are the same.
+    """
+    return x + (x @ v.T @ u.T + bias).clamp(min=0) * scale + shift

@@ -13,20 +13,25 @@ def cut(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.detach().requires_grad_() for tensor in tensors]
 
 
-def surrogate_loss(loss: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """A scalar with the value of ``loss`` and, for whatever made ``tensors``, its gradient.
+def carried(tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Σ_i <G_i, T_i> with constant G_i = dL/dT_i.
 
-    By the chain rule dL/dφ = Σ_i <dL/dT_i, dT_i/dφ>, so the scalar Σ_i <G_i, T_i> with constant G_i = dL/dT_i has the
-    same gradient with respect to φ as L. Backward passes through the language model and through the hypernetwork are
-    thereby separate, and an automatic optimiser sees one ordinary loss.
+    By the chain rule dL/dφ = Σ_i <dL/dT_i, dT_i/dφ>: its gradient with respect to whatever made the tensors is that of
+    L. Backward passes through the language model and through the hypernetwork are thereby separate.
 
     Args:
-        loss: () the loss L; only its value is used.
         tensors: The tensors T_i, with their graph.
         gradients: dL/dT_i, of the same shapes.
     """
-    carried = torch.stack(
-        [(tensor * gradient.detach()).sum() for tensor, gradient in zip(tensors, gradients, strict=True)]
-    )
-    total = carried.sum()
-    return total - total.detach() + loss.detach()
+    products = [(tensor * gradient.detach()).sum() for tensor, gradient in zip(tensors, gradients, strict=True)]
+    return torch.stack(products).sum()
+
+
+def surrogate_loss(loss: Tensor, carrier: Tensor) -> Tensor:
+    """A scalar with the value of ``loss`` and the gradient of ``carrier``: to an optimiser, one ordinary loss.
+
+    Args:
+        loss: () only its value is used.
+        carrier: () only its gradient is used; see :func:`carried`.
+    """
+    return carrier - carrier.detach() + loss.detach()

@@ -20,7 +20,7 @@ from lightning_edit.tokenization import TokenBatch
 class GradientFactors:
     """The factors of one site's fine-tuning gradient: the sum over tokens of x δᵀ.
 
-    Only tokens with a gradient are kept: N of them.
+    Only some tokens are kept: N of them.
 
     Args:
         x: (N, fan_in) float32 inputs of the site.
@@ -34,7 +34,11 @@ class GradientFactors:
 
 
 def capture_factors(
-    model: LanguageModel, batch: TokenBatch, sites: Sequence[EditSite], trunk: Trunk | None = None
+    model: LanguageModel,
+    batch: TokenBatch,
+    sites: Sequence[EditSite],
+    trunk: Trunk | None = None,
+    positions: Tensor | None = None,
 ) -> tuple[dict[str, GradientFactors], Tensor]:
     """The gradient factors of every site, for the mean negative log-likelihood of each row's target.
 
@@ -46,6 +50,7 @@ def capture_factors(
         batch: R rows, on the model's device.
         sites: The edit sites.
         trunk: Hidden states kept from below the lowest site; without it the whole model runs.
+        positions: (R, S) bool: the tokens whose factors are wanted; all that have a gradient if none are given.
 
     Returns:
         Site name to factors, and the (R) losses.
@@ -63,7 +68,7 @@ def capture_factors(
             handle.remove()
     shape = batch.input_ids.shape
     found = {
-        site.name: _nonzero_tokens(inputs[site.name], gradient, shape)
+        site.name: _chosen_tokens(inputs[site.name], gradient, shape, positions)
         for site, gradient in zip(sites, gradients, strict=True)
     }
     return found, losses.detach()
@@ -82,9 +87,9 @@ def _recording(
     return hook
 
 
-def _nonzero_tokens(x: Tensor, gradient: Tensor, shape: torch.Size) -> GradientFactors:
-    """Drops the tokens that have no influence on the loss: padding, and what lies behind the last target token."""
+def _chosen_tokens(x: Tensor, gradient: Tensor, shape: torch.Size, positions: Tensor | None) -> GradientFactors:
+    """Without a choice, drops the tokens without influence on the loss: padding, and what follows the last target."""
     x, gradient = x.reshape(*shape, -1), gradient.reshape(*shape, -1)
-    used = (gradient != 0).any(-1) & (x != 0).any(-1)
+    used = (gradient != 0).any(-1) & (x != 0).any(-1) if positions is None else positions
     wide = torch.promote_types(x.dtype, torch.float32)
     return GradientFactors(x[used].to(wide), gradient[used].to(wide), used.nonzero()[:, 0])

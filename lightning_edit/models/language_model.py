@@ -18,7 +18,7 @@ from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, To
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
 from lightning_edit.models.layer_map import LayerMap
-from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch
+from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch, similar_lengths
 
 ChunkContext = Callable[[list[int]], AbstractContextManager[object]]
 """Called with the indices of the prompts of one padded batch; active while the model runs on it."""
@@ -168,20 +168,6 @@ class LanguageModel:
         """(N, vocabulary) logits that predict the batch's target tokens, in the order of ``batch.target_ids``."""
         return self.head_logits(batch, batch.answer_mask)[0]
 
-    def chunks(self, lengths: Sequence[int], key: Sequence[int] | None = None) -> Iterator[list[int]]:
-        """Groups texts of similar length into batches of at most ``tokens_per_batch`` padded tokens."""
-        order = sorted(range(len(lengths)), key=lambda index: (key[index] if key else 0, lengths[index]))
-        chunk: list[int] = []
-        longest = 0
-        for index in order:
-            longest = max(longest, lengths[index])
-            if chunk and longest * (len(chunk) + 1) > self.tokens_per_batch:
-                yield chunk
-                chunk, longest = [], lengths[index]
-            chunk.append(index)
-        if chunk:
-            yield chunk
-
     @torch.no_grad()
     def score(
         self,
@@ -209,7 +195,7 @@ class LanguageModel:
         """
         encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         scores: dict[int, Score] = {}
-        for chunk in self.chunks([len(text.ids) for text in encoded]):
+        for chunk in similar_lengths([len(text.ids) for text in encoded], self.tokens_per_batch):
             batch = self.encoder.collate([encoded[index] for index in chunk]).to(self.device)
             kept = [references[index] if references else None for index in chunk]
             with around(chunk) if around else nullcontext():
@@ -272,7 +258,8 @@ class LanguageModel:
             raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")
         texts: dict[int, str] = {}
         model: Any = self.model
-        for chunk in self.chunks([len(text.ids) for text in encoded], key=limits):
+        lengths = [len(text.ids) for text in encoded]
+        for chunk in similar_lengths(lengths, self.tokens_per_batch, limits):
             batch = self.encoder.collate([encoded[index] for index in chunk], padding_side="left").to(self.device)
             config = self._generation_config(max(limits[index] for index in chunk), settings)
             with around(chunk) if around else nullcontext():

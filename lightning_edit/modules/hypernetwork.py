@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,13 +12,15 @@ from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 
 from lightning_edit.data.batches import TrainingBatch
+from lightning_edit.distributed import mean_over_processes
 from lightning_edit.editors.gradient import GradientEditor
-from lightning_edit.edits import StackedFactors
+from lightning_edit.editors.hypernetwork import HypernetworkEditor, Proposal
+from lightning_edit.edits import StackedDelta
 from lightning_edit.edits.hooks import added_terms
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.functional.losses import mean_by_row, target_nll
-from lightning_edit.functional.surrogate import cut, surrogate_loss
+from lightning_edit.functional.surrogate import surrogate_loss
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
@@ -27,7 +30,7 @@ from lightning_edit.modules.evaluation import EvaluationSettings
 
 
 def outer_losses(
-    model: LanguageModel, batch: TrainingBatch, factors: dict[str, StackedFactors], trunk: Trunk
+    model: LanguageModel, batch: TrainingBatch, changes: Mapping[str, StackedDelta], trunk: Trunk
 ) -> tuple[Tensor, Tensor]:
     """The losses of the edited model (Mitchell et al. 2022, equations 4a and 4b).
 
@@ -37,7 +40,7 @@ def outer_losses(
     Args:
         model: The base model.
         batch: The batch, on the model's device.
-        factors: Site name to the changes of the batch's edits; gradients flow into them.
+        changes: Site name to the changes of the batch's edits; gradients flow into them.
         trunk: Keeps the hidden states below the lowest site, and the unedited model's head inputs.
 
     Returns:
@@ -50,7 +53,7 @@ def outer_losses(
         unedited = outer.select(rows)
         own = None if states is None else states[rows, : unedited.input_ids.shape[1]]
         reference = trunk.references(unedited, own)
-    terms = {name: stacked.term(batch.edit_of_outer) for name, stacked in factors.items()}
+    terms = {name: stacked.term(batch.edit_of_outer) for name, stacked in changes.items()}
     with added_terms(model, terms):
         logits, inputs = trunk.head_logits(outer, outer.answer_mask, reference, states)
     count = inputs.shape[0]
@@ -64,15 +67,62 @@ def outer_losses(
     return edit, mean_by_row(divergence, of_row[~is_edit] - batch.rephrases, len(rows))
 
 
+@dataclass(frozen=True)
+class OuterResult:
+    """The outer losses of a step and their gradients.
+
+    Args:
+        edit: (rephrases) losses of the targets in nats per token.
+        locality: (locality prompts) divergences in nats per position.
+        objective: () weighted sum of their means.
+        gradients: Its gradient with respect to each leaf of the proposal.
+    """
+
+    edit: Tensor
+    locality: Tensor
+    objective: Tensor
+    gradients: list[Tensor]
+
+
+def outer_gradients(
+    model: LanguageModel,
+    batch: TrainingBatch,
+    proposal: Proposal,
+    trunk: Trunk,
+    edit_weight: float,
+    locality_weight: float,
+) -> OuterResult:
+    """Differentiates edit_weight · mean L_e + locality_weight · mean L_loc, in passes of limited size.
+
+    Means are taken over the texts of all processes, so that averaging gradients over processes gives the gradient of
+    the whole batch. The other arguments are those of :func:`outer_losses`.
+    """
+    rephrases = mean_over_processes(batch.rephrases, model.device)
+    localities = max(mean_over_processes(len(batch.locality_rows), model.device), 1.0 / len(batch.outer))
+    edit = torch.zeros(batch.rephrases, device=model.device, dtype=proposal.leaves[0].dtype)
+    locality = torch.zeros(len(batch.locality_rows), device=model.device, dtype=edit.dtype)
+    gradients = [torch.zeros_like(leaf) for leaf in proposal.leaves]
+    for rows in batch.outer.chunks(model.tokens_per_batch):
+        part = batch.with_outer(rows)
+        part_edit, part_locality = outer_losses(model, part, proposal.stacked, trunk)
+        objective = edit_weight * part_edit.sum() / rephrases + locality_weight * part_locality.sum() / localities
+        for total, gradient in zip(gradients, torch.autograd.grad(objective, proposal.leaves), strict=True):
+            total += gradient
+        edit[rows[: part.rephrases]] = part_edit.detach().to(edit)
+        locality[rows[part.rephrases :] - batch.rephrases] = part_locality.detach().to(edit)
+    total = edit_weight * edit.sum() / rephrases + locality_weight * locality.sum() / localities
+    return OuterResult(edit, locality, total, gradients)
+
+
 class HypernetworkEditing(EditingModule):
-    """Trains an editor that maps gradient factors to edits (MEND).
+    """Trains an editor that maps gradient factors to edits (MEND, MALMEN).
 
     The graph is cut at the factors of the edit: the base model's backward pass gives the gradient with respect to them,
     and a surrogate scalar carries it into the hypernetwork. Lightning's automatic optimisation, clipping, accumulation
     and precision therefore work as for any model. The Trainer needs ``inference_mode=False``.
 
     Args:
-        editor: A hypernetwork editor.
+        editor: A hypernetwork editor; another gradient editor can be validated and tested, not fitted.
         language_model: Which base model to load, and how.
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation while fitting.
@@ -123,21 +173,20 @@ class HypernetworkEditing(EditingModule):
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
         """
-        model = self.language_model
-        trunk = self._trunk()
-        gradient_factors = self.editor.factors(model, batch.edit, batch.names, trunk)
-        stacked = self.editor.stack(gradient_factors, batch.edit_of_request, batch.edits)
-        tensors = [tensor for factors in stacked.values() for tensor in (factors.a, factors.b)]
-        leaves = cut(tensors)
-        edited = {name: StackedFactors(leaves[2 * index], leaves[2 * index + 1]) for index, name in enumerate(stacked)}
-        edit_losses, locality_losses = outer_losses(model, batch, edited, trunk)
-        edit_loss = edit_losses.mean()
-        locality_loss = locality_losses.mean() if len(locality_losses) else edit_loss.new_zeros(())
-        loss = self.edit_weight * edit_loss + self.locality_weight * locality_loss
-        gradients = torch.autograd.grad(loss, leaves)
-        self._check_finite(batch, edit_losses, locality_losses, list(stacked), gradients)
-        self._log_step(loss, edit_loss, locality_loss, stacked, batch.edits)
-        return surrogate_loss(loss, tensors, gradients)
+        model, trunk, editor = self.language_model, self._trunk(), self._hypernetwork()
+        store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk)
+        editor.learn_statistics(store)
+        proposal = editor.propose(store)
+        outer = outer_gradients(model, batch, proposal, trunk, self.edit_weight, self.locality_weight)
+        self._check_finite(batch, proposal, outer)
+        self._log_step(batch, proposal, outer)
+        return surrogate_loss(outer.objective, proposal.carry(outer.gradients))
+
+    def _hypernetwork(self) -> HypernetworkEditor:
+        if not isinstance(self.editor, HypernetworkEditor):
+            name = type(self.editor).__name__
+            raise ConfigurationError(f"{name} has nothing to fit; use validate, test or edit")
+        return self.editor
 
     def on_fit_start(self) -> None:
         """Computes what no edit can change, once for every training text."""
@@ -152,48 +201,36 @@ class HypernetworkEditing(EditingModule):
             self._kept = Trunk(self.language_model, max(lowest, 0), int(self.trunk_gigabytes * 2**30))
         return self._kept
 
-    def _check_finite(
-        self,
-        batch: TrainingBatch,
-        edit_losses: Tensor,
-        locality_losses: Tensor,
-        sites: Sequence[str],
-        gradients: Sequence[Tensor],
-    ) -> None:
-        losses = torch.cat([edit_losses, locality_losses]).detach()
+    def _check_finite(self, batch: TrainingBatch, proposal: Proposal, outer: OuterResult) -> None:
+        losses = torch.cat([outer.edit, outer.locality])
         if not bool(losses.isfinite().all()):
             row = int((~losses.isfinite()).nonzero()[0, 0])
             what = "a rephrase" if row < batch.rephrases else "a locality prompt"
             edit = int(batch.edit_of_outer[row])
             raise NonFiniteError(f"the loss on {what} after the edit of {self._name(batch, edit)!r} is not finite")
-        for index, gradient in enumerate(gradients):
+        for index, gradient in enumerate(outer.gradients):
             if not bool(gradient.isfinite().all()):
                 edit = int((~gradient.isfinite()).flatten(1).any(1).nonzero()[0, 0])
-                raise NonFiniteError(
-                    f"the outer gradient of {self._name(batch, edit)!r} at {sites[index // 2]} is not finite"
-                )
+                site = proposal.site_of_leaf(index)
+                raise NonFiniteError(f"the outer gradient of {self._name(batch, edit)!r} at {site} is not finite")
 
     @staticmethod
     def _name(batch: TrainingBatch, edit: int) -> str:
         return batch.names[int((batch.edit_of_request == edit).nonzero()[0, 0])]
 
-    def _log_step(
-        self, loss: Tensor, edit_loss: Tensor, locality_loss: Tensor, stacked: dict[str, StackedFactors], edits: int
-    ) -> None:
+    def _log_step(self, batch: TrainingBatch, proposal: Proposal, outer: OuterResult) -> None:
         def log(name: str, value: Tensor | float, bar: bool = False) -> None:
-            self.log(f"train/{name}", value, prog_bar=bar, batch_size=edits)
+            self.log(f"train/{name}", value, prog_bar=bar, batch_size=batch.edits)
 
-        log("loss", loss.detach(), True)
-        log("edit_loss", edit_loss.detach(), True)
-        log("locality_loss", locality_loss.detach(), True)
-        for site, factors in stacked.items():
-            a, b = factors.a.detach(), factors.b.detach()
-            # |A B|_F without the product: tr(Bᵀ Aᵀ A B), the mean over the edits.
-            log(f"update_norm/{site}", ((a.mT @ a) * (b @ b.mT)).sum((1, 2)).clamp(min=0).sqrt().mean())
-            log(f"factor_norm/{site}/x", a.norm(dim=1).mean())
-            log(f"factor_norm/{site}/delta", b.norm(dim=2).mean())
-        for site, size in getattr(self.editor, "step_sizes", {}).items():
+        log("loss", outer.objective, True)
+        log("edit_loss", outer.edit.mean(), True)
+        log("locality_loss", outer.locality.mean() if len(outer.locality) else 0.0, True)
+        for site, changes in proposal.stacked.items():
+            log(f"update_norm/{site}", changes.detach().norms().mean())
+        for site, size in self._hypernetwork().step_sizes.items():
             log(f"step_size/{site.replace('/', '.')}", size.detach())
+        for name, value in proposal.measures.items():
+            log(name, value)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the norm of the gradient before it is clipped."""
@@ -205,10 +242,9 @@ class HypernetworkEditing(EditingModule):
         Raises:
             ConfigurationError: If the editor has nothing to train.
         """
-        networks = [value for name, value in self.editor.named_parameters() if not name.startswith("step_sizes")]
-        sizes = [value for name, value in self.editor.named_parameters() if name.startswith("step_sizes")]
-        if not networks:
-            raise ConfigurationError(f"{type(self.editor).__name__} has nothing to fit; use validate, test or edit")
+        parameters = dict(self._hypernetwork().named_parameters())
+        sizes = [value for name, value in parameters.items() if name.startswith("step_sizes")]
+        networks = [value for name, value in parameters.items() if not name.startswith("step_sizes")]
         optimizer = torch.optim.Adam(
             [
                 {"params": networks, "lr": self.learning_rate, "name": "networks"},

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lightning_edit.editors import MEND
+from lightning_edit.editors.factors import FactorChunk
 from lightning_edit.errors import EditorNotFittedError, NonFiniteError
 from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import language_model
@@ -27,13 +28,17 @@ class TestMENDWithSeparateNetworks(EditorTester):
         return editor.eval()
 
 
+def chunk(x, delta):
+    return FactorChunk(x, delta, torch.zeros(len(x), dtype=torch.int64))
+
+
 def test_starts_as_the_identity_on_normalised_factors():
     model = language_model("llama")
     editor = MEND(sites=[1, 2], rank=8)
     editor.setup(model)
     [network] = editor.networks.values()
     x, delta = torch.randn(5, 48), torch.randn(5, 32)
-    network.update_statistics(x, delta)
+    network.update_statistics([chunk(x, delta)])
     pseudo_x, pseudo_delta = network(x, delta, torch.tensor([0, 1, 0, 1, 0]))
     z = torch.cat([x, delta], 1)
     z = (z - z.mean(0)) / (z.std(0) + 1e-7)
@@ -53,9 +58,9 @@ def test_one_token_does_not_spoil_the_statistics():
     editor.setup(language_model("llama"))
     [network] = editor.networks.values()
     x, delta = torch.randn(9, 48), torch.randn(9, 32)
-    network.update_statistics(x[:1], delta[:1])
+    network.update_statistics([chunk(x[:1], delta[:1])])
     assert network(x, delta, torch.zeros(9, dtype=torch.int64))[0].isfinite().all()
-    network.update_statistics(x[1:], delta[1:])
+    network.update_statistics([chunk(x[1:3], delta[1:3]), chunk(x[3:], delta[3:])])
     expected = torch.cat([x, delta], 1)
     torch.testing.assert_close(network.statistics.mean.float(), expected.mean(0), rtol=1e-5, atol=1e-6)
 

@@ -14,8 +14,8 @@ import transformers
 
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.editors import MEND
-from lightning_edit.edits import StackedFactors
-from lightning_edit.functional.surrogate import cut, surrogate_loss
+from lightning_edit.editors.factors import FactorStore
+from lightning_edit.functional.surrogate import surrogate_loss
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.capture import capture_factors
 from lightning_edit.models.trunk import Trunk
@@ -94,14 +94,11 @@ class OwnStatistics:
         self.network, self.expected = network, list(expected.values())
 
     def __call__(self, x, delta, site):
-        parts = []
-        for index, own in enumerate(self.expected):
-            used = {name: double(own["stats_used"][name]) for name in ("u_mean", "v_mean", "u_std", "v_std")}
-            mean, std = torch.cat([used["u_mean"], used["v_mean"]]), torch.cat([used["u_std"], used["v_std"]])
-            set_statistics(self.network, mean, std)
-            rows = site == index
-            parts.append(type(self.network).forward(self.network, x[rows], delta[rows], site[rows]))
-        return tuple(torch.cat(sides) for sides in zip(*parts, strict=True))
+        own = self.expected[int(site)]
+        used = {name: double(own["stats_used"][name]) for name in ("u_mean", "v_mean", "u_std", "v_std")}
+        mean, std = torch.cat([used["u_mean"], used["v_mean"]]), torch.cat([used["u_std"], used["v_std"]])
+        set_statistics(self.network, mean, std)
+        return type(self.network).forward(self.network, x, delta, site)
 
 
 @pytest.mark.parametrize("edit", [0, 1])
@@ -116,8 +113,8 @@ def test_factors_updates_and_outer_gradients(golden, model, editor, edit, monkey
 
     [network] = editor.networks.values()
     monkeypatch.setattr(network, "forward", OwnStatistics(network, expected["sites"]))
-    stacked = editor.stack(factors, torch.tensor([0]), 1)
-    for (name, own), theirs in zip(stacked.items(), expected["sites"].values(), strict=True):
+    proposal = editor.propose(store_of(factors))
+    for (name, own), theirs in zip(proposal.stacked.items(), expected["sites"].values(), strict=True):
         size = editor.step_sizes[name.replace(".", "/")]
         close(own.a[0].T, theirs["x_tilde"], tolerance)
         close(-own.b[0] / size, theirs["delta_tilde"], tolerance)
@@ -126,24 +123,25 @@ def test_factors_updates_and_outer_gradients(golden, model, editor, edit, monkey
 
     entry = golden["inputs"][edit]
     batch = outer_batch(entry)
-    tensors = [tensor for own in stacked.values() for tensor in (own.a, own.b)]
-    leaves = cut(tensors)
-    edited = {name: StackedFactors(leaves[2 * i], leaves[2 * i + 1]) for i, name in enumerate(stacked)}
-    edit_loss, _ = outer_losses(model, batch, edited, Trunk(model, 1))
+    edit_loss, _ = outer_losses(model, batch, proposal.stacked, Trunk(model, 1))
     # The authors' divergence runs over all positions of the locality prompt, ours over those that predict its answer.
-    locality = full_divergence(model, tokens(entry["loc"]), edited)
+    locality = full_divergence(model, tokens(entry["loc"]), proposal.stacked)
     close(edit_loss.mean(), expected["l_edit"], tolerance)
     close(locality, expected["l_loc"], tolerance)
     loss = golden["config"]["cedit"] * edit_loss.mean() + golden["config"]["cloc"] * locality
     close(loss, expected["l_total"], tolerance)
 
-    surrogate_loss(loss, tensors, torch.autograd.grad(loss, leaves)).backward()
+    surrogate_loss(loss, proposal.carry(torch.autograd.grad(loss, proposal.leaves))).backward()
     prefix = f"mend.{golden['hypernet_key']}.mlp.layers"
     for index, layer in enumerate(network.layers):
         for ours, theirs in NAMES.items():
             close(getattr(layer, ours).grad, expected["grads"][f"{prefix}.{index}.{theirs}"], tolerance)
     sizes = torch.stack([size.grad for size in editor.step_sizes.values()])
     close(-sizes, expected["grads"]["edit_lrs"], tolerance)
+
+
+def store_of(factors):
+    return FactorStore.of(factors, torch.tensor([0]), 1)
 
 
 def outer_batch(entry):
@@ -165,7 +163,7 @@ def test_running_statistics_after_both_edits(golden, model, editor):
     editor.train()
     for entry in golden["inputs"]:
         factors, _ = capture_factors(model, tokens(entry["edit_inner"]), editor.edit_sites(model))
-        editor.stack(factors, torch.tensor([0]), 1)
+        editor.stack(store_of(factors))
     [network] = editor.networks.values()
     theirs = golden["expected"]["edits"][1]["running_stats"]
     close(network.statistics.count, theirs["k"][0], golden["tolerance"])
@@ -179,7 +177,7 @@ def test_evaluation_uses_the_statistics_of_all_that_was_seen(golden, model, edit
     mean, std = double(theirs["u_mean"] + theirs["v_mean"]), double(theirs["u_std"] + theirs["v_std"])
     set_statistics(network, mean, std)
     factors, _ = capture_factors(model, tokens(golden["inputs"][0]["edit_inner"]), editor.edit_sites(model))
-    stacked = editor.stack(factors, torch.tensor([0]), 1)
+    stacked = editor.stack(store_of(factors))
     for (name, own), expected in zip(
         stacked.items(), golden["expected"]["eval_first_edit"]["sites"].values(), strict=True
     ):

@@ -189,7 +189,7 @@ class TestBatch:
         assert len(batch) == 3
         with pytest.raises(EditError, match="rows name the edits 0 to 3, but there are 3"), batch.hooked(model, [0, 3]):
             pass
-        with pytest.raises(EditError, match="2 edits, but factors for"):
+        with pytest.raises(EditError, match="2 edits, but changes for"):
             EditBatch({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))}, batch.provenances[:2])
 
     def test_another_base_is_refused(self):

@@ -1,0 +1,32 @@
+"""What processes that train together tell one another."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as processes
+
+from lightning_edit.functional.moments import Moments
+
+
+def _alone() -> bool:
+    return not (processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1)
+
+
+def moments_of_all_processes(own: Moments) -> list[Moments]:
+    """The moments that every process found, in the order of their ranks; just its own where there is one process."""
+    if _alone():
+        return [own]
+    packed = torch.cat([own.number[None], own.mean, own.square])
+    gathered = [torch.empty_like(packed) for _ in range(processes.get_world_size())]
+    processes.all_gather(gathered, packed)
+    size = len(own.mean)
+    return [Moments(found[0], found[1 : 1 + size], found[1 + size :]) for found in gathered]
+
+
+def mean_over_processes(count: int, device: torch.device) -> float:
+    """The mean of a number over all processes."""
+    if _alone():
+        return float(count)
+    total = torch.tensor(float(count), device=device)
+    processes.all_reduce(total)
+    return float(total) / processes.get_world_size()

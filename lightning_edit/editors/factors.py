@@ -1,0 +1,102 @@
+"""Gradient factors of many requests, kept in memory or on disk and read back in chunks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_edit.models.capture import GradientFactors
+
+
+@dataclass(frozen=True)
+class FactorChunk:
+    """Some of the factors of one site.
+
+    Args:
+        x: (N, fan_in) inputs of the site.
+        delta: (N, fan_out) gradients with respect to its output.
+        group: (N) int64 edit that each belongs to.
+    """
+
+    x: Tensor
+    delta: Tensor
+    group: Tensor
+
+
+class FactorStore:
+    """The gradient factors of B edits, site by site.
+
+    Args:
+        edits: Number of edits B.
+        on_disk: Keep the factors in files of a temporary folder and map them into memory; the folder goes when the
+            store does. Factors on disk come back on the CPU.
+    """
+
+    def __init__(self, edits: int, on_disk: bool = False) -> None:
+        self.edits = edits
+        self._folder = tempfile.TemporaryDirectory(prefix="lightning-edit-factors-") if on_disk else None
+        self._x: dict[str, list[Tensor]] = {}
+        self._delta: dict[str, list[Tensor]] = {}
+        self._group: dict[str, list[Tensor]] = {}
+
+    @classmethod
+    def of(cls, factors: Mapping[str, GradientFactors], edit_of_row: Tensor, edits: int) -> FactorStore:
+        """A store of one batch; see :meth:`append`."""
+        store = cls(edits)
+        store.append(factors, edit_of_row)
+        return store
+
+    def append(self, factors: Mapping[str, GradientFactors], edit_of_row: Tensor) -> None:
+        """Adds the factors of a batch.
+
+        Args:
+            factors: Site name to gradient factors of R rows.
+            edit_of_row: (R) int64 the edit that each row belongs to.
+        """
+        for site, own in factors.items():
+            self._group.setdefault(site, []).append(edit_of_row[own.rows])
+            self._x.setdefault(site, []).append(self._keep(own.x, f"{len(self._group[site])}-x", site))
+            self._delta.setdefault(site, []).append(self._keep(own.delta, f"{len(self._group[site])}-delta", site))
+
+    def _keep(self, values: Tensor, name: str, site: str) -> Tensor:
+        if self._folder is None or not values.numel():
+            return values
+        path = Path(self._folder.name) / f"{site}-{name}"
+        array = values.cpu().numpy()
+        array.tofile(path)
+        return torch.from_numpy(np.memmap(path, dtype=array.dtype, mode="r+", shape=array.shape))
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites."""
+        return list(self._group)
+
+    def rows(self, site: str) -> int:
+        """Number of factors at a site."""
+        return sum(map(len, self._group[site]))
+
+    def most_rows(self, site: str) -> int:
+        """Number of factors of the edit that has most of them at a site."""
+        return int(torch.bincount(torch.cat(self._group[site]), minlength=self.edits).max())
+
+    def sizes(self, site: str) -> tuple[int, int]:
+        """Fan-in and fan-out of a site."""
+        return self._x[site][0].shape[1], self._delta[site][0].shape[1]
+
+    def chunks(self, site: str, size: int) -> Iterator[FactorChunk]:
+        """The factors of a site, at most ``size`` at a time, in the order in which they came."""
+        for x, delta, group in zip(self._x[site], self._delta[site], self._group[site], strict=True):
+            parts = (values.split(size) for values in (x, delta, group))
+            for one_x, one_delta, one_group in zip(*parts, strict=True):
+                yield FactorChunk(one_x.to(group.device), one_delta.to(group.device), one_group)
+
+    def whole(self, site: str) -> FactorChunk:
+        """All factors of a site."""
+        parts = list(self.chunks(site, max(self.rows(site), 1)))
+        return FactorChunk(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "delta", "group")))

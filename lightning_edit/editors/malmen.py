@@ -1,0 +1,212 @@
+"""MALMEN: Massive Language Model Editing Network (Tan et al. 2024, arXiv 2311.04661)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_edit.editors.factors import FactorChunk, FactorStore
+from lightning_edit.editors.gradient import Tokens
+from lightning_edit.editors.hypernetwork import HypernetworkEditor, Proposal, site_key
+from lightning_edit.edits import StackedDelta, StackedFactors, StackedMatrices
+from lightning_edit.functional.low_rank import low_rank_gated
+from lightning_edit.functional.packing import pack_rows, slots_within_group
+from lightning_edit.functional.ridge import DualRidge, PrimalRidge
+from lightning_edit.functional.surrogate import carried, cut
+from lightning_edit.models.layer_map import EditSite
+
+
+class MALMEN(HypernetworkEditor):
+    """MALMEN: the shifts that a hypernetwork wants for many facts at once, reconciled by least squares.
+
+    For each token, with key k (the site's input) and value gradient g, a network gives a pseudo-pair (k̃, g̃), whose
+    rank-one step would change the token's value by d = -η (k̃ᵀk) g̃, with a learned step size η per site. The shift is
+    the one that comes closest to all of these differences, S = argmin |K S - D|² + λ|S|² = (KᵀK + λI)⁻¹ KᵀD (in the
+    orientation fan-in × fan-out), with a learned λ per site. Its meta-gradient is taken in closed form with the same
+    factorisation: ∂L/∂D = K M⁻¹ ∂L/∂S and ∂L/∂λ = -<M⁻¹ ∂L/∂S, S>.
+
+    With fewer keys than fan-in the equivalent dual system is solved, and the edit is stored as factors. Memory grows
+    with the number of requests only by their factors, which can be kept on disk; the network runs in chunks, whose
+    activations are computed again in the backward pass. The solve is in float64.
+
+    Args:
+        sites: Edit sites: layers (negative ones count from the last; the MLP output projection is edited) or names of
+            linear modules. The paper edits the last blocks' second MLP layers.
+        rank: Rank of the network's blocks. The authors use 1920 for models of billions of parameters.
+        hidden_layers: Number of hidden layers; the network has one more (the authors have two blocks).
+        step_size: Start of the learned step sizes η (the authors use 1e-6).
+        log_ridge: Start of the learned log λ (the authors use 0).
+        epsilon: Added to the standard deviation of the factors. The authors use the machine epsilon of float32.
+        shared: Whether the sites of one shape share a network, as in the paper, or each has its own.
+        tokens: "answer" takes the factors of the positions that predict a target token (the authors, for MALMEN), "all"
+            those of every token.
+        rows_per_chunk: Tokens that the network transforms at once (the authors use 1024); the result does not depend on
+            it.
+        factors_on_disk: Keep the factors in temporary files instead of in memory.
+    """
+
+    layer = staticmethod(low_rank_gated)
+
+    def __init__(
+        self,
+        sites: Sequence[int | str] = (-6, -5, -4, -3, -2, -1),
+        rank: int = 128,
+        hidden_layers: int = 1,
+        step_size: float = 1e-6,
+        log_ridge: float = 0.0,
+        epsilon: float = 1.1920929e-07,
+        shared: bool = True,
+        tokens: Tokens = "answer",
+        rows_per_chunk: int = 1024,
+        factors_on_disk: bool = False,
+    ) -> None:
+        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, tokens)
+        self.log_ridge = log_ridge
+        self.rows_per_chunk, self.factors_on_disk = rows_per_chunk, factors_on_disk
+        self.log_ridges = nn.ParameterDict()
+
+    def setup_site(self, site: EditSite) -> None:
+        """See :meth:`HypernetworkEditor.setup_site`."""
+        super().setup_site(site)
+        self.log_ridges[site_key(site.name)] = nn.Parameter(torch.tensor(self.log_ridge))
+
+    def new_store(self, edits: int) -> FactorStore:
+        """See :meth:`GradientEditor.new_store`."""
+        return FactorStore(edits, self.factors_on_disk)
+
+    def propose(self, store: FactorStore) -> Proposal:
+        """See :meth:`HypernetworkEditor.propose`."""
+        solutions = {site: self._solve(store, site) for site in store.sites}
+        leaves = cut([solution.solution for solution in solutions.values()])
+        stacked = {
+            site: solution.stacked(leaf) for (site, solution), leaf in zip(solutions.items(), leaves, strict=True)
+        }
+
+        def carry(gradients: Sequence[Tensor]) -> Tensor:
+            parts = [solution.carry(gradient) for solution, gradient in zip(solutions.values(), gradients, strict=True)]
+            return torch.stack(parts).sum()
+
+        ridges = {f"ridge/{site}": self.log_ridges[site_key(site)].detach().exp() for site in store.sites}
+        return Proposal(stacked, leaves, carry, ridges)
+
+    def _solve(self, store: FactorStore, site: str) -> _Solution:
+        differences = _Differences(self, store, site)
+        if store.most_rows(site) < store.sizes(site)[0]:
+            return _Dual(differences)
+        return _Primal(differences)
+
+
+class _Differences:
+    """The value differences of one site.
+
+    Args:
+        editor: The editor.
+        store: The factors.
+        site: The site.
+    """
+
+    def __init__(self, editor: MALMEN, store: FactorStore, site: str) -> None:
+        self.store, self.site = store, site
+        self.size = editor.rows_per_chunk
+        self.network, self.index = editor.network_of(site)
+        self.step_size = editor.step_sizes[site_key(site)]
+        self.log_ridge = editor.log_ridges[site_key(site)]
+
+    def chunks(self) -> Iterator[FactorChunk]:
+        """The site's factors, chunk by chunk."""
+        return self.store.chunks(self.site, self.size)
+
+    def of(self, chunk: FactorChunk) -> Tensor:
+        """(N, fan_out) d = -η (k̃ᵀk) g̃ for each row."""
+        pseudo_keys, pseudo_gradients = self.network(chunk.x, chunk.delta, self.index)
+        strength = (chunk.x * pseudo_keys).sum(-1, keepdim=True)
+        differences: Tensor = -self.step_size * strength * pseudo_gradients
+        return differences
+
+    def carried(self, chunk: FactorChunk, gradient: Tensor) -> Tensor:
+        """() <∂L/∂D, D> for a chunk, whose activations are computed again in the backward pass."""
+
+        def product(x: Tensor, delta: Tensor) -> Tensor:
+            return carried([self.of(FactorChunk(x, delta, chunk.group))], [gradient])
+
+        if self.store.rows(self.site) <= self.size:
+            return product(chunk.x, chunk.delta)
+        kept: Tensor = checkpoint(product, chunk.x, chunk.delta, use_reentrant=False)
+        return kept
+
+    def carried_ridge(self, gradient: Tensor) -> Tensor:
+        """() carries ∂L/∂λ into log λ."""
+        carrier: Tensor = gradient.to(self.log_ridge) * self.log_ridge.exp()
+        return carrier
+
+
+class _Solution:
+    """The solution of one site's normal equation.
+
+    Args:
+        differences: The site's value differences.
+    """
+
+    solution: Tensor
+
+    def stacked(self, solution: Tensor) -> StackedDelta:
+        """The changes made of (a copy of) the solution."""
+        raise NotImplementedError
+
+    def carry(self, gradient: Tensor) -> Tensor:
+        """() carries the gradient of the solution into the editor's parameters."""
+        raise NotImplementedError
+
+
+class _Primal(_Solution):
+    """(KᵀK + λI)⁻¹ KᵀD, dense."""
+
+    @torch.no_grad()
+    def __init__(self, differences: _Differences) -> None:
+        self.differences = differences
+        store, site = differences.store, differences.site
+        chunks = ((chunk.x, differences.of(chunk), chunk.group) for chunk in differences.chunks())
+        self.system = PrimalRidge(chunks, store.edits, differences.log_ridge.exp(), store.sizes(site))
+        self.solution = self.system.solution
+
+    def stacked(self, solution: Tensor) -> StackedDelta:
+        return StackedMatrices(solution)
+
+    def carry(self, gradient: Tensor) -> Tensor:
+        of_values, of_ridge = self.system.gradients(gradient)
+        total = self.differences.carried_ridge(of_ridge)
+        for chunk in self.differences.chunks():
+            total = total + self.differences.carried(chunk, of_values(chunk.x, chunk.group))
+        return total
+
+
+class _Dual(_Solution):
+    """Kᵀ (KKᵀ + λI)⁻¹ D, as factors."""
+
+    @torch.no_grad()
+    def __init__(self, differences: _Differences) -> None:
+        self.differences = differences
+        store = differences.store
+        whole = store.whole(differences.site)
+        self.group, self.slot = whole.group, slots_within_group(whole.group)
+        self.keys = pack_rows(whole.x, whole.group, store.edits)
+        values = torch.cat([differences.of(chunk) for chunk in differences.chunks()])
+        self.system = DualRidge(self.keys, differences.log_ridge.exp())
+        self.solution = self.system.solution(pack_rows(values, whole.group, store.edits))
+
+    def stacked(self, solution: Tensor) -> StackedDelta:
+        return StackedFactors(self.keys.mT, solution)
+
+    def carry(self, gradient: Tensor) -> Tensor:
+        of_packed, of_ridge = self.system.gradients(self.solution, gradient)
+        total = self.differences.carried_ridge(of_ridge)
+        of_values = of_packed[self.group, self.slot]
+        start = 0
+        for chunk in self.differences.chunks():
+            end = start + len(chunk.x)
+            total = total + self.differences.carried(chunk, of_values[start:end])
+            start = end
+        return total

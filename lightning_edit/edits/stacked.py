@@ -1,0 +1,158 @@
+"""Changes of one edit site for several independent edits, each on its own rows of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_edit.edits.deltas import Delta, DenseDelta, FactoredDelta
+from lightning_edit.edits.hooks import Term
+from lightning_edit.errors import EditError
+
+
+class StackedDelta(ABC):
+    """Changes of one site for B edits."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of edits B."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Delta:
+        """The change of one edit."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+
+    @abstractmethod
+    def norms(self) -> Tensor:
+        """(B) Frobenius norm of each change."""
+
+    @abstractmethod
+    def detach(self) -> StackedDelta:
+        """The same changes without their graph."""
+
+    @abstractmethod
+    def _output(self, x: Tensor, rows: Tensor) -> Tensor:
+        """What is added for x (R, S, fan_in), whose row r belongs to edit ``rows[r]``."""
+
+    def term(self, rows: Tensor, repeats: int = 1) -> Term:
+        """What is added to the site's output for a batch whose row r belongs to edit ``rows[r]``.
+
+        Args:
+            rows: (R) int64.
+            repeats: How many consecutive rows a generation may make of one (beams, return sequences).
+        """
+        count = len(rows)
+
+        def output(x: Tensor) -> Tensor:
+            if x.dim() == 2:
+                # Some architectures flatten (rows, positions) into one dimension before their MLP.
+                return output(_unflatten(x, count, repeats)).reshape(x.shape[0], -1)
+            if x.shape[0] == count:
+                return self._output(x, rows)
+            if repeats > 1 and x.shape[0] == count * repeats:
+                return self._output(x, rows.repeat_interleave(repeats))
+            raise EditError(
+                f"a batch of {x.shape[0]} rows reached edits that were applied to {count} rows; say which edit each "
+                "row belongs to"
+            )
+
+        return output
+
+
+@dataclass(frozen=True)
+class StackedFactors(StackedDelta):
+    """Factored changes: delta_i = a[i] @ b[i].
+
+    Args:
+        a: (B, fan_in, rank) float32; unused ranks are zero.
+        b: (B, rank, fan_out) float32.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def __getitem__(self, index: int) -> FactoredDelta:
+        return FactoredDelta(_plain(self.a[index]), _plain(self.b[index]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.a.device
+
+    def norms(self) -> Tensor:
+        """(B) |A B|_F without the product: the square root of tr(Bᵀ Aᵀ A B)."""
+        return ((self.a.mT @ self.a) * (self.b @ self.b.mT)).sum((1, 2)).clamp(min=0).sqrt()
+
+    def detach(self) -> StackedFactors:
+        """The same changes without their graph."""
+        return StackedFactors(self.a.detach(), self.b.detach())
+
+    def _output(self, x: Tensor, rows: Tensor) -> Tensor:
+        wide = x.to(self.a.dtype)
+        if len(self) == 1:
+            return wide @ self.a[0] @ self.b[0]
+        return wide @ self.a[rows] @ self.b[rows]
+
+
+@dataclass(frozen=True)
+class StackedMatrices(StackedDelta):
+    """Dense changes: delta_i = matrices[i].
+
+    Args:
+        matrices: (B, fan_in, fan_out) float32.
+    """
+
+    matrices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    def __getitem__(self, index: int) -> DenseDelta:
+        return DenseDelta(_plain(self.matrices[index]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.matrices.device
+
+    def norms(self) -> Tensor:
+        """(B) Frobenius norms."""
+        norms: Tensor = self.matrices.flatten(1).norm(dim=1)
+        return norms
+
+    def detach(self) -> StackedMatrices:
+        """The same changes without their graph."""
+        return StackedMatrices(self.matrices.detach())
+
+    def _output(self, x: Tensor, rows: Tensor) -> Tensor:
+        wide = x.to(self.matrices.dtype)
+        if len(self) == 1:
+            return wide @ self.matrices[0]
+        # One edit at a time: a dense change for every row would be copied otherwise.
+        output = wide.new_zeros(*wide.shape[:-1], self.matrices.shape[-1])
+        for edit in rows.unique().tolist():
+            output = output.index_put((rows == edit,), wide[rows == edit] @ self.matrices[edit])
+        return output
+
+
+def _plain(values: Tensor) -> Tensor:
+    """A copy with the strides that it would have from a file, so that products agree to the last bit."""
+    copy: Tensor = torch.empty(values.shape, dtype=values.dtype, device=values.device)
+    return copy.copy_(values)
+
+
+def _unflatten(x: Tensor, count: int, repeats: int) -> Tensor:
+    for rows in (count, count * repeats):
+        if x.shape[0] % rows == 0:
+            return x.view(rows, -1, x.shape[-1])
+    raise EditError(f"{x.shape[0]} flattened positions do not divide into {count} rows")
