@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as processes
 
 from lightning_edit.functional.moments import Moments
+
+T = TypeVar("T")
 
 
 def _alone() -> bool:
@@ -21,6 +25,16 @@ def moments_of_all_processes(own: Moments) -> list[Moments]:
     processes.all_gather(gathered, packed)
     size = len(own.mean)
     return [Moments(found[0], found[1 : 1 + size], found[1 + size :]) for found in gathered]
+
+
+def lists_of_all_processes(own: list[T]) -> tuple[list[T], int]:
+    """The lists of all processes, one behind the other by rank, and where the own one begins. The items are pickled."""
+    if _alone():
+        return own, 0
+    gathered: list[list[T]] = [[] for _ in range(processes.get_world_size())]
+    processes.all_gather_object(gathered, own)
+    before = sum(len(items) for items in gathered[: processes.get_rank()])
+    return [item for items in gathered for item in items], before
 
 
 def mean_over_processes(count: int, device: torch.device) -> float:

@@ -228,6 +228,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Route:
+    """How an edit with an explicit memory chose who answers a prompt.
+
+    Args:
+        probability: Of the prompt being in the scope of the most likely remembered request; 0 for an empty memory.
+        hit: Whether that request was used.
+        request: The most likely remembered request.
+    """
+
+    probability: float
+    hit: bool
+    request: EditRequest | None = None
+
+
+@dataclass(frozen=True)
 class EditOutcome:
     """What a metric sees: one probe, and what the model says to it before and after the edit.
 
@@ -238,6 +253,8 @@ class EditOutcome:
         before: What the unedited model says.
         after: What the edited model says.
         divergence: KL(before || after) in nats, averaged over the answer's positions; None if it was not measured.
+        route: How the edit chose who answers; None for edits that do not choose.
+        right_request: Whether the request that it found most likely is one of the probe's own record.
     """
 
     record_id: str
@@ -246,3 +263,5 @@ class EditOutcome:
     before: Answer
     after: Answer
     divergence: float | None = None
+    route: Route | None = None
+    right_request: bool | None = None

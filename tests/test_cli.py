@@ -62,13 +62,14 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
     monkeypatch.chdir(tmp_path)
     small = {
         "--model.language_model.name_or_path": str(tiny_folder),
-        "--model.editor.init_args.sites": "[1, 2]",
         "--trainer.fast_dev_run": "true",
         "--trainer.accelerator": "cpu",
         "--trainer.enable_progress_bar": "false",
         "--data.batch_size": "2",
     }
     config = yaml.safe_load(path.read_text())
+    serac = "Memory" in config["model"]["class_path"]
+    small["--model.editor.init_args." + ("adapted_layers" if serac else "sites")] = "1" if serac else "[1, 2]"
     data = (
         yaml.safe_load((path.parent / config["data"]).read_text())
         if isinstance(config["data"], str)
@@ -80,7 +81,9 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
             source = data[split]["init_args"].get("source")
             if source is not None:
                 small[f"--data.{split}.init_args.source"] = str(find(benchmark_data, data[split]))
-    command = "fit" if "Hypernetwork" in config["model"]["class_path"] else "test"
+    if "requests_per_edit" in data:
+        small |= {"--data.requests_per_edit": "2", "--data.eval_requests_per_edit": "2"}
+    command = "test" if config["model"]["class_path"].endswith(".EditingModule") else "fit"
     assert main([command, "--config", str(path), *(word for pair in small.items() for word in pair)]) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_edit.editors import Editor
-from lightning_edit.edits import Edit, EditSequence, load_edit
+from lightning_edit.edits import Edit, EditSequence, WeightEditBatch, load_edit
 from lightning_edit.errors import EditError
 from lightning_edit.models import LanguageModel
 from lightning_edit.records import EditRequest
@@ -137,6 +137,8 @@ class EditorTester:
         batch = editor.edit_each(model, REQUESTS)
         with batch.applied(model, [0, 1, 2]) as edited, pytest.raises(EditError, match="4 prompts"):
             edited.score([PROBES[0]] * 4, ["Rome"] * 4)
+        if not isinstance(batch, WeightEditBatch):
+            return
         ids = torch.ones(4, 5, dtype=torch.int64)
         with batch.hooked(model, [0, 1, 2]), pytest.raises(EditError, match=r"4 rows|do not divide"):
             model.model(input_ids=ids)

@@ -213,6 +213,9 @@ def sentencepiece_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
-def language_model(family: str = "llama", dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """A tiny language model of a family, with the byte-level tokenizer."""
-    return LanguageModel(build(FAMILIES[family][0](), dtype), byte_level_tokenizer(), name=f"tiny-{family}")
+def language_model(
+    family: str = "llama", dtype: torch.dtype = torch.float32, tokenizer: str = "byte_level"
+) -> LanguageModel:
+    """A tiny language model of a family, with the byte-level or the "sentencepiece" tokenizer."""
+    own = byte_level_tokenizer() if tokenizer == "byte_level" else sentencepiece_tokenizer()
+    return LanguageModel(build(FAMILIES[family][0](), dtype), own, name=f"tiny-{family}")

@@ -18,6 +18,7 @@ from lightning_edit.files import replace_file, write_json
 from lightning_edit.metrics.all_tokens_match import all_tokens_match
 from lightning_edit.metrics.generation import containment, exact_match
 from lightning_edit.metrics.probability import probability_magnitude, probability_score
+from lightning_edit.metrics.scope import scope_curve
 from lightning_edit.metrics.self_agreement import generation_agreement
 from lightning_edit.metrics.token_accuracy import token_accuracy
 from lightning_edit.modules.base import EditingModule
@@ -51,6 +52,9 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
         measures["generation_agreement"] = generation_agreement(before.generation, after.generation)
     if outcome.divergence is not None:
         measures["kl_divergence"] = outcome.divergence
+    if outcome.route is not None:
+        measures["scope_probability"] = outcome.route.probability
+        measures["scope_hit"] = float(outcome.route.hit)
     return {
         "record": outcome.record_id,
         "kind": str(probe.kind),
@@ -100,23 +104,23 @@ class TestReport(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the outcomes of all processes from the first."""
-        outcomes = _gathered(self._outcomes, trainer)
+        outcomes, folder = _gathered(self._outcomes, trainer), self._folder(trainer)
         if trainer.is_global_zero and isinstance(pl_module, EditingModule):
-            path = self._folder(trainer) / PREDICTIONS_FILE
+            path = folder / PREDICTIONS_FILE
             _write_predictions(path, outcomes, pl_module)
             Console().print(f"predictions  {path}", soft_wrap=True)
 
     def _folder(self, trainer: Trainer) -> Path:
+        # Every process must ask: the trainer tells its folder by a broadcast.
         return Path(self.folder or trainer.log_dir or trainer.default_root_dir)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the outcomes of all processes and writes them from the first."""
         if not isinstance(pl_module, EditingModule):
             return
-        outcomes = _gathered(self._outcomes, trainer)
+        outcomes, folder = _gathered(self._outcomes, trainer), self._folder(trainer)
         if not trainer.is_global_zero:
             return
-        folder = self._folder(trainer)
         measures = {
             name.removeprefix("test/"): float(value)
             for name, value in trainer.callback_metrics.items()
@@ -143,6 +147,7 @@ class TestReport(Callback):
                 "probes": dict(Counter(f"{outcome.probe.kind}/{outcome.probe.group}" for outcome in outcomes)),
             },
             "data": report.summary() if report is not None else None,
+            **({"scope_curve": curve} if (curve := scope_curve(outcomes)) else {}),
             "settings": {
                 "editor": {"name": type(module.editor).__name__, **module.editor.hyperparameters},
                 "language_model": vars(module.settings),

@@ -35,13 +35,14 @@ class RunArtifacts(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sends the best checkpoint and says where everything is."""
-        callback = trainer.checkpoint_callback
+        # Every process must ask for the folder: the trainer tells it by a broadcast.
+        callback, folder = trainer.checkpoint_callback, Path(trainer.log_dir or "")
         best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
         if not trainer.is_global_zero or not best:
             return
         console = Console()
         console.print(f"checkpoint   {best}", soft_wrap=True)
-        console.print(f"metrics      {Path(trainer.log_dir or '') / 'metrics.csv'}", soft_wrap=True)
+        console.print(f"metrics      {folder / 'metrics.csv'}", soft_wrap=True)
         for logger in _wandb_loggers(trainer):
             artifact = wandb.Artifact(self.name, type="model")
             artifact.add_file(best)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_edit.records import EditRecord, ProbeKind
-from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch
+from lightning_edit.records import EditRecord, EditRequest, ProbeKind
+from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class TrainingBatch:
         edit_of_outer: (Q) int64 the edit under which each of them is read.
         rephrases: Number of rephrases; the texts from there on are locality prompts.
         edits: Number of edits B.
+        requests: The requests, as text.
+        outer_texts: (Q) prompts with their answers, as text.
     """
 
     names: list[str]
@@ -50,6 +52,8 @@ class TrainingBatch:
     edit_of_outer: Tensor
     rephrases: int
     edits: int
+    requests: list[EditRequest] = field(default_factory=list)
+    outer_texts: list[tuple[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         """The same batch on ``device``."""
@@ -71,12 +75,27 @@ class TrainingBatch:
             return self
         rephrases = int((rows < self.rephrases).sum())
         outer, of_outer = self.outer.select(rows), self.edit_of_outer[rows]
-        return replace(self, outer=outer, edit_of_outer=of_outer, rephrases=rephrases)
+        texts = [self.outer_texts[row] for row in rows.tolist()] if self.outer_texts else []
+        return replace(self, outer=outer, edit_of_outer=of_outer, rephrases=rephrases, outer_texts=texts)
 
     @property
     def locality_rows(self) -> Tensor:
         """(Q - rephrases) int64: the rows of ``outer`` that are locality prompts."""
         return torch.arange(self.rephrases, len(self.outer), device=self.outer.input_ids.device)
+
+
+class RecordGroups(Dataset[list[EditRecord]]):
+    """Groups of records, asked for by their indices.
+
+    Args:
+        records: The records.
+    """
+
+    def __init__(self, records: Sequence[EditRecord]) -> None:
+        self.records = records
+
+    def __getitem__(self, indices: list[int]) -> list[EditRecord]:
+        return [self.records[index] for index in indices]
 
 
 class TrainingRecords(Dataset[TrainingExample]):
@@ -128,26 +147,26 @@ class TrainingCollator:
 
     def __call__(self, examples: Sequence[TrainingExample]) -> TrainingBatch:
         """One batch; see :class:`TrainingBatch`."""
-        names: list[str] = []
-        edits: list[EncodedText] = []
+        requests: list[EditRequest] = []
         edit_of_request: list[int] = []
-        rephrases: list[tuple[EncodedText, int]] = []
-        localities: list[tuple[EncodedText, int]] = []
+        rephrases: list[tuple[tuple[str, str], int]] = []
+        localities: list[tuple[tuple[str, str], int]] = []
         for position, example in enumerate(examples):
             edit = position // self.requests_per_edit
-            for request in example.record.requests:
-                names.append(request.id or request.prompt)
-                edits.append(self.encoder.encode(request.prompt, request.target))
-                edit_of_request.append(edit)
-            rephrases.append((self.encoder.encode(*example.rephrase), edit))
-            localities += [(self.encoder.encode(*text), edit) for text in example.locality]
+            requests += example.record.requests
+            edit_of_request += [edit] * len(example.record.requests)
+            rephrases.append((example.rephrase, edit))
+            localities += [(text, edit) for text in example.locality]
         outer = rephrases + localities
+        encode = self.encoder.encode
         return TrainingBatch(
-            names=names,
-            edit=self.encoder.collate(edits),
+            names=[request.id or request.prompt for request in requests],
+            edit=self.encoder.collate([encode(request.prompt, request.target) for request in requests]),
             edit_of_request=torch.tensor(edit_of_request),
-            outer=self.encoder.collate([text for text, _ in outer]),
+            outer=self.encoder.collate([encode(*text) for text, _ in outer]),
             edit_of_outer=torch.tensor([edit for _, edit in outer]),
             rephrases=len(rephrases),
             edits=edit_of_request[-1] + 1,
+            requests=requests,
+            outer_texts=[text for text, _ in outer],
         )

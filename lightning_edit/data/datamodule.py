@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lightning_edit.data.batches import TrainingBatch, TrainingCollator, TrainingRecords
+from lightning_edit.data.batches import RecordGroups, TrainingBatch, TrainingCollator, TrainingRecords
 from lightning_edit.data.reading import ReadReport, RecordSource
 from lightning_edit.data.sampling import EvaluationBatches, TrainingBatches
 from lightning_edit.errors import ConfigurationError
@@ -38,7 +38,9 @@ class EditDataModule(LightningDataModule):
         batch_size: Independent edits in one training step of one process.
         requests_per_edit: Records edited jointly in each of them.
         locality_draws: Locality prompts drawn for each training record.
-        eval_batch_size: Independent edits that are evaluated side by side.
+        eval_batch_size: Records that are evaluated side by side.
+        eval_requests_per_edit: Records edited jointly in evaluation: consecutive ones of the file; 1 edits each record
+            on the clean model.
         num_workers: Worker processes that tokenise training batches; 0 tokenises in the main process.
         seed: Seed of the order and of the draws of rephrases and locality prompts.
         skip_seen_subjects: Leave out validation, test and predict records whose subject is edited in training.
@@ -57,6 +59,7 @@ class EditDataModule(LightningDataModule):
         requests_per_edit: int = 1,
         locality_draws: int = 1,
         eval_batch_size: int = 16,
+        eval_requests_per_edit: int = 1,
         num_workers: int = 0,
         seed: int = 0,
         skip_seen_subjects: bool = False,
@@ -67,6 +70,7 @@ class EditDataModule(LightningDataModule):
             "requests_per_edit": requests_per_edit,
             "locality_draws": locality_draws,
             "eval_batch_size": eval_batch_size,
+            "eval_requests_per_edit": eval_requests_per_edit,
         }
         for name, value in numbers.items():
             if value < 1:
@@ -78,7 +82,7 @@ class EditDataModule(LightningDataModule):
             "predict": predict or test or validation,
         }
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
-        self.locality_draws = locality_draws
+        self.locality_draws, self.eval_requests_per_edit = locality_draws, eval_requests_per_edit
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
         self.reports: dict[str, ReadReport] = {}
         self._resume_at = (0, 0)
@@ -125,7 +129,7 @@ class EditDataModule(LightningDataModule):
         records = self.records("fit")
         lengths = [len(record.requests[0].prompt) for record in records]
         size = self.batch_size * self.requests_per_edit
-        batches = TrainingBatches(lengths, size, self.seed, *self._process())
+        batches = TrainingBatches(lengths, size, self.seed, *self._process(), unit=self.requests_per_edit)
         (batches.epoch, batches.skip), self._resume_at = self._resume_at, (0, 0)
         self._train_batches = batches
         return DataLoader(
@@ -145,27 +149,33 @@ class EditDataModule(LightningDataModule):
             [encoder.encode(*text) for _, locality in drawn for text in locality],
         )
 
-    def val_dataloader(self) -> DataLoader[list[EditRecord]]:
-        """Validation records in batches; no loader where none are configured."""
+    def training_neighbourhoods(self) -> list[tuple[EditRecord, list[tuple[str, str]]]]:
+        """Every training record with the prompts and answers that a rephrase can be drawn from."""
+        dataset = TrainingRecords(self.records("fit"), self.seed)
+        return [(record, dataset.candidates(record)[0]) for record in dataset.records]
+
+    def val_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
+        """Groups of validation records in batches; no loader where none are configured."""
         return self._evaluation("validate") if self.sources["validate"] is not None else cast(Any, [])
 
-    def test_dataloader(self) -> DataLoader[list[EditRecord]]:
-        """Test records in batches."""
+    def test_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
+        """Groups of test records in batches."""
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> DataLoader[list[EditRecord]]:
-        """Records to predict, in batches."""
+    def predict_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
+        """Groups of records to predict, in batches."""
         return self._evaluation("predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves training batches; records are plain text and stay where they are."""
         return batch.to(device) if isinstance(batch, TrainingBatch) else batch
 
-    def _evaluation(self, stage: str) -> DataLoader[list[EditRecord]]:
+    def _evaluation(self, stage: str) -> DataLoader[list[list[EditRecord]]]:
         records = self.records(stage)
         lengths = [sum(len(probe.prompt) for probe in record.all_probes) for record in records]
-        batches = EvaluationBatches(lengths, self.eval_batch_size, *self._process())
-        return DataLoader(cast(Any, records), batch_sampler=batches, collate_fn=list)
+        unit = self.eval_requests_per_edit
+        batches = EvaluationBatches(lengths, self.eval_batch_size, *self._process(), unit=unit)
+        return DataLoader(cast(Any, RecordGroups(records)), batch_sampler=batches, collate_fn=list)
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -23,6 +23,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
+        unit: Records that are edited jointly and must not be divided between processes; it divides ``batch_size``.
 
     Raises:
         ConfigurationError: If there are not enough records for one batch.
@@ -32,9 +33,15 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Number of batches that are sorted by length together."""
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        unit: int = 1,
     ) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.lengths, self.batch_size, self.seed, self.unit = lengths, batch_size, seed, unit
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.skip = 0
@@ -60,7 +67,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         # Lightning may announce the epoch again while workers fetch ahead; an iteration keeps the one it began with.
         epoch, start, self.skip = self.epoch, self.skip, 0
         for batch in self._global_batches(epoch)[start:]:
-            yield [(epoch, index) for index in batch[self.rank :: self.world_size]]
+            units = [batch[at : at + self.unit] for at in range(0, len(batch), self.unit)]
+            yield [(epoch, index) for unit in units[self.rank :: self.world_size] for index in unit]
 
     def _global_batches(self, epoch: int) -> list[list[int]]:
         rng = random.Random(f"{self.seed} {epoch}")
@@ -76,23 +84,28 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return batches
 
 
-class EvaluationBatches(Sampler[list[int]]):
-    """Batches of record indices, sorted by length; each record in exactly one batch of one process.
+class EvaluationBatches(Sampler[list[list[int]]]):
+    """Batches of groups of record indices, sorted by length; each record in exactly one batch of one process.
 
     Args:
         lengths: Length of each record.
-        batch_size: Records in a batch.
+        batch_size: Records in a batch, as far as whole groups fit; at least one group.
         rank: This process.
         world_size: Number of processes.
+        unit: Records of a group, which are edited jointly: consecutive ones; the last group may be smaller.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-        own = order[rank::world_size]
-        self.batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1, unit: int = 1
+    ) -> None:
+        everything = list(range(len(lengths)))
+        groups = [everything[at : at + unit] for at in range(0, len(everything), unit)]
+        groups.sort(key=lambda group: sum(lengths[index] for index in group))
+        own, size = groups[rank::world_size], max(batch_size // unit, 1)
+        self.batches = [own[start : start + size] for start in range(0, len(own), size)]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[list[int]]]:
         return iter(self.batches)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from lightning_edit.components import init_arguments
 from lightning_edit.edits import Edit, EditBatch, EditSequence
 from lightning_edit.errors import EditError, EditorNotFittedError
 from lightning_edit.models.language_model import LanguageModel
@@ -53,8 +53,7 @@ class Editor(nn.Module, ABC):
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {name: getattr(self, name) for name in names}
+        return init_arguments(self)
 
     @abstractmethod
     def edit_groups(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> EditBatch:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_edit import components
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.models.fingerprint import Fingerprint
@@ -28,10 +28,7 @@ def describe(editor: Editor, model: LanguageModel, settings: dict[str, Any]) -> 
         settings: How the base model was loaded.
     """
     return {
-        "editor": {
-            "class_path": f"{type(editor).__module__}.{type(editor).__qualname__}",
-            "init_args": editor.hyperparameters,
-        },
+        "editor": components.describe(editor),
         "base": {
             "name": model.name,
             "revision": model.revision,
@@ -75,12 +72,7 @@ def load_editor(path: str | Path, model: LanguageModel) -> Editor:
     """
     content = read_checkpoint(path)
     check_checkpoint(content, model)
-    described = content[KEY]["editor"]
-    module, _, name = described["class_path"].rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    if not (isinstance(kind, type) and issubclass(kind, Editor)):
-        raise ConfigurationError(f"{path}: {described['class_path']} is not an editor")
-    editor: Editor = kind(**described["init_args"])
+    editor = components.build(content[KEY]["editor"], Editor, str(path))
     editor.setup(model)
     state = content["state_dict"].items()
     editor.load_state_dict({key.removeprefix(PREFIX): value for key, value in state if key.startswith(PREFIX)})

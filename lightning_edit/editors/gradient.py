@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.factors import FactorStore
-from lightning_edit.edits import EditBatch, Provenance, StackedDelta
+from lightning_edit.edits import EditBatch, Provenance, StackedDelta, WeightEditBatch
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.language_model import LanguageModel
@@ -64,7 +64,7 @@ class GradientEditor(Editor):
         with torch.no_grad():
             stacked = {site: changes.detach() for site, changes in self.stack(store).items()}
         provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
-        return EditBatch(stacked, provenances)
+        return WeightEditBatch(stacked, provenances)
 
     def new_store(self, edits: int) -> FactorStore:
         """Where the factors of B edits are kept."""

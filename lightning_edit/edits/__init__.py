@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from lightning_edit.edits.base import FORMAT, MANIFEST, Edit, Provenance, Scorer
-from lightning_edit.edits.batch import EditBatch
+from lightning_edit.edits.batch import EditBatch, WeightEditBatch
 from lightning_edit.edits.deltas import Delta, DenseDelta, FactoredDelta
+from lightning_edit.edits.scoped import ScopedBatch, ScopedEdit
 from lightning_edit.edits.sequence import EditSequence
 from lightning_edit.edits.stacked import StackedDelta, StackedFactors, StackedMatrices
 from lightning_edit.edits.weight import WeightEdit
@@ -21,11 +22,14 @@ __all__ = [
     "EditSequence",
     "FactoredDelta",
     "Provenance",
+    "ScopedBatch",
+    "ScopedEdit",
     "Scorer",
     "StackedDelta",
     "StackedFactors",
     "StackedMatrices",
     "WeightEdit",
+    "WeightEditBatch",
     "load_edit",
 ]
 
@@ -41,7 +45,7 @@ def load_edit(folder: str | Path) -> Edit:
     path = folder / MANIFEST
     if not path.is_file():
         raise SourceNotFoundError(f"{folder}: no edit here ({MANIFEST} is missing); pass a folder that save() wrote")
-    kinds: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightEdit,)}
+    kinds: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightEdit, ScopedEdit)}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         stored, kind, details = manifest.pop("format"), manifest.pop("kind"), manifest.pop("details")

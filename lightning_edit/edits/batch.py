@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_edit.edits.base import Provenance, Scorer
+from lightning_edit.edits.base import Edit, Provenance, Scorer
 from lightning_edit.edits.hooks import added_terms
 from lightning_edit.edits.stacked import StackedDelta
 from lightning_edit.edits.weight import WeightEdit
@@ -17,8 +18,39 @@ from lightning_edit.errors import EditError
 from lightning_edit.models.language_model import LanguageModel, Score
 
 
-class EditBatch:
+class EditBatch(ABC):
     """B independent edits, each with its own rows of a batch.
+
+    Args:
+        provenances: One for each edit.
+    """
+
+    def __init__(self, provenances: Sequence[Provenance]) -> None:
+        self.provenances = list(provenances)
+
+    def __len__(self) -> int:
+        return len(self.provenances)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Edit:
+        """One of the edits, alone."""
+
+    @abstractmethod
+    def applied(self, model: LanguageModel, rows: Sequence[int]) -> AbstractContextManager[Scorer]:
+        """A context that yields what scores and generates with prompt r under edit ``rows[r]``.
+
+        Raises:
+            BaseModelMismatchError: If the edits were made for another base model.
+        """
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuses another base model."""
+        for provenance in self.provenances[:1]:
+            model.check_base(provenance.fingerprint, "edit", provenance.base_name)
+
+
+class WeightEditBatch(EditBatch):
+    """Independent changes of the weights.
 
     Args:
         stacked: Name of the edit site to the changes of all edits.
@@ -26,14 +58,11 @@ class EditBatch:
     """
 
     def __init__(self, stacked: Mapping[str, StackedDelta], provenances: Sequence[Provenance]) -> None:
+        super().__init__(provenances)
         self.stacked = dict(stacked)
-        self.provenances = list(provenances)
         sizes = {len(changes) for changes in self.stacked.values()}
         if sizes != {len(self.provenances)}:
             raise EditError(f"{len(self.provenances)} edits, but changes for {sorted(sizes)}")
-
-    def __len__(self) -> int:
-        return len(self.provenances)
 
     def __getitem__(self, index: int) -> WeightEdit:
         """One of the edits, alone."""
@@ -53,20 +82,15 @@ class EditBatch:
 
     @contextmanager
     def applied(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
-        """A context that yields what scores and generates with prompt r under edit ``rows[r]``.
-
-        Raises:
-            BaseModelMismatchError: If the edits were made for another base model.
-        """
-        for provenance in self.provenances[:1]:
-            model.check_base(provenance.fingerprint, "edit", provenance.base_name)
+        """See :meth:`EditBatch.applied`."""
+        self.check(model)
         yield _SideBySide(model, self, list(rows))
 
 
 class _SideBySide:
     """Scores and generates with each prompt under its own edit."""
 
-    def __init__(self, model: LanguageModel, edits: EditBatch, rows: list[int]) -> None:
+    def __init__(self, model: LanguageModel, edits: WeightEditBatch, rows: list[int]) -> None:
         self._model, self._edits, self._rows = model, edits, rows
 
     def score(

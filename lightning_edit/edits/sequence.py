@@ -67,6 +67,12 @@ class EditSequence:
     def applied(self, model: LanguageModel) -> Iterator[Scorer]:
         """A context in which all edits are applied; see :meth:`Edit.applied`."""
         weights = [edit for edit in self.edits if isinstance(edit, WeightEdit)]
+        others = [edit for edit in self.edits if not isinstance(edit, WeightEdit)]
+        if len(others) > 1:
+            raise EditError(
+                f"the edits {[edit.id for edit in others]} both stand in front of the model, and cannot be applied "
+                "together; add the requests of one to the memory of the other"
+            )
         for edit in weights:
             edit.check(model)
         folded = fold(weights)
@@ -74,9 +80,8 @@ class EditSequence:
         with ExitStack() as stack:
             device = model.device
             stack.enter_context(added_terms(model, {name: delta.to(device).output for name, delta in folded.items()}))
-            for other in self.edits:
-                if not isinstance(other, WeightEdit):
-                    scorer = stack.enter_context(other.applied(model))
+            for other in others:
+                scorer = stack.enter_context(other.applied(model))
             yield scorer
 
     def merge(self, model: LanguageModel) -> None:

@@ -13,11 +13,19 @@ from lightning_edit.metrics.probability import (
     probability_magnitude,
     probability_score,
 )
+from lightning_edit.metrics.scope import (
+    ChosenEditAccuracy,
+    ScopeAUROC,
+    ScopeAveragePrecision,
+    ScopeHitRate,
+    scope_curve,
+)
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement, generation_agreement
 from lightning_edit.metrics.token_accuracy import TokenAccuracy, token_accuracy
 
 __all__ = [
     "AllTokensMatch",
+    "ChosenEditAccuracy",
     "Containment",
     "Divergence",
     "ExactMatch",
@@ -26,6 +34,9 @@ __all__ = [
     "OutcomeMetric",
     "ProbabilityMagnitude",
     "ProbabilityScore",
+    "ScopeAUROC",
+    "ScopeAveragePrecision",
+    "ScopeHitRate",
     "SelfAgreement",
     "TfidfConsistency",
     "TokenAccuracy",
@@ -38,6 +49,7 @@ __all__ = [
     "ngram_entropy",
     "probability_magnitude",
     "probability_score",
+    "scope_curve",
     "tfidf_similarity",
     "token_accuracy",
 ]

@@ -14,6 +14,7 @@ from lightning_edit.metrics.divergence import Divergence
 from lightning_edit.metrics.fluency import NGramEntropy
 from lightning_edit.metrics.generation import Containment, ExactMatch
 from lightning_edit.metrics.probability import ProbabilityMagnitude, ProbabilityScore
+from lightning_edit.metrics.scope import ChosenEditAccuracy, ScopeAUROC, ScopeAveragePrecision, ScopeHitRate
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement
 from lightning_edit.metrics.token_accuracy import TokenAccuracy
 from lightning_edit.records import ProbeKind
@@ -33,9 +34,13 @@ def edit_metrics(groups: Sequence[tuple[ProbeKind, str]], average: Average = "pr
         average: See :class:`OutcomeMetric`.
 
     Returns:
-        A collection whose names are "<kind>/<group>/<measure>", without the group where it has no name.
+        A collection whose names are "<kind>/<group>/<measure>", without the group where it has no name; "scope/…"
+        judges the router of edits with an explicit memory. Measures that nothing was counted for are NaN.
     """
-    metrics: dict[str, Metric | MetricCollection] = {}
+    metrics: dict[str, Metric | MetricCollection] = {
+        "scope/auroc": ScopeAUROC(),
+        "scope/average_precision": ScopeAveragePrecision(),
+    }
     for kind, group in groups:
         for name, metric in _measures(kind, group, average).items():
             metrics[f"{metric_prefix(kind, group)}/{name}"] = metric
@@ -60,7 +65,10 @@ def _measures(kind: ProbeKind, group: str, average: Average) -> dict[str, Outcom
         "containment_before": Containment(kind, group, average, "before"),
         "probability_score": ProbabilityScore(kind, group, average),
         "probability_magnitude": ProbabilityMagnitude(kind, group, average),
+        "scope_hit_rate": ScopeHitRate(kind, group, average),
     }
+    if kind is not ProbeKind.LOCALITY:
+        measures["chosen_edit_accuracy"] = ChosenEditAccuracy(kind, group, average)
     if kind is ProbeKind.LOCALITY:
         measures["self_agreement"] = SelfAgreement(kind, group, average)
         measures["generation_agreement"] = GenerationAgreement(kind, group, average)

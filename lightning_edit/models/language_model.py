@@ -18,6 +18,7 @@ from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, To
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
 from lightning_edit.models.layer_map import LayerMap
+from lightning_edit.records import Route
 from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch, similar_lengths
 
 ChunkContext = Callable[[list[int]], AbstractContextManager[object]]
@@ -34,6 +35,7 @@ class Score:
         log_probs: Natural logarithm of each target token's probability (T).
         head_input: (T, hidden size): what the language-model head read at these positions; None if not asked for.
         divergence: Mean KL(reference || this) in nats over the positions; None without a reference.
+        route: How an edit with an explicit memory chose who answers; None elsewhere.
     """
 
     target_ids: tuple[int, ...]
@@ -41,6 +43,7 @@ class Score:
     log_probs: tuple[float, ...]
     head_input: Tensor | None = None
     divergence: float | None = None
+    route: Route | None = None
 
 
 class LanguageModel:

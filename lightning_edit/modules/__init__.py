@@ -3,5 +3,6 @@
 from lightning_edit.modules.base import EditingModule, Prediction
 from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
 from lightning_edit.modules.hypernetwork import HypernetworkEditing
+from lightning_edit.modules.memory import MemoryEditing
 
-__all__ = ["EditingModule", "EvaluationSettings", "Evaluator", "HypernetworkEditing", "Prediction"]
+__all__ = ["EditingModule", "EvaluationSettings", "Evaluator", "HypernetworkEditing", "MemoryEditing", "Prediction"]

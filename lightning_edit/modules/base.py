@@ -40,7 +40,7 @@ class Prediction:
 
 
 class EditingModule(LightningModule):
-    """Owns the frozen base model and an editor; validates, tests and predicts independent edits of records.
+    """Owns the frozen base model and an editor; validates, tests and predicts edits, each on the clean model.
 
     The base model is held outside the module registry: it is not moved or cast with the editor, and it is not in the
     checkpoint, which names it by fingerprint instead.
@@ -117,24 +117,27 @@ class EditingModule(LightningModule):
         self._evaluators[stage] = Evaluator(self.language_model, settings)
         self._metrics[stage] = edit_metrics(datamodule.groups(stage), self.average).to(self.device)
 
-    def evaluate(self, records: list[EditRecord], stage: str) -> list[EditOutcome]:
-        """Edits each record on the clean model and asks all of its probes."""
-        edits = self.editor.edit_each_group(self.language_model, [record.requests for record in records])
-        return self._evaluators[stage].evaluate(records, edits)
+    def evaluate(self, groups: list[list[EditRecord]], stage: str) -> list[EditOutcome]:
+        """Edits each group of records jointly on the clean model and asks all of its records' probes."""
+        requests = [[request for record in group for request in record.requests] for group in groups]
+        edits = self.editor.edit_each_group(self.language_model, requests)
+        records = [record for group in groups for record in group]
+        edit_of_record = [index for index, group in enumerate(groups) for _ in group]
+        return self._evaluators[stage].evaluate(records, edits, edit_of_record)
 
-    def validation_step(self, batch: list[EditRecord], batch_idx: int) -> dict[str, Any]:
-        """Evaluates a batch of records; callbacks find the outcomes under "outcomes"."""
+    def validation_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
+        """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
         return self._measured(batch, "validate")
 
-    def test_step(self, batch: list[EditRecord], batch_idx: int) -> dict[str, Any]:
-        """Evaluates a batch of records; callbacks find the outcomes under "outcomes"."""
+    def test_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
+        """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
         return self._measured(batch, "test")
 
-    def predict_step(self, batch: list[EditRecord], batch_idx: int) -> Prediction:
-        """The outcomes of a batch of records."""
+    def predict_step(self, batch: list[list[EditRecord]], batch_idx: int) -> Prediction:
+        """The outcomes of a batch of groups of records."""
         return Prediction(self.evaluate(batch, "predict"))
 
-    def _measured(self, batch: list[EditRecord], stage: str) -> dict[str, Any]:
+    def _measured(self, batch: list[list[EditRecord]], stage: str) -> dict[str, Any]:
         outcomes = self.evaluate(batch, stage)
         self._metrics[stage].update(outcomes)
         return {"outcomes": outcomes}

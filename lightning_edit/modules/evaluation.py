@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_edit.edits import EditBatch, Scorer
 from lightning_edit.models.language_model import LanguageModel, Score
-from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind
+from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,18 @@ class _Said:
         target_ids: Token ids of the answer that was scored.
         head_input: What the language-model head read, to compare distributions with.
         divergence: From the reference, where one was given.
+        route: How an edit with an explicit memory chose who answers.
     """
 
     answer: Answer
     target_ids: tuple[int, ...] = ()
     head_input: Tensor | None = None
     divergence: float | None = None
+    route: Route | None = None
 
 
 class Evaluator:
-    """Evaluates independent edits of one base model, many at a time.
+    """Evaluates edits of one base model, many at a time, each on the clean model.
 
     The unedited model is asked each question once, before any edit, and its answers are kept: they are the same for
     every editor and every validation.
@@ -75,20 +77,26 @@ class Evaluator:
         self.model, self.settings = model, settings
         self._before: dict[tuple[str, str, str | None, int], _Said] = {}
 
-    def evaluate(self, records: Sequence[EditRecord], edits: EditBatch) -> list[EditOutcome]:
+    def evaluate(
+        self, records: Sequence[EditRecord], edits: EditBatch, edit_of_record: Sequence[int] | None = None
+    ) -> list[EditOutcome]:
         """Asks every probe of every record, under the record's own edit.
 
         Args:
-            records: B records.
-            edits: Their B edits, in the same order.
+            records: N records.
+            edits: Their edits.
+            edit_of_record: Which edit each record belongs to; by default the edits are in the order of the records.
 
         Returns:
             The outcomes, record by record.
         """
         questions = self.questions(records)
         before = self.ask_before(questions)
-        rows = [question.record for question in questions]
-        with edits.applied(self.model, rows + self._rival_rows(questions)) as scorer:
+        rows = [
+            question.record if edit_of_record is None else edit_of_record[question.record] for question in questions
+        ]
+        rivals = [row for row, question in zip(rows, questions, strict=True) if question.probe.rival]
+        with edits.applied(self.model, rows + rivals) as scorer:
             after = self._score(scorer, questions, [said.head_input for said in before])
         if self.settings.generate:
             with edits.applied(self.model, rows) as scorer:
@@ -101,6 +109,8 @@ class Evaluator:
                 reference.answer,
                 said.answer,
                 said.divergence if question.probe.kind is ProbeKind.LOCALITY else None,
+                said.route,
+                _is_right(said.route, records[question.record]),
             )
             for question, reference, said in zip(questions, before, after, strict=True)
         ]
@@ -141,9 +151,6 @@ class Evaluator:
             self._before.update(zip(new, said, strict=True))
         return [self._before[key] for key in keys]
 
-    def _rival_rows(self, questions: Sequence[_Question]) -> list[int]:
-        return [question.record for question in questions if question.probe.rival]
-
     def _score(
         self, scorer: Scorer, questions: Sequence[_Question], references: Sequence[Tensor | None] | None
     ) -> list[_Said]:
@@ -171,4 +178,14 @@ class Evaluator:
 
 def _as_said(score: Score, rival: Score | None) -> _Said:
     answer = Answer(score.predicted_ids, score.log_probs, rival.log_probs if rival is not None else ())
-    return _Said(answer, score.target_ids, score.head_input, score.divergence)
+    return _Said(answer, score.target_ids, score.head_input, score.divergence, score.route)
+
+
+def _is_right(route: Route | None, record: EditRecord) -> bool | None:
+    """Whether the request that was found most likely is one of the record's."""
+    if route is None:
+        return None
+    found = route.request
+    return found is not None and any(
+        (request.prompt, request.target) == (found.prompt, found.target) for request in record.requests
+    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 
 from lightning_edit.data.batches import TrainingBatch
@@ -25,8 +23,8 @@ from lightning_edit.metrics.base import Average
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
-from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.trained import Schedule, TrainedEditing
 
 
 def outer_losses(
@@ -114,7 +112,7 @@ def outer_gradients(
     return OuterResult(edit, locality, total, gradients)
 
 
-class HypernetworkEditing(EditingModule):
+class HypernetworkEditing(TrainedEditing):
     """Trains an editor that maps gradient factors to edits (MEND, MALMEN).
 
     The graph is cut at the factors of the edit: the base model's backward pass gives the gradient with respect to them,
@@ -153,15 +151,14 @@ class HypernetworkEditing(EditingModule):
         learning_rate: float = 7e-4,
         step_size_learning_rate: float = 3e-5,
         warmup_steps: int = 0,
-        schedule: Literal["constant", "cosine"] = "constant",
+        schedule: Schedule = "constant",
         trunk_gigabytes: float = 0.0,
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average)
+        super().__init__(
+            editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk_gigabytes
+        )
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
-        self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.trunk_gigabytes = trunk_gigabytes
-        self._kept: Trunk | None = None
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """One step on B independent edits.
@@ -173,7 +170,7 @@ class HypernetworkEditing(EditingModule):
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
         """
-        model, trunk, editor = self.language_model, self._trunk(), self._hypernetwork()
+        model, trunk, editor = self.language_model, self.trunk(), self._hypernetwork()
         store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk)
         editor.learn_statistics(store)
         proposal = editor.propose(store)
@@ -188,18 +185,9 @@ class HypernetworkEditing(EditingModule):
             raise ConfigurationError(f"{name} has nothing to fit; use validate, test or edit")
         return self.editor
 
-    def on_fit_start(self) -> None:
-        """Computes what no edit can change, once for every training text."""
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        rehearsal = getattr(self.trainer, "fast_dev_run", False)
-        if self.trunk_gigabytes > 0 and not rehearsal and datamodule is not None:
-            self._trunk().fill(*datamodule.training_texts())
-
-    def _trunk(self) -> Trunk:
-        if self._kept is None:
-            lowest = min(site.layer for site in self.editor.edit_sites(self.language_model))
-            self._kept = Trunk(self.language_model, max(lowest, 0), int(self.trunk_gigabytes * 2**30))
-        return self._kept
+    def lowest_layer(self) -> int:
+        """The block of the lowest edit site."""
+        return min(site.layer for site in self.editor.edit_sites(self.language_model))
 
     def _check_finite(self, batch: TrainingBatch, proposal: Proposal, outer: OuterResult) -> None:
         losses = torch.cat([outer.edit, outer.locality])
@@ -219,22 +207,16 @@ class HypernetworkEditing(EditingModule):
         return batch.names[int((batch.edit_of_request == edit).nonzero()[0, 0])]
 
     def _log_step(self, batch: TrainingBatch, proposal: Proposal, outer: OuterResult) -> None:
-        def log(name: str, value: Tensor | float, bar: bool = False) -> None:
-            self.log(f"train/{name}", value, prog_bar=bar, batch_size=batch.edits)
-
-        log("loss", outer.objective, True)
-        log("edit_loss", outer.edit.mean(), True)
-        log("locality_loss", outer.locality.mean() if len(outer.locality) else 0.0, True)
+        values: dict[str, Tensor | float] = {
+            "loss": outer.objective,
+            "edit_loss": outer.edit.mean(),
+            "locality_loss": outer.locality.mean() if len(outer.locality) else 0.0,
+        }
         for site, changes in proposal.stacked.items():
-            log(f"update_norm/{site}", changes.detach().norms().mean())
+            values[f"update_norm/{site}"] = changes.detach().norms().mean()
         for site, size in self._hypernetwork().step_sizes.items():
-            log(f"step_size/{site.replace('/', '.')}", size.detach())
-        for name, value in proposal.measures.items():
-            log(name, value)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the norm of the gradient before it is clipped."""
-        self.log("train/grad_norm", grad_norm(self.editor, norm_type=2)["grad_2.0_norm_total"])
+            values[f"step_size/{site.replace('/', '.')}"] = size.detach()
+        self.log_step({**values, **proposal.measures}, batch.edits, ("loss", "edit_loss", "locality_loss"))
 
     def configure_optimizers(self) -> Any:
         """Adam, with a learning rate of their own for the step sizes.
@@ -251,15 +233,4 @@ class HypernetworkEditing(EditingModule):
                 {"params": sizes, "lr": self.step_size_learning_rate, "name": "step_sizes"},
             ]
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        """Factor of the learning rates at a step."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if self.schedule == "constant":
-            return 1.0
-        total = max(int(self.trainer.estimated_stepping_batches), self.warmup_steps + 1)
-        progress = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return self.scheduled(optimizer)

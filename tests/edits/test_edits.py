@@ -7,12 +7,12 @@ import torch
 from lightning_edit.editors import GradientStep
 from lightning_edit.edits import (
     DenseDelta,
-    EditBatch,
     EditSequence,
     FactoredDelta,
     Provenance,
     StackedFactors,
     WeightEdit,
+    WeightEditBatch,
     load_edit,
 )
 from lightning_edit.edits.deltas import combine
@@ -190,7 +190,7 @@ class TestBatch:
         with pytest.raises(EditError, match="rows name the edits 0 to 3, but there are 3"), batch.hooked(model, [0, 3]):
             pass
         with pytest.raises(EditError, match="2 edits, but changes for"):
-            EditBatch({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))}, batch.provenances[:2])
+            WeightEditBatch({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))}, batch.provenances[:2])
 
     def test_another_base_is_refused(self):
         batch = GradientStep(sites=[1]).edit_each(language_model("llama"), REQUESTS)

@@ -1,0 +1,107 @@
+"""How an edit with an explicit memory chooses who answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
+from torchmetrics.wrappers.abstract import WrapperMetric
+
+from lightning_edit.metrics.base import OutcomeMetric
+from lightning_edit.records import EditOutcome, ProbeKind
+
+IN_SCOPE = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION)
+"""Kinds of probes that the edit should answer; locality probes it should not; the rest is not judged."""
+THRESHOLDS = 101
+
+
+class ScopeHitRate(OutcomeMetric):
+    """Share of prompts that were answered from the memory.
+
+    It is the hit rate of probes in scope, and the false-hit rate of locality probes.
+    """
+
+    def value(self, outcome: EditOutcome) -> float | None:
+        """See :meth:`OutcomeMetric.value`."""
+        return None if outcome.route is None else float(outcome.route.hit)
+
+
+class ChosenEditAccuracy(OutcomeMetric):
+    """Share of prompts for which the remembered request found most likely is one of the probe's own record."""
+
+    higher_is_better = True
+
+    def value(self, outcome: EditOutcome) -> float | None:
+        """See :meth:`OutcomeMetric.value`."""
+        return None if outcome.right_request is None else float(outcome.right_request)
+
+
+def scope_labels(outcomes: Sequence[EditOutcome]) -> tuple[Tensor, Tensor]:
+    """(N) float32 probabilities of being in scope and (N) int64 whether they should be, of the judged outcomes."""
+    judged = [
+        (outcome.route.probability, int(outcome.probe.kind in IN_SCOPE))
+        for outcome in outcomes
+        if outcome.route is not None and outcome.probe.kind in (*IN_SCOPE, ProbeKind.LOCALITY)
+    ]
+    probabilities, labels = zip(*judged, strict=True) if judged else ((), ())
+    return torch.tensor(probabilities, dtype=torch.float32), torch.tensor(labels, dtype=torch.int64)
+
+
+def scope_curve(outcomes: Sequence[EditOutcome]) -> list[dict[str, float]]:
+    """Precision, recall and false-hit rate of the scope classifier at thresholds from 0 to 1; empty without routes."""
+    probabilities, labels = scope_labels(outcomes)
+    if not len(labels):
+        return []
+    thresholds = torch.linspace(0, 1, THRESHOLDS)
+    precision, recall, _ = binary_precision_recall_curve(probabilities, labels, thresholds=thresholds)
+    # The ROC comes with falling thresholds.
+    false_hits = binary_roc(probabilities, labels, thresholds=thresholds)[0].flip(0)
+    columns = (thresholds, precision[:-1], recall[:-1], false_hits)
+    names = ("threshold", "precision", "recall", "false_hit_rate")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+class _ScopeArea(WrapperMetric):
+    """An area under a curve of the scope classifier over all outcomes; NaN where no edit chose."""
+
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, area: BinaryAUROC | BinaryAveragePrecision) -> None:
+        super().__init__()
+        self.area = area
+
+    def update(self, outcomes: Sequence[EditOutcome]) -> None:
+        """Adds outcomes; those without a route are passed over."""
+        probabilities, labels = scope_labels(outcomes)
+        if len(labels):
+            self.area.update(probabilities.to(self.area.device), labels.to(self.area.device))
+
+    def compute(self) -> Tensor:
+        """() the area."""
+        if not self.area.update_called:
+            return torch.tensor(float("nan"))
+        area: Tensor = self.area.compute()
+        return area
+
+    def reset(self) -> None:
+        """Forgets all outcomes."""
+        super().reset()
+        self.area.reset()
+
+
+class ScopeAUROC(_ScopeArea):
+    """Area under the ROC curve of the scope classifier."""
+
+    def __init__(self) -> None:
+        super().__init__(BinaryAUROC(thresholds=THRESHOLDS))
+
+
+class ScopeAveragePrecision(_ScopeArea):
+    """Area under the precision-recall curve of the scope classifier."""
+
+    def __init__(self) -> None:
+        super().__init__(BinaryAveragePrecision(thresholds=THRESHOLDS))

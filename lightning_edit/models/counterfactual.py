@@ -1,0 +1,176 @@
+"""Counterfactual models: they answer prompts given a remembered request (Mitchell et al. 2022, SERAC)."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.records import EditRequest
+
+
+def given(request: EditRequest, prompt: str) -> str:
+    """A prompt behind the request that it is to be answered by."""
+    return f"{request.prompt} {request.target}\n{prompt}"
+
+
+class CounterfactualModel(nn.Module, ABC):
+    """A model that is asked in the base model's place where a prompt is in the scope of an edit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # In a tuple, the base stays outside the module registry.
+        self._base: tuple[PreTrainedModel] | None = None
+        self._waiting: dict[str, Tensor] | None = None
+
+    def setup(self, base: LanguageModel) -> None:
+        """Builds what depends on the base model, once for each base; the weights stay what they were."""
+        if self._base is not None and self._base[0] is base.model:
+            return
+        state = self.state_dict() if self._base is not None else self._waiting
+        self.build(base)
+        if state is not None:
+            self.load_state_dict(state)
+        self._waiting, self._base = None, (base.model,)
+        self.to(base.device)
+
+    def load_at_setup(self, state: dict[str, Tensor]) -> None:
+        """Keeps weights until there is a base model to build on."""
+        self._waiting = state
+
+    @abstractmethod
+    def build(self, base: LanguageModel) -> None:
+        """Creates the parameters."""
+
+    @property
+    @abstractmethod
+    def lowest_layer(self) -> int:
+        """The lowest block that differs from the base model's; blocks below it give the same hidden states."""
+
+    @abstractmethod
+    def speaking(self, base: LanguageModel) -> AbstractContextManager[LanguageModel]:
+        """A context that yields the language model that answers."""
+
+    def same_tokens(self, base: LanguageModel) -> bool:
+        """Whether it reads and writes the base model's tokens."""
+        with self.speaking(base) as model:
+            return bool(model.tokenizer.get_vocab() == base.tokenizer.get_vocab())
+
+
+class AdaptedBase(CounterfactualModel):
+    """The base model itself with a LoRA adapter (Hu et al. 2022) in its upper blocks.
+
+    The adapter's layers take the place of the base's own only while it speaks; the base is the same object before and
+    after, and its weights are never written.
+
+    Args:
+        rank: Rank of the adapter.
+        alpha: The adapter's output is scaled by alpha / rank.
+        layers: Number of uppermost blocks with an adapter in each linear map; the others are left alone.
+
+    Raises:
+        ConfigurationError: If peft is not installed.
+    """
+
+    def __init__(self, rank: int = 8, alpha: int = 16, layers: int = 10) -> None:
+        super().__init__()
+        if importlib.util.find_spec("peft") is None:
+            raise ConfigurationError("an adapter needs the package peft: pip install peft")
+        self.rank, self.alpha, self.layers = rank, alpha, layers
+        self.adapter = nn.ModuleDict()
+        self._swaps: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
+        self._lowest = 0
+
+    def build(self, base: LanguageModel) -> None:
+        """Builds the adapter's layers around the base's linear maps, and takes them out again."""
+        self._swaps, self.adapter = [], nn.ModuleDict()
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+
+        count = len(base.layer_map.blocks)
+        self._lowest = max(count - self.layers, 0)
+        names = {id(module): name for name, module in base.model.named_modules()}
+        wanted = [
+            f"{names[id(block)]}.{name}"
+            for block in base.layer_map.blocks[self._lowest :]
+            for name, module in block.named_modules()
+            if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
+        ]
+        originals = {name: base.model.get_submodule(name) for name in wanted}
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=wanted, lora_dropout=0.0)
+        trainable = {name: parameter.requires_grad for name, parameter in base.model.named_parameters()}
+        inject_adapter_in_model(config, base.model)
+        for name, original in originals.items():
+            parent, _, child = name.rpartition(".")
+            owner, layer = base.model.get_submodule(parent), base.model.get_submodule(name)
+            if not isinstance(layer, LoraLayer):
+                raise ConfigurationError(f"peft has no adapter for {name}, a {type(original).__name__}")
+            self._swaps.append((owner, child, original, cast(nn.Module, layer)))
+            self.adapter[name.replace(".", "/")] = nn.ModuleDict(
+                {"a": layer.lora_A["default"], "b": layer.lora_B["default"]}
+            )
+            setattr(owner, child, original)
+        for name, parameter in base.model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        vars(base.model).pop("peft_config", None)
+        # Trained weights stay in float32 whatever the base's precision; peft casts what goes in and out.
+        self.adapter.float()
+
+    @property
+    def lowest_layer(self) -> int:
+        """See :attr:`CounterfactualModel.lowest_layer`."""
+        return self._lowest
+
+    @contextmanager
+    def speaking(self, base: LanguageModel) -> Iterator[LanguageModel]:
+        """See :meth:`CounterfactualModel.speaking`."""
+        for owner, child, _, layer in self._swaps:
+            setattr(owner, child, layer)
+        try:
+            yield base
+        finally:
+            for owner, child, original, _ in self._swaps:
+                setattr(owner, child, original)
+
+    def same_tokens(self, base: LanguageModel) -> bool:
+        """It is the base model."""
+        return True
+
+
+class SeparateModel(CounterfactualModel):
+    """Another, usually smaller, causal language model, trained and stored whole.
+
+    Args:
+        name_or_path: Hub id, local folder, GGUF file or bundled name.
+    """
+
+    def __init__(self, name_or_path: str) -> None:
+        super().__init__()
+        self.name_or_path = name_or_path
+        self._loaded: LanguageModel | None = None
+
+    def build(self, base: LanguageModel) -> None:
+        """Loads the model in float32."""
+        self._loaded = load_language_model(self.name_or_path)
+        self.model = self._loaded.model
+        self.model.requires_grad_(True)
+
+    @property
+    def lowest_layer(self) -> int:
+        """Every block is its own."""
+        return 0
+
+    @contextmanager
+    def speaking(self, base: LanguageModel) -> Iterator[LanguageModel]:
+        """See :meth:`CounterfactualModel.speaking`."""
+        if self._loaded is None:
+            raise ConfigurationError("the counterfactual model is not loaded; call setup(base)")
+        yield self._loaded

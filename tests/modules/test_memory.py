@@ -1,0 +1,194 @@
+"""Training SERAC: its losses against a plain loop, and a run from end to end on a tiny model."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from lightning_edit.cli import main
+from lightning_edit.data.batches import TrainingCollator, TrainingExample
+from lightning_edit.editors import SERAC, load_editor
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.functional.scope import log_complement, scope_losses
+from lightning_edit.models import load_language_model
+from lightning_edit.models.counterfactual import given
+from lightning_edit.modules import MemoryEditing
+from lightning_edit.records import EditRecord
+from tests.modules.test_training import write_config
+from tests.testers import REQUESTS
+from tests.tiny_models import language_model
+
+REPHRASES = [
+    ("France's capital is", "Rome"),
+    ("Germany has the capital", "Paris the city"),
+    ("Brazil lies in", "Europe"),
+]
+LOCALITY = [("The currency of France is", "the franc"), ("Who wrote Faust?", "Goethe"), ("Two and two is", "four")]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    torch.manual_seed(0)
+    made = MemoryEditing(SERAC(rank=2, adapted_layers=2))
+    made.attach(language_model("llama"))
+    made.train()
+    with torch.no_grad():
+        for parameter in made.editor.parts.counterfactual.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    made.logged = {}
+    monkeypatch.setattr(made, "log", lambda name, value, **_: made.logged.update({name: float(value)}))
+    return made
+
+
+def batch_of(module, requests=REQUESTS):
+    examples = [
+        TrainingExample(EditRecord(str(at), (request,)), rephrase, (locality,))
+        for at, (request, rephrase, locality) in enumerate(zip(requests, REPHRASES, LOCALITY, strict=True))
+    ]
+    return TrainingCollator(module.encoder)(examples)
+
+
+def nll(model, prompt, target):
+    text = model.encoder.encode(prompt, target)
+    logits = model.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+    at = torch.arange(*text.target)
+    return -logits[at - 1, torch.tensor(text.target_ids)].mean()
+
+
+def test_the_supervised_loss_is_that_of_a_plain_loop(module):
+    loss = module.training_step(batch_of(module), 0)
+    classifier, model = module.editor.parts.classifier, module.language_model
+    positive, negative = [], []
+    for row, (prompt, _) in enumerate(REPHRASES + LOCALITY):
+        for column, request in enumerate(REQUESTS):
+            distance = (classifier.embed([prompt]) - classifier.embed([request.prompt])).double().square().sum()
+            p = torch.exp(-classifier.log_scale.exp() * distance)
+            (positive if row == column else negative).append(-p.log() if row == column else -(1 - p).log())
+    with module.editor.parts.counterfactual.speaking(model) as other:
+        answers = [
+            nll(other, given(request, prompt), target)
+            for request, (prompt, target) in zip(REQUESTS, REPHRASES, strict=True)
+        ]
+    expected = sum(positive) / 3 + sum(negative) / 15 + sum(answers) / 3
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert set(module.logged) == {f"train/{name}" for name in (
+        "loss", "scope_loss", "edit_loss", "hit_rate", "false_hit_rate",
+    )}  # fmt: skip
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in module.editor.parameters())
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_the_mixed_loss_is_that_of_a_plain_loop(module):
+    module.objective = "mixed"
+    loss = module.training_step(batch_of(module), 0)
+    classifier, model = module.editor.parts.classifier, module.language_model
+    with torch.no_grad():
+        keys = classifier.remember([request.prompt for request in REQUESTS])
+        similarity = classifier.log_similarity([prompt for prompt, _ in REPHRASES + LOCALITY], keys).exp()
+    parts = []
+    for row, (prompt, target) in enumerate(REPHRASES + LOCALITY):
+        share, which = similarity[row].max(0)
+
+        def distribution(text):
+            ids = torch.tensor([text.ids])
+            return module.language_model.model(ids).logits[0, torch.arange(*text.target) - 1].softmax(-1)
+
+        plain_text = model.encoder.encode(prompt, target)
+        shown = model.encoder.encode(given(REQUESTS[int(which)], prompt), target)
+        plain = distribution(plain_text)
+        with module.editor.parts.counterfactual.speaking(model):
+            mixed = share * distribution(shown) + (1 - share) * plain
+        if row < 3:
+            parts.append(-mixed.log()[torch.arange(len(mixed)), torch.tensor(shown.target_ids)].mean())
+        else:
+            parts.append((plain * (plain.log() - mixed.log())).sum(-1).mean())
+    assert float(loss.detach()) == pytest.approx(float(sum(parts).detach()) / 3, rel=1e-3)
+
+
+def test_an_equal_prompt_is_no_negative(module):
+    twins = [REQUESTS[0], REQUESTS[0], REQUESTS[2]]
+    loss = module.training_step(batch_of(module, twins), 0)
+    assert bool(loss.isfinite())
+    assert module.logged["train/scope_loss"] < 5
+
+
+def test_parts_are_trained_apart():
+    for settings, trained in (({"train_scope": False}, "answering"), ({"train_counterfactual": False}, "scope")):
+        module = MemoryEditing(SERAC(rank=2, adapted_layers=1), **settings)
+        module.attach(language_model("llama"))
+        [group] = [group["params"] for group in module.parameter_groups()]
+        names = {id(parameter): name for name, parameter in module.editor.named_parameters()}
+        assert {names[id(parameter)].split(".")[0] for parameter in group} == {trained}
+    with pytest.raises(ConfigurationError, match="nothing to train"):
+        MemoryEditing(SERAC(), train_scope=False, train_counterfactual=False)
+
+
+def test_log_complement_is_accurate_at_both_ends():
+    log_p = torch.tensor([-1e-3, -0.5, -20.0], dtype=torch.float64)
+    torch.testing.assert_close(log_complement(log_p), torch.log(1 - log_p.exp()), rtol=1e-9, atol=0)
+    assert bool(log_complement(torch.zeros(1)).isfinite())
+
+
+def test_scope_losses_count_only_judged_pairs():
+    log_p = torch.tensor([[0.9, 0.2], [0.4, 0.5]]).log()
+    positive, negative = scope_losses(
+        log_p, torch.eye(2, dtype=torch.bool), torch.tensor([[True, False], [True, True]])
+    )
+    torch.testing.assert_close(positive, -torch.tensor([0.9, 0.5]).log())
+    torch.testing.assert_close(negative, -torch.tensor([0.6]).log())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("serac")
+    config = write_config(folder, tiny_folder, max_epochs=1)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["class_path"] = "lightning_edit.modules.MemoryEditing"
+    content["model"]["init_args"]["editor"] = {
+        "class_path": "lightning_edit.editors.SERAC",
+        "init_args": {"rank": 2, "adapted_layers": 2},
+    }
+    config.write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", str(config)]) == 0
+    last = str(folder / "checkpoints" / "last.ckpt")
+    assert main(["test", "--config", str(config), "--ckpt_path", last]) == 0
+    return folder
+
+
+def test_metrics_hold_the_router(run):
+    [path] = run.rglob("metrics.json")
+    written = json.loads(path.read_text())
+    metrics = written["metrics"]
+    assert metrics["edit_success/scope_hit_rate"] == 1.0
+    assert metrics["edit_success/chosen_edit_accuracy"] == 1.0
+    assert 0.5 < metrics["scope/auroc"] <= 1 + 1e-6
+    curve = written["scope_curve"]
+    assert [point["threshold"] for point in curve] == sorted(point["threshold"] for point in curve)
+    assert curve[0]["recall"] == 1.0
+    lines = [json.loads(line) for line in path.with_name("predictions.jsonl").read_text().splitlines()]
+    in_scope = [line["measures"] for line in lines if line["kind"] in ("edit_success", "generalization")]
+    outside = [line["measures"] for line in lines if line["kind"] == "locality"]
+    # A point of the curve, counted by hand.
+    point = curve[50]
+    recall = sum(one["scope_probability"] >= point["threshold"] for one in in_scope) / len(in_scope)
+    false_hits = sum(one["scope_probability"] >= point["threshold"] for one in outside) / len(outside)
+    assert point["recall"] == pytest.approx(recall, abs=1e-6)
+    assert point["false_hit_rate"] == pytest.approx(false_hits, abs=1e-6)
+
+
+def test_the_checkpoint_is_small_and_edits(run, tiny_folder, tmp_path, capsys):
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    assert all(name.startswith(("editor.scope.", "editor.answering.")) for name in content["state_dict"])
+    model = load_language_model(str(tiny_folder))
+    editor = load_editor(checkpoint, model)
+    assert isinstance(editor, SERAC)
+    saved = str(tmp_path / "edit")
+    fact = ["--prompt", "The capital of France is", "--subject", "France", "--target", "Rome"]
+    assert main(["edit", "--ckpt_path", str(checkpoint), *fact, "--save", saved]) == 0
+    assert main(["generate", "--edits", f'["{saved}"]', "--prompts", '["The capital of France is"]']) == 0
+    assert main(["merge", "--edits", f'["{saved}"]', "--output", str(tmp_path / "merged")]) == 1
+    assert "cannot be merged" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()

@@ -1,0 +1,93 @@
+"""Two processes against one: the same gradients, statistics and measures at the same global batch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from lightning_edit.cli import main
+from tests.modules.test_training import write_config
+
+
+def run(command, processes):
+    if processes == 1:
+        assert main(command) == 0
+        return
+    program = [sys.executable, "-m", "lightning_edit.cli"]
+    result = subprocess.run([*program, *command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module", params=["MEND", "MALMEN", "SERAC"])
+def runs(request, tmp_path_factory, tiny_folder):
+    """The folders of a run in one process and of one in two, after one step and a test of seven records."""
+    folders = {}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"{request.param}-{processes}")
+        folders[processes] = folder
+        config = write_config(folder, tiny_folder, devices=processes, max_steps=1, limit_val_batches=0)
+        content = yaml.safe_load(config.read_text())
+        module = content["model"]["init_args"]
+        module["editor"] = {"class_path": f"lightning_edit.editors.{request.param}", "init_args": {"rank": 4}}
+        module["editor"]["init_args"].update({"sites": [1, 2]} if request.param != "SERAC" else {"adapted_layers": 2})
+        if request.param == "SERAC":
+            content["model"]["class_path"] = "lightning_edit.modules.MemoryEditing"
+        content["trainer"]["callbacks"].append({"class_path": "lightning_edit.callbacks.RunArtifacts"})
+        content["trainer"]["strategy"] = "ddp" if processes == 2 else "auto"
+        content["data"]["batch_size"] = 4 // processes
+        if request.param == "MALMEN":
+            content["data"].update(batch_size=2 // processes, requests_per_edit=3)
+        content["data"]["validation"]["init_args"]["limit"] = 7
+        content["data"]["eval_batch_size"] = 2
+        config.write_text(yaml.safe_dump(content))
+        last = str(folder / "checkpoints" / "last.ckpt")
+        for command in (["fit"], ["test", "--ckpt_path", last]):
+            run([command[0], "--config", str(config), *command[1:]], processes)
+    return folders
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_the_gradient_is_that_of_one_process(runs):
+    one, two = (checkpoint(runs[processes])["optimizer_states"][0]["state"] for processes in (1, 2))
+    assert len(one) == len(two) > 4
+    moved = 0
+    for index, state in one.items():
+        # After one step Adam's first moment is a tenth of the gradient.
+        expected, found = state["exp_avg"], two[index]["exp_avg"]
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * max(scale, 1e-8))
+        moved += scale > 0
+    # The rest has no gradient at the start: one factor of each pair is zero there, so nothing reaches the other.
+    assert moved >= len(one) // 2
+
+
+def test_the_running_statistics_are_those_of_one_process(runs):
+    one, two = (checkpoint(runs[processes])["state_dict"] for processes in (1, 2))
+    names = [name for name in one if ".statistics." in name]
+    if not names:
+        assert "editor.scope.projection.weight" in one, "only SERAC keeps no statistics"
+    for name in names:
+        assert float(one[name].abs().max()) > 0
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-9)
+
+
+def test_every_record_is_scored_once_and_measures_agree(runs):
+    written = {}
+    for processes, folder in runs.items():
+        [metrics] = folder.rglob("metrics.json")
+        [predictions] = folder.rglob("predictions.jsonl")
+        lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+        written[processes] = json.loads(metrics.read_text())
+        asked = [(line["record"], line["kind"], line["group"], line["prompt"]) for line in lines]
+        assert len(set(asked)) == len(asked)
+        assert written[processes]["counts"]["records"] == 7
+    one, two = written[1]["metrics"], written[2]["metrics"]
+    assert set(one) == set(two)
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
