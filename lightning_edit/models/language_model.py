@@ -84,6 +84,13 @@ class LanguageModel:
         return torch.device(embeddings.weight.device)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the hidden states."""
+        embeddings: Any = self.model.get_input_embeddings()
+        found: torch.dtype = embeddings.weight.dtype
+        return found
+
+    @property
     def is_placed(self) -> bool:
         """Whether device_map or a quantiser put the weights where they are."""
         return getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.trunk_store import (
+    Entry,
+    Identity,
+    Kept,
+    Key,
+    MemoryStore,
+    TrunkStore,
+    digest_of_texts,
+    needed_bytes,
+    open_or_build,
+)
 from lightning_edit.tokenization import EncodedText, TokenBatch
+
+_LOG = logging.getLogger(__name__)
 
 _GROUP = 32
 """Texts in one forward pass of :meth:`Trunk.fill`."""
@@ -77,15 +96,18 @@ class Trunk:
         model: The base model.
         layer: Index of the lowest block that is run again: the one of the lowest edit site.
         limit: Bytes of hidden states to keep; the states of other texts are computed each time.
+        dtype: Precision in which they are kept; the model's own if none is given.
     """
 
-    def __init__(self, model: LanguageModel, layer: int, limit: int = 4 * 2**30) -> None:
+    def __init__(
+        self, model: LanguageModel, layer: int, limit: int = 4 * 2**30, dtype: torch.dtype | None = None
+    ) -> None:
         self.model, self.layer, self.limit = model, layer, limit
-        self.bytes = 0
+        self.dtype = dtype
         self.works: bool | None = None if layer > 0 else False
+        self.store: TrunkStore = MemoryStore()
         self._returns = 0
-        self._states: dict[tuple[int, ...], Tensor] = {}
-        self._references: dict[tuple[int, ...], Tensor] = {}
+        self._sizes = (0, 0)
 
     def answer_logits(self, batch: TokenBatch) -> Tensor:
         """As :meth:`LanguageModel.answer_logits`, without the blocks below the trunk's layer."""
@@ -129,47 +151,104 @@ class Trunk:
             batch: R rows.
             states: What :meth:`states` gave for them, if it is at hand.
         """
-        keys = _keys(batch)
-        if all(key in self._references for key in keys):
-            return torch.cat([self._references[key] for key in keys])
+        kept = [self.store.get(key) for key in _keys(batch)]
+        found = [own.reference for own in kept if own is not None and own.reference is not None]
+        if len(found) == len(kept):
+            return torch.cat(found).to(device=self.model.device, dtype=self.model.dtype)
         with torch.no_grad():
             return self.head_logits(batch, batch.answer_mask, states=states)[1]
 
-    def fill(self, texts: Iterable[EncodedText], reference_texts: Iterable[EncodedText] = ()) -> None:
-        """Computes and keeps the states of texts, with a progress bar, up to the limit of memory.
+    def fill(
+        self, texts: Iterable[EncodedText], reference_texts: Iterable[EncodedText] = (), folder: Path | None = None
+    ) -> None:
+        """Computes and keeps the states of texts, with a progress bar, up to the limit.
 
         The texts are sorted and grouped by themselves alone, so that the same texts give the same states to the last
-        bit, whatever happened before; a run that was interrupted goes on exactly.
+        bit, whatever happened before; a run that was interrupted goes on exactly. The size is logged before.
 
         Args:
             texts: Texts that will be asked for.
             reference_texts: Texts whose unedited head inputs will be asked for as well.
+            folder: Keep them on disk, in a folder of this one that is named after the base model, the tokenizer, the
+                layer, the precision and the texts; if it is there already, nothing is computed.
+
+        Raises:
+            BaseModelMismatchError: If that folder holds the cache of something else.
+            ConfigurationError: If the disk has no room for it.
         """
         wanted = {_key(text): text for text in texts}
         compared = {_key(text): text for text in reference_texts}
         wanted.update(compared)
-        if wanted and self.works is None:
+        if not wanted:
+            return
+        if self.works is None:
             first = self.model.encoder.collate(list(wanted.values())[:2]).to(self.model.device)
             self._prove(first, first.answer_mask)
-        for some, keep_references in ((wanted.keys() - compared.keys(), False), (compared.keys(), True)):
+        if not self.works:
+            return
+        dtype = self.dtype or self.model.dtype
+        groups = self._within_limit(self._grouped(wanted, compared), len(wanted), dtype, folder)
+        if folder is not None:
+            self.store = self._on_disk(folder, groups, dtype)
+            return
+        memory = MemoryStore()
+        for key, kept in self._computed(groups):
+            reference = kept.reference.to(dtype) if kept.reference is not None else None
+            memory.put(key, Kept(kept.states.to(dtype), reference))
+        self.store = memory
+
+    @staticmethod
+    def _grouped(wanted: dict[Key, EncodedText], compared: dict[Key, EncodedText]) -> list[_Group]:
+        groups = []
+        for some, referenced in ((wanted.keys() - compared.keys(), False), (compared.keys(), True)):
             ordered = [wanted[key] for key in sorted(some, key=lambda key: (len(key), key))]
-            groups = [ordered[start : start + _GROUP] for start in range(0, len(ordered), _GROUP)]
-            for group in tqdm(groups, desc="hidden states below the edit sites", leave=False, disable=not groups):
-                if self.works and self.bytes < self.limit:
-                    self._fill_group(group, keep_references)
+            groups += [_Group(ordered[at : at + _GROUP], referenced) for at in range(0, len(ordered), _GROUP)]
+        return groups
+
+    def _within_limit(self, groups: list[_Group], count: int, dtype: torch.dtype, folder: Path | None) -> list[_Group]:
+        """The first groups that fit into the limit, announced."""
+        kept, total = [], 0
+        for group in groups:
+            total += needed_bytes(group.entries(), self._sizes, dtype)
+            if total > self.limit:
+                break
+            kept.append(group)
+        size = needed_bytes((entry for group in kept for entry in group.entries()), self._sizes, dtype)
+        _LOG.info(
+            "hidden states below block %d: keeping %d of %d texts, %.2f GB in %s",
+            self.layer, sum(len(group.texts) for group in kept), count, size / 2**30, folder or "memory",
+        )  # fmt: skip
+        return kept
+
+    def _on_disk(self, folder: Path, groups: list[_Group], dtype: torch.dtype) -> TrunkStore:
+        entries = [entry for group in groups for entry in group.entries()]
+        identity = Identity(
+            self.model.name,
+            self.model.fingerprint.digest,
+            tokenizer_digest(self.model.tokenizer),
+            self.layer,
+            str(dtype).removeprefix("torch."),
+            digest_of_texts((*entry.key, entry.answers) for entry in entries),
+        )
+        own = folder / identity.name
+        store, built = open_or_build(own, identity, entries, self._sizes, dtype, lambda: self._computed(groups))
+        _LOG.info("hidden states %s %s", "written to" if built else "read from", own)
+        return store
+
+    def _computed(self, groups: list[_Group]) -> Iterator[tuple[Key, Kept]]:
+        for group in tqdm(groups, desc="hidden states below the edit sites", leave=False, disable=not groups):
+            yield from self._compute_group(group)
 
     @torch.no_grad()
-    def _fill_group(self, group: list[EncodedText], keep_references: bool) -> None:
-        batch = self.model.encoder.collate(group).to(self.model.device)
-        positions = batch.answer_mask if keep_references else torch.zeros_like(batch.answer_mask)
-        states, inputs = self._run(batch, positions, whole=keep_references)
-        for key, own in zip(_keys(batch), states, strict=True):
-            self._states[key] = own
-            self.bytes += own.numel() * own.element_size()
-        if keep_references:
-            for key, own in zip(_keys(batch), inputs.split(batch.target_lengths.tolist()), strict=True):
-                self._references[key] = own.clone()
-                self.bytes += own.numel() * own.element_size()
+    def _compute_group(self, group: _Group) -> list[tuple[Key, Kept]]:
+        batch = self.model.encoder.collate(group.texts).to(self.model.device)
+        positions = batch.answer_mask if group.referenced else torch.zeros_like(batch.answer_mask)
+        states, inputs = self._run(batch, positions, whole=group.referenced)
+        references: list[Tensor | None] = [None] * len(states)
+        if group.referenced:
+            references = [own.clone() for own in inputs.split(batch.target_lengths.tolist())]
+        kept = [Kept(own, reference) for own, reference in zip(states, references, strict=True)]
+        return list(zip(_keys(batch), kept, strict=True))
 
     @torch.no_grad()
     def _prove(self, batch: TokenBatch, positions: Tensor) -> None:
@@ -178,13 +257,16 @@ class Trunk:
 
         def record(module: nn.Module, args: Any, output: Any) -> None:
             returned.append(len(output) if isinstance(output, tuple) else 0)
+            sizes.append((output[0] if isinstance(output, tuple) else output).shape[-1])
+
+        sizes: list[int] = []
 
         handle = self.model.layer_map.blocks[self.layer].register_forward_hook(record)
         try:
-            full = self.model.head_logits(batch, positions)[0]
+            full, inputs = self.model.head_logits(batch, positions)
         finally:
             handle.remove()
-        self._returns = returned[0]
+        self._returns, self._sizes = returned[0], (sizes[0], inputs.shape[-1])
         short = self._short(batch, positions, None)[0]
         difference = float((short - full).norm() / full.norm().clamp(min=1e-12))
         # Half precision rounds more coarsely than the tolerance that float32 allows.
@@ -199,11 +281,12 @@ class Trunk:
 
     def _gather(self, batch: TokenBatch) -> Tensor:
         """(R, S, hidden size) the states of a batch, with zeros at its padding."""
-        keys = _keys(batch)
-        if any(key not in self._states for key in keys):
-            own = self._run(batch, torch.zeros_like(batch.answer_mask), whole=False)[0]
+        kept = [self.store.get(key) for key in _keys(batch)]
+        found = [own.states for own in kept if own is not None]
+        if len(found) == len(kept):
+            own = [states.to(device=self.model.device, dtype=self.model.dtype) for states in found]
         else:
-            own = [self._states[key] for key in keys]
+            own = self._run(batch, torch.zeros_like(batch.answer_mask), whole=False)[0]
         states = own[0].new_zeros(*batch.input_ids.shape, own[0].shape[-1])
         for row, state in enumerate(own):
             states[row, batch.attention_mask[row].bool()] = state
@@ -224,12 +307,35 @@ class Trunk:
         return [own[mask].clone() for own, mask in zip(seen[0], batch.attention_mask.bool(), strict=True)], inputs
 
 
-def _key(text: EncodedText) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class _Group:
+    """Texts of one forward pass.
+
+    Args:
+        texts: The texts.
+        referenced: Whether the unedited head inputs are kept, too.
+    """
+
+    texts: list[EncodedText]
+    referenced: bool
+
+    def entries(self) -> list[Entry]:
+        return [Entry(_key(text), len(text.ids), len(text.target_ids) if self.referenced else 0) for text in self.texts]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a tokenizer's vocabulary and of what it makes of a text."""
+    probe = tokenizer("The Eiffel Tower, Zürich; 3.5% of x?\n")["input_ids"]
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), list(probe)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _key(text: EncodedText) -> Key:
     """Number of target tokens and all token ids, which together say what a text's states and answers depend on."""
     return (len(text.target_ids), *text.ids)
 
 
-def _keys(batch: TokenBatch) -> list[tuple[int, ...]]:
+def _keys(batch: TokenBatch) -> list[Key]:
     """The key of each row."""
     keys = []
     for ids, mask, target in zip(batch.input_ids, batch.attention_mask.bool(), batch.target_mask, strict=True):

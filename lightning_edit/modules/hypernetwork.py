@@ -24,7 +24,7 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.evaluation import EvaluationSettings
-from lightning_edit.modules.trained import Schedule, TrainedEditing
+from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
 
 
 def outer_losses(
@@ -132,9 +132,7 @@ class HypernetworkEditing(TrainedEditing):
         step_size_learning_rate: Adam's learning rate for the step sizes (the authors use 1e-4).
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
-        trunk_gigabytes: Memory for the hidden states below the lowest edit site, which are computed once for every
-            training text before the first step; 0 computes them anew each time. It pays off from the second epoch on,
-            or where the edit sites are the uppermost layers.
+        trunk: How the hidden states below the lowest block that training reaches are kept.
     """
 
     editor: GradientEditor
@@ -152,11 +150,9 @@ class HypernetworkEditing(TrainedEditing):
         step_size_learning_rate: float = 3e-5,
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
-        trunk_gigabytes: float = 0.0,
+        trunk: TrunkSettings = TrunkSettings(),
     ) -> None:
-        super().__init__(
-            editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk_gigabytes
-        )
+        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk)
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
 

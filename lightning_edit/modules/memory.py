@@ -18,7 +18,7 @@ from lightning_edit.metrics.base import Average
 from lightning_edit.models.counterfactual import given
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.evaluation import EvaluationSettings
-from lightning_edit.modules.trained import Schedule, TrainedEditing
+from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import TokenBatch
 
@@ -47,8 +47,7 @@ class MemoryEditing(TrainedEditing):
         scope_learning_rate: Adam's learning rate for the scope classifier.
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
-        trunk_gigabytes: Memory for the hidden states below the lowest adapted block, which are computed once for every
-            training text before the first step; 0 computes them anew each time.
+        trunk: How the hidden states below the lowest block that training reaches are kept.
 
     Raises:
         ConfigurationError: If nothing is to be trained.
@@ -71,11 +70,9 @@ class MemoryEditing(TrainedEditing):
         scope_learning_rate: float = 1e-3,
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
-        trunk_gigabytes: float = 0.0,
+        trunk: TrunkSettings = TrunkSettings(),
     ) -> None:
-        super().__init__(
-            editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk_gigabytes
-        )
+        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk)
         if not (train_scope or train_counterfactual):
             raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
         self.objective = objective
@@ -95,7 +92,7 @@ class MemoryEditing(TrainedEditing):
             for record, neighbourhood in datamodule.training_neighbourhoods()
             for text in neighbourhood
         ]
-        self.trunk().fill(texts)
+        self.trunk().fill(texts, folder=self.trunk_folder())
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """One step on the rephrases and locality prompts of B records.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +12,7 @@ from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.files import cache_folder
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
@@ -17,6 +20,27 @@ from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
 
 Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class TrunkSettings:
+    """How the hidden states that training cannot change are kept.
+
+    They are computed once for every training text before the first step; that pays off from the second epoch or run
+    on, or where only the uppermost layers are edited.
+
+    Args:
+        gigabytes: Largest size; the states of texts beyond it are computed each time, as all are with 0.
+        on_disk: Keep them in mapped files, which later runs with the same base model, tokenizer, layer and texts use
+            again, instead of in memory.
+        dtype: Precision in which they are kept: "auto" is the base model's own. "bfloat16" halves the size, and rounds.
+        folder: Folder for the files; the user's cache folder if none is given.
+    """
+
+    gigabytes: float = 0.0
+    on_disk: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    folder: str | None = None
 
 
 class TrainedEditing(EditingModule):
@@ -30,7 +54,7 @@ class TrainedEditing(EditingModule):
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
-        trunk_gigabytes: Memory for the hidden states below the lowest block that training reaches; see :class:`Trunk`.
+        trunk: How the hidden states below the lowest block that training reaches are kept.
     """
 
     def __init__(
@@ -42,11 +66,11 @@ class TrainedEditing(EditingModule):
         average: Average,
         warmup_steps: int,
         schedule: Schedule,
-        trunk_gigabytes: float,
+        trunk: TrunkSettings,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average)
         self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.trunk_gigabytes = trunk_gigabytes
+        self.trunk_settings = trunk
         self._kept: Trunk | None = None
 
     def lowest_layer(self) -> int:
@@ -56,19 +80,29 @@ class TrainedEditing(EditingModule):
     def trunk(self) -> Trunk:
         """The hidden states below the lowest block that training reaches."""
         if self._kept is None:
-            limit = int(self.trunk_gigabytes * 2**30)
-            self._kept = Trunk(self.language_model, max(self.lowest_layer(), 0), limit)
+            settings = self.trunk_settings
+            dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+            layer = max(self.lowest_layer(), 0)
+            self._kept = Trunk(self.language_model, layer, int(settings.gigabytes * 2**30), dtype)
         return self._kept
+
+    def trunk_folder(self) -> Path | None:
+        """Where hidden states are kept on disk; None for memory."""
+        settings = self.trunk_settings
+        if not settings.on_disk:
+            return None
+        return Path(settings.folder).expanduser() if settings.folder else cache_folder() / "trunk"
 
     def fill_trunk(self, datamodule: Any) -> None:
         """Computes the hidden states of every training text."""
-        self.trunk().fill(*datamodule.training_texts())
+        texts, compared = datamodule.training_texts()
+        self.trunk().fill(texts, compared, self.trunk_folder())
 
     def on_fit_start(self) -> None:
         """Computes what training cannot change, once for every training text."""
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         rehearsal = getattr(self.trainer, "fast_dev_run", False)
-        if self.trunk_gigabytes > 0 and not rehearsal and datamodule is not None:
+        if self.trunk_settings.gigabytes > 0 and not rehearsal and datamodule is not None:
             self.fill_trunk(datamodule)
 
     def log_step(self, values: dict[str, Tensor | float], batch_size: int, bar: tuple[str, ...]) -> None:

@@ -63,7 +63,7 @@ def test_a_limit_keeps_memory_bounded_and_changes_nothing():
     trunk.fill([model.encoder.encode(*text) for text in TEXTS])
     batch = batch_of(model, TEXTS)
     torch.testing.assert_close(trunk.answer_logits(batch), model.answer_logits(batch), rtol=1e-4, atol=1e-4)
-    assert trunk.bytes == 0
+    assert trunk.store.bytes == 0
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def write_config(folder, tiny_folder, **trainer):
                 "editor": {"class_path": "lightning_edit.editors.MEND", "init_args": {"sites": [1, 2], "rank": 4}},
                 "schedule": "cosine",
                 "warmup_steps": 2,
-                "trunk_gigabytes": 1.0,
+                "trunk": {"gigabytes": 1.0},
             },
         },
         "data": {

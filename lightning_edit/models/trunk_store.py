@@ -1,0 +1,279 @@
+"""Where the hidden states below the edit sites are kept: in memory, or in mapped files that outlive a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
+from lightning_edit.files import replace_folder
+
+Key = tuple[int, ...]
+"""Number of target tokens and all token ids of a text: what its states and answers depend on."""
+FORMAT = 1
+_MANIFEST = "trunk.json"
+_SPARE = 64 * 2**20
+"""Bytes that a cache leaves free on the disk."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one text.
+
+    Args:
+        states: (S, hidden size) what enters the trunk's block.
+        reference: (T, head size) the unedited model's head inputs at the answer's positions; None if not asked for.
+    """
+
+    states: Tensor
+    reference: Tensor | None = None
+
+
+class TrunkStore(ABC):
+    """Hidden states by text."""
+
+    @abstractmethod
+    def get(self, key: Key) -> Kept | None:
+        """What is kept of a text, if anything."""
+
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """Size of what is kept."""
+
+
+class MemoryStore(TrunkStore):
+    """States in memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Key, Kept] = {}
+        self._bytes = 0
+
+    def put(self, key: Key, kept: Kept) -> None:
+        """Keeps a text's states."""
+        self._kept[key] = kept
+        self._bytes += kept.states.nbytes + (kept.reference.nbytes if kept.reference is not None else 0)
+
+    def get(self, key: Key) -> Kept | None:
+        """See :meth:`TrunkStore.get`."""
+        return self._kept.get(key)
+
+    @property
+    def bytes(self) -> int:
+        """See :attr:`TrunkStore.bytes`."""
+        return self._bytes
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a cache on disk belongs to.
+
+    Args:
+        model: Name of the base model, for messages.
+        fingerprint: Digest of the base model in its precision.
+        tokenizer: Digest of the tokenizer's vocabulary and rules.
+        layer: The trunk's block.
+        dtype: Precision of the stored states.
+        texts: Digest of all texts.
+    """
+
+    model: str
+    fingerprint: str
+    tokenizer: str
+    layer: int
+    dtype: str
+    texts: str
+
+    @property
+    def name(self) -> str:
+        """A folder name that differs wherever anything but the model's name does."""
+        values = {name: value for name, value in asdict(self).items() if name != "model"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a text lies in the files, in rows.
+
+    Args:
+        key: The text.
+        length: Its tokens.
+        answers: Rows of its reference; 0 where none is kept.
+    """
+
+    key: Key
+    length: int
+    answers: int
+
+
+class DiskStore(TrunkStore):
+    """States in mapped files of one folder.
+
+    Args:
+        folder: A folder that :func:`open_or_build` wrote.
+        entries: The texts, in the order of the files.
+        sizes: Hidden size and head size.
+        dtype: Precision of the stored states.
+    """
+
+    def __init__(self, folder: Path, entries: list[Entry], sizes: tuple[int, int], dtype: torch.dtype) -> None:
+        self._states = _mapped(folder / "states", sum(entry.length for entry in entries), sizes[0], dtype)
+        self._references = _mapped(folder / "references", sum(entry.answers for entry in entries), sizes[1], dtype)
+        self._at: dict[Key, tuple[int, int, int, int]] = {}
+        start = answer = 0
+        for entry in entries:
+            self._at[entry.key] = (start, start + entry.length, answer, answer + entry.answers)
+            start, answer = start + entry.length, answer + entry.answers
+
+    def get(self, key: Key) -> Kept | None:
+        """See :meth:`TrunkStore.get`."""
+        if key not in self._at:
+            return None
+        start, end, first, last = self._at[key]
+        return Kept(self._states[start:end], self._references[first:last] if last > first else None)
+
+    @property
+    def bytes(self) -> int:
+        """See :attr:`TrunkStore.bytes`."""
+        return int(self._states.nbytes + self._references.nbytes)
+
+
+def open_or_build(
+    folder: Path,
+    identity: Identity,
+    entries: list[Entry],
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    compute: Callable[[], Iterable[tuple[Key, Kept]]],
+) -> tuple[DiskStore, bool]:
+    """Opens a cache, or builds it where there is none or a broken one; safe when several processes ask at once.
+
+    Args:
+        folder: Where it lies.
+        identity: What it must belong to.
+        entries: The texts, in the order in which ``compute`` gives them.
+        sizes: Hidden size and head size.
+        dtype: Precision of the stored states.
+        compute: Gives the states of every text.
+
+    Returns:
+        The store, and whether it was built anew.
+
+    Raises:
+        BaseModelMismatchError: If the folder holds the cache of something else.
+        ConfigurationError: If the disk has no room for it, or the folder holds something else.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        built = not _is_whole(folder, identity, entries, sizes, dtype)
+        if built:
+            check_space(folder.parent, needed_bytes(entries, sizes, dtype))
+            _build(folder, identity, compute(), dtype)
+    return DiskStore(folder, entries, sizes, dtype), built
+
+
+def needed_bytes(entries: Iterable[Entry], sizes: tuple[int, int], dtype: torch.dtype) -> int:
+    """Size of the states of some texts."""
+    numbers = sum(entry.length * sizes[0] + entry.answers * sizes[1] for entry in entries)
+    return numbers * torch.empty((), dtype=dtype).element_size()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuses what does not fit on the disk.
+
+    Raises:
+        ConfigurationError: If there is less room than needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed + _SPARE > free:
+        raise ConfigurationError(
+            f"the hidden states below the edit sites need {needed / 2**30:.2f} GB, and {folder} has "
+            f"{free / 2**30:.2f} GB free; lower trunk.gigabytes, name another disk in trunk.folder, or set "
+            "trunk.dtype to bfloat16"
+        )
+
+
+def _is_whole(
+    folder: Path, identity: Identity, entries: list[Entry], sizes: tuple[int, int], dtype: torch.dtype
+) -> bool:
+    """Whether a folder holds the whole cache; a broken one is to be rebuilt, another one's refused."""
+    if not folder.exists():
+        return False
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        found = Identity(**manifest["identity"])
+        checksums, stored = manifest["checksums"], manifest["format"]
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{folder} exists and holds no cache of hidden states; name another folder") from error
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        return False
+    if found.name != identity.name:
+        raise BaseModelMismatchError(
+            f"{folder} holds hidden states of {found.model} (layer {found.layer}, {found.dtype}), of another model, "
+            f"tokenizer, layer, precision or set of texts than {identity.model} (layer {identity.layer}, "
+            f"{identity.dtype}) with these texts; name another folder, or delete it"
+        )
+    wanted = needed_bytes(entries, sizes, dtype)
+    files = [folder / name for name in ("states", "references")]
+    if stored != FORMAT or not all(file.is_file() for file in files):
+        return False
+    if sum(file.stat().st_size for file in files) != wanted:
+        return False
+    return all(_checksum(file) == checksums.get(file.name) for file in files)
+
+
+def _build(folder: Path, identity: Identity, computed: Iterable[tuple[Key, Kept]], dtype: torch.dtype) -> None:
+    with replace_folder(folder) as temporary:
+        with (temporary / "states").open("wb") as states, (temporary / "references").open("wb") as references:
+            for _, kept in computed:
+                states.write(_raw(kept.states, dtype))
+                if kept.reference is not None:
+                    references.write(_raw(kept.reference, dtype))
+        checksums = {name: _checksum(temporary / name) for name in ("states", "references")}
+        manifest = {"format": FORMAT, "identity": asdict(identity), "checksums": checksums}
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _raw(values: Tensor, dtype: torch.dtype) -> bytes:
+    return values.detach().to(device="cpu", dtype=dtype).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _mapped(path: Path, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    if rows == 0:
+        return torch.empty(0, width, dtype=dtype)
+    # Copy on write, because torch has no tensors that refuse to be written.
+    mapped: Any = np.memmap(path, dtype=np.uint8, mode="c")
+    return torch.from_numpy(mapped).view(dtype).view(rows, width)
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    for block in _blocks(path):
+        value = zlib.crc32(block, value)
+    return value
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            yield block
+
+
+def digest_of_texts(keys: Iterable[Key]) -> str:
+    """Digest of texts, in any order."""
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        digest.update(np.asarray((len(key), *key), dtype=np.int64).tobytes())
+    return digest.hexdigest()
