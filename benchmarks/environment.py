@@ -30,6 +30,12 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def read_result(script: str) -> dict[str, Any]:
+    """What the result file beside a script holds; nothing where there is none."""
+    path = Path(script).with_suffix(".json")
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
 def write_result(script: str, result: dict[str, Any]) -> None:
     """Writes the result file beside a script."""
     path = Path(script).with_suffix(".json")

@@ -1,11 +1,12 @@
-"""MEND trained on ZsRE and tested on KnowEdit's ZsRE, beside the plain gradient step that it starts from.
+"""Trained editors on KnowEdit's ZsRE, beside the plain gradient step that MEND starts from.
 
-python -m benchmarks.zsre --data FOLDER [--checkpoint CKPT] [--records N]
+python -m benchmarks.zsre --data FOLDER [--checkpoint CKPT [CKPT …]] [--records N]
 
-FOLDER holds the published files. Without a checkpoint, train first:
+FOLDER holds the published files. The editors are trained before, each with its own experiment:
     lightning-edit fit --config configs/experiment/mend-smollm2-zsre.yaml --data.train.init_args.source …
-The step size of the gradient step is chosen on training records that MEND is not tested on. Every batch of records is
-written as soon as it is evaluated, so that a run that was stopped goes on where it was.
+The step size of the gradient step is chosen on training records. MALMEN edits 64 records jointly, the others each
+record on the clean model. Every batch of records is written as soon as it is evaluated, so that a run that was stopped
+goes on where it was; what was measured of an editor stays in the result until it is measured again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import write_result
+from benchmarks.environment import read_result, write_result
 from lightning_edit.callbacks.report import prediction
 from lightning_edit.data import KnowEditZsRE, ZsRE
 from lightning_edit.editors import Editor, GradientStep, load_editor
+from lightning_edit.editors.checkpoint import read_checkpoint
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
@@ -27,12 +29,14 @@ from lightning_edit.records import EditRecord, group_names
 
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
 BATCH = 16
+JOINT = {"MALMEN": 64}
+"""Records edited jointly, where it is not one."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
-    parser.add_argument("--checkpoint", help="checkpoint of a MEND trained on ZsRE")
+    parser.add_argument("--checkpoint", nargs="*", default=[], help="checkpoints of editors trained on ZsRE")
     parser.add_argument("--records", type=int, help="test on the first N records only")
     parser.add_argument("--work", type=Path, default=Path("runs/zsre"), help="where intermediate results are kept")
     options = parser.parse_args()
@@ -41,22 +45,33 @@ def main() -> None:
     training = ZsRE(str(next(options.data.rglob("zsre_mend_train_10000*.json"))), split="train").read().records
     records = KnowEditZsRE(str(options.data), limit=options.records).read().records
     seen = {record.requests[0].subject for record in training}
-    editors: dict[str, Editor] = {"gradient step": GradientStep(step_size=choose_step_size(model, training[-32:]))}
-    if options.checkpoint:
-        editors["MEND"] = load_editor(options.checkpoint, model)
+    result: dict[str, Any] = read_result(__file__).get("editors", {})
+    unseen = {record.id for record in records if record.requests[0].subject not in seen}
     evaluator = Evaluator(model, EvaluationSettings())
-    result: dict[str, Any] = {}
-    for name, editor in editors.items():
-        lines, seconds = evaluate(evaluator, editor, records, options.work / f"{name.replace(' ', '-')}.jsonl")
-        unseen = {record.id for record in records if record.requests[0].subject not in seen}
+    for checkpoint in (None, *options.checkpoint):
+        if checkpoint is None:
+            editor: Editor = GradientStep(step_size=choose_step_size(model, training[-32:]))
+        else:
+            editor = load_editor(checkpoint, model)
+        name = type(editor).__name__
+        lines, seconds = evaluate(evaluator, editor, records, options.work / f"{name}.jsonl")
         result[name] = {
             "settings": editor.hyperparameters,
-            "seconds": round(seconds, 1),
+            "records edited jointly": JOINT.get(name, 1),
+            "checkpoint": describe_checkpoint(checkpoint) if checkpoint else None,
+            "seconds": seconds,
             "all records": summary(lines, {record.id for record in records}),
             "records whose subject is not in the training file": summary(lines, unseen),
         }
         print(name, json.dumps(result[name], indent=1))
-    write_result(__file__, {"editors": result})
+        write_result(__file__, {"editors": result})
+
+
+def describe_checkpoint(path: str) -> dict[str, Any]:
+    """Sizes: of the file as a run writes it, with the optimiser's state, and of the editor alone."""
+    state = read_checkpoint(path)["state_dict"]
+    editor = sum(value.numel() * value.element_size() for value in state.values())
+    return {"megabytes": round(Path(path).stat().st_size / 1e6, 1), "editor_megabytes": round(editor / 1e6, 1)}
 
 
 def choose_step_size(model: LanguageModel, records: list[EditRecord]) -> float:
@@ -76,22 +91,35 @@ def choose_step_size(model: LanguageModel, records: list[EditRecord]) -> float:
 
 def evaluate(
     evaluator: Evaluator, editor: Editor, records: list[EditRecord], path: Path
-) -> tuple[list[dict[str, Any]], float]:
-    """The predictions of all records, going on behind those that are in the file."""
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The predictions of all records, going on behind those that are in the file, and seconds of the new ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {line["record"] for line in lines}
-    left = [record for record in records if record.id not in done]
-    start = time.perf_counter()
-    for at in range(0, len(left), BATCH):
-        chunk = left[at : at + BATCH]
-        edits = editor.edit_each_group(evaluator.model, [record.requests for record in chunk])
-        fresh = [prediction(outcome, evaluator.model.encoder.decode) for outcome in evaluator.evaluate(chunk, edits)]
+    joint = JOINT.get(type(editor).__name__, 1)
+    size = max(BATCH, joint)
+    spent = {"editing, per record": 0.0, "evaluating, per record": 0.0}
+    measured = 0
+    for at in range(0, len(records), size):
+        chunk = records[at : at + size]
+        if all(record.id in done for record in chunk):
+            continue
+        groups = [chunk[start : start + joint] for start in range(0, len(chunk), joint)]
+        start = time.perf_counter()
+        edits = editor.edit_each_group(
+            evaluator.model, [[request for record in group for request in record.requests] for group in groups]
+        )
+        edited = time.perf_counter()
+        outcomes = evaluator.evaluate(chunk, edits, [index // joint for index in range(len(chunk))])
+        spent["editing, per record"] += edited - start
+        spent["evaluating, per record"] += time.perf_counter() - edited
+        measured += len(chunk)
+        fresh = [prediction(outcome, evaluator.model.encoder.decode) for outcome in outcomes]
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in fresh)
         lines += fresh
-        print(f"{len(records) - len(left) + at + len(chunk)}/{len(records)} records", flush=True)
-    return lines, time.perf_counter() - start
+        print(f"{at + len(chunk)}/{len(records)} records", flush=True)
+    return lines, {name: round(value / max(measured, 1), 3) for name, value in spent.items()}
 
 
 def summary(lines: list[dict[str, Any]], ids: set[str]) -> dict[str, Any]:
