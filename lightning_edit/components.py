@@ -13,8 +13,18 @@ T = TypeVar("T")
 
 
 def init_arguments(part: object) -> dict[str, Any]:
-    """The constructor's arguments, read from the attributes of the same names."""
-    names = list(inspect.signature(type(part).__init__).parameters)[1:]
+    """The constructor's arguments, read from the attributes of the same names.
+
+    A constructor that passes ``**arguments`` on has those of its base class, too.
+    """
+    names: dict[str, None] = {}
+    for kind in type(part).__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
+        names.update({own.name: None for own in parameters if own.kind is not inspect.Parameter.VAR_KEYWORD})
+        if not any(own.kind is inspect.Parameter.VAR_KEYWORD for own in parameters):
+            break
     return {name: getattr(part, name) for name in names}
 
 

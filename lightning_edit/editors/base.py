@@ -56,8 +56,16 @@ class Editor(nn.Module, ABC):
         return init_arguments(self)
 
     @abstractmethod
-    def edit_groups(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> EditBatch:
-        """Makes one independent edit of each group of requests; the requests of a group are edited jointly."""
+    def edit_groups(
+        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
+    ) -> EditBatch:
+        """Makes one independent edit of each group of requests; the requests of a group are edited jointly.
+
+        Args:
+            model: The model, with the earlier edits applied to it.
+            groups: The requests.
+            after: The earlier edits.
+        """
 
     def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
         """Edits jointly.
@@ -86,7 +94,7 @@ class Editor(nn.Module, ABC):
         """Makes one independent edit of each group of requests; see :meth:`edit` for what it raises."""
         self._check(groups, after)
         with _under(model, after):
-            batch = self.edit_groups(model, groups)
+            batch = self.edit_groups(model, groups, after)
         if after:
             batch.provenances = [provenance.on_top_of(after.ids) for provenance in batch.provenances]
         return batch

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.factors import FactorStore
-from lightning_edit.edits import EditBatch, Provenance, StackedDelta, WeightEditBatch
+from lightning_edit.edits import EditBatch, EditSequence, Provenance, StackedDelta, WeightEditBatch
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.language_model import LanguageModel
@@ -48,7 +48,9 @@ class GradientEditor(Editor):
     def stack(self, store: FactorStore) -> Mapping[str, StackedDelta]:
         """Turns gradient factors into the changes of independent edits, site by site."""
 
-    def edit_groups(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> EditBatch:
+    def edit_groups(
+        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
+    ) -> EditBatch:
         """See :meth:`Editor.edit_groups`.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.edits import EditBatch, Provenance
+from lightning_edit.edits import EditBatch, EditSequence, Provenance
 from lightning_edit.edits.scoped import Memory, ScopedBatch, ScopeParts
 from lightning_edit.models.counterfactual import AdaptedBase, CounterfactualModel, SeparateModel
 from lightning_edit.models.language_model import LanguageModel
@@ -80,7 +80,9 @@ class SERAC(Editor):
             raise self.not_ready()
         return ScopeParts(self.scope, self.answering, self.threshold)
 
-    def edit_groups(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> EditBatch:
+    def edit_groups(
+        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
+    ) -> EditBatch:
         """See :meth:`Editor.edit_groups`."""
         parts = self.parts
         requests = [request for group in groups for request in group]

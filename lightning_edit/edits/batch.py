@@ -55,11 +55,18 @@ class WeightEditBatch(EditBatch):
     Args:
         stacked: Name of the edit site to the changes of all edits.
         provenances: One for each edit.
+        keys: For each edit, see :class:`WeightEdit`.
     """
 
-    def __init__(self, stacked: Mapping[str, StackedDelta], provenances: Sequence[Provenance]) -> None:
+    def __init__(
+        self,
+        stacked: Mapping[str, StackedDelta],
+        provenances: Sequence[Provenance],
+        keys: Sequence[Mapping[str, Tensor]] = (),
+    ) -> None:
         super().__init__(provenances)
         self.stacked = dict(stacked)
+        self.keys = list(keys) or [{} for _ in provenances]
         sizes = {len(changes) for changes in self.stacked.values()}
         if sizes != {len(self.provenances)}:
             raise EditError(f"{len(self.provenances)} edits, but changes for {sorted(sizes)}")
@@ -67,7 +74,7 @@ class WeightEditBatch(EditBatch):
     def __getitem__(self, index: int) -> WeightEdit:
         """One of the edits, alone."""
         deltas = {name: changes[index] for name, changes in self.stacked.items()}
-        return WeightEdit(deltas, self.provenances[index])
+        return WeightEdit(deltas, self.provenances[index], self.keys[index])
 
     @contextmanager
     def hooked(self, model: LanguageModel, rows: Sequence[int], repeats: int = 1) -> Iterator[None]:

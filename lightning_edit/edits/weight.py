@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lightning_edit.edits.base import TENSORS, Edit, Provenance, Scorer
 from lightning_edit.edits.deltas import Delta, delta_from
@@ -26,13 +27,17 @@ class WeightEdit(Edit):
     Args:
         deltas: Name of the edit site to its change; (fan_in, fan_out) whatever the module's orientation.
         provenance: Where the edit comes from.
+        keys: Name of the edit site to the (n, fan_in) keys that edits on top of this one must know (AlphaEdit).
     """
 
     kind = "weight"
 
-    def __init__(self, deltas: Mapping[str, Delta], provenance: Provenance) -> None:
+    def __init__(
+        self, deltas: Mapping[str, Delta], provenance: Provenance, keys: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__(provenance)
         self.deltas = dict(deltas)
+        self.keys = dict(keys or {})
 
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[Scorer]:
@@ -69,6 +74,7 @@ class WeightEdit(Edit):
             for site, delta in self.deltas.items()
             for name, tensor in delta.tensors().items()
         }
+        tensors.update({f"{site}/keys": keys.detach().cpu().contiguous() for site, keys in self.keys.items()})
         save_file(tensors, folder / TENSORS)
         return {"sites": list(self.deltas)}
 
@@ -77,12 +83,14 @@ class WeightEdit(Edit):
         """See :meth:`Edit.read`."""
         # Copies: the alignment of tensors in the file would choose other kernels, which round differently.
         tensors = {name: value.clone() for name, value in load_file(folder / TENSORS).items()}
-        deltas = {}
+        deltas, keys = {}, {}
         for site in details["sites"]:
             prefix = f"{site}/"
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if "keys" in own:
+                keys[site] = own.pop("keys")
             deltas[site] = delta_from(own)
-        return cls(deltas, provenance)
+        return cls(deltas, provenance, keys)
 
 
 def _device(model: LanguageModel, name: str) -> torch.device:

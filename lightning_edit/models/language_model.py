@@ -136,6 +136,22 @@ class LanguageModel:
     def _takes_position_ids(self) -> bool:
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
+    @cached_property
+    def block_returns(self) -> int:
+        """Length of the tuple that a block returns; 0 where it returns a tensor."""
+        seen: list[int] = []
+
+        def note(module: object, args: object, output: Any) -> None:
+            seen.append(len(output) if isinstance(output, tuple) else 0)
+
+        handle = self.layer_map.blocks[0].register_forward_hook(note)
+        try:
+            with torch.no_grad():
+                self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0]
+
     def head_logits(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward pass with the language-model head on chosen positions only.
 
@@ -168,9 +184,13 @@ class LanguageModel:
         return logits, seen[0]
 
     def _inputs(self, batch: TokenBatch) -> dict[str, Tensor]:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         left_padded = not bool(batch.attention_mask[:, 0].all())
-        if left_padded and self._takes_position_ids:
+        if not left_padded:
+            # Under causal attention nothing reads what lies to its right, so padding there needs no mask; with one, a
+            # padded position beyond a sliding window would have nothing to attend to, and become NaN.
+            return {"input_ids": batch.input_ids, "attention_mask": torch.ones_like(batch.attention_mask)}
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self._takes_position_ids:
             inputs["position_ids"] = batch.position_ids
         return inputs
 

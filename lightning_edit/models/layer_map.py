@@ -156,6 +156,25 @@ class LayerMap:
             f"name the edit site yourself (site: one of {everything}, with {{}} in place of the layer's index)"
         )
 
+    def attention_site(self, layer: int) -> EditSite:
+        """The attention's output projection of a layer: the last linear map to the hidden size in what takes a mask.
+
+        Raises:
+            LayerMapError: If the layer has none.
+        """
+        layer = self.index(layer)
+        prefix, block = f"{self.blocks_name}.{layer}", self.blocks[layer]
+        outside = set(self._output_projections(prefix, block))
+        inside = [name for name in self._modules if name.startswith(f"{prefix}.") and name not in outside]
+        maps = [
+            name
+            for name in inside
+            if is_linear(self._modules[name]) and _fans(self._modules[name])[1] == self._config.hidden_size
+        ]
+        if not maps:
+            raise LayerMapError(f"layer {layer} of {self._config.model_type} has no attention output projection")
+        return self.named_site(maps[-1])
+
     def named_site(self, name: str) -> EditSite:
         """The linear map of a given name.
 

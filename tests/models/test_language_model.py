@@ -94,3 +94,12 @@ def test_inference_mode_is_refused_in_words():
 
 def test_encoder_is_shared_with_the_model():
     assert isinstance(language_model("llama").encoder, PromptEncoder)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_padding_beyond_a_sliding_window_harms_nothing(family):
+    model = language_model(family)
+    long = "The capital of France is a city and " * 4 + "its name is"
+    together = model.score([PROMPTS[0], long], ["Paris", "Paris"])[0]
+    [alone] = model.score(PROMPTS[:1], ["Paris"])
+    torch.testing.assert_close(together.log_probs, alone.log_probs, rtol=1e-4, atol=2e-4)

@@ -1,0 +1,82 @@
+"""AlphaEdit: Null-Space Constrained Knowledge Editing (Fang et al. 2025, arXiv 2410.02355)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_edit.editors.locate import Job
+from lightning_edit.editors.spread import SpreadEditor
+from lightning_edit.edits import StackedFactors
+from lightning_edit.errors import EditError
+from lightning_edit.functional.key_value import null_space, null_space_update
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.statistics import Statistics
+
+
+class AlphaEdit(SpreadEditor):
+    """AlphaEdit: MEMIT's update projected onto the null space of what is to be preserved.
+
+    A = (P(KKᵀ + EEᵀ) + L₂I)⁻¹ P K, where P projects onto the eigenvectors of the keys' second moment with eigenvalues
+    below a threshold, and E holds the keys of the edits that this one is made on top of. Those keys are part of the
+    earlier edits, read at each site after all of its layers had been changed.
+
+    Args:
+        layers: Layers to edit. The authors edit 13 to 17 of 48 of GPT-2 XL, 3 to 8 of 28 of GPT-J and 4 to 8 of 32 of
+            Llama-3 8B.
+        threshold: Largest eigenvalue that counts as zero (the authors' 0.02).
+        ridge: L₂ (10 in the authors' settings).
+        clamp_norm: Largest |δ| in units of |h| (the authors' 0.75).
+        weight_decay: Weight of |δ| / |h|² (the authors' 0.5).
+        common: See :class:`LocateEditor`.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        threshold: float = 0.02,
+        ridge: float = 10.0,
+        clamp_norm: float = 0.75,
+        weight_decay: float = 0.5,
+        **common: Any,
+    ) -> None:
+        super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        self.threshold, self.ridge = threshold, ridge
+        self._bases: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def basis(self, site: EditSite, statistics: Statistics) -> Tensor:
+        """(M, R) float64 basis of the null space at a site, found once for each second moment.
+
+        Raises:
+            EditError: If no direction is free.
+        """
+        moment = statistics.moment(site.name)
+        known = self._bases.get(site.name)
+        if known is None or known[0] is not moment:
+            found = null_space(moment, self.threshold)
+            if not found.shape[1]:
+                raise EditError(
+                    f"no eigenvalue of the keys' second moment at {site.name} is below {self.threshold}: there is no "
+                    "null space to edit in; raise editor.threshold"
+                )
+            known = self._bases[site.name] = (moment, found)
+        return known[1]
+
+    def require(self, site: EditSite, statistics: Statistics) -> None:
+        """See :meth:`LocateEditor.require`: there must be a null space."""
+        self.basis(site, statistics)
+
+    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
+        """See :meth:`SpreadEditor.left_factor`."""
+        basis = self.basis(site, statistics).to(keys.device)
+        return null_space_update(keys, basis, earlier, self.ridge)
+
+    def keys_to_keep(
+        self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]
+    ) -> list[dict[str, Tensor]]:
+        """See :meth:`LocateEditor.keys_to_keep`."""
+        found = {site.name: self.keys(model, job, site, changes).mean for site in job.sites}
+        return [{name: own[job.members(group)] for name, own in found.items()} for group in range(job.groups)]

@@ -1,0 +1,310 @@
+"""What locate-then-edit methods share: contexts, keys, values, and updates of rank n at the sites of a few layers."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_edit.editors.base import Capabilities, Editor
+from lightning_edit.editors.prompts import BARE, Contexts, every_context, last_subject_token
+from lightning_edit.editors.value_search import FoundValue, ValueSettings, search_values
+from lightning_edit.edits import (
+    EditBatch,
+    EditSequence,
+    Provenance,
+    StackedFactors,
+    WeightEdit,
+    WeightEditBatch,
+)
+from lightning_edit.edits.hooks import added_terms
+from lightning_edit.errors import ConfigurationError, EditError, NonFiniteError
+from lightning_edit.models.language_model import ChunkContext, LanguageModel
+from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.record import Tap, record
+from lightning_edit.models.statistics import IdentityStatistics, KeyStatistics, Statistics
+from lightning_edit.records import EditRequest
+
+Covariance = Literal["fitted", "identity"]
+Contradictions = Literal["error", "last", "keep"]
+PLACE = "value"
+"""Name of the place of methods that search one value."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What an edit site reads for the requests of a group.
+
+    Args:
+        mean: (N, M) float64 mean over the contexts.
+        bare: (N, M) float64 for the prompt by itself.
+    """
+
+    mean: Tensor
+    bare: Tensor
+
+
+class LocateEditor(Editor):
+    """An editor that finds where a fact is read and writes its new value there.
+
+    Args:
+        layers: Layers whose MLP output projection is edited, lowest first; chosen from the model's depth if none are
+            given, with a warning.
+        statistics: Folder of fitted statistics of the keys.
+        covariance: "fitted" uses them; "identity" puts C = I in their place, for trials.
+        contexts: Texts with "{}" in place of the prompt, in groups; averages run over groups of means. By default the
+            prompt by itself.
+        contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
+            "last" keeps the last one, "keep" tries to make all of them.
+        steps: Evaluations of the loss in the search for a value.
+        learning_rate: Adam's, in that search.
+        weight_decay: Weight of |δ| / |h|² in it.
+        clamp_norm: Largest |δ| in units of |h|.
+        kl_weight: Weight of the divergence on "<subject> is a".
+        stop_below: End the search once its loss is below this; never if None. The authors' code stops at 0.05.
+    """
+
+    capabilities = Capabilities(needs_subject=True, needs_fit=True, needs_grad=True)
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        statistics: str | None = None,
+        covariance: Covariance = "fitted",
+        contexts: Sequence[Sequence[str]] = ((BARE,),),
+        contradictions: Contradictions = "error",
+        steps: int = 25,
+        learning_rate: float = 0.5,
+        weight_decay: float = 1e-3,
+        clamp_norm: float = 4.0,
+        kl_weight: float = 0.0625,
+        stop_below: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("covariance", covariance, get_args(Covariance)),
+            ("contradictions", contradictions, get_args(Contradictions)),
+        ):
+            if value not in choices:
+                raise ConfigurationError(f"editor.{name}: expected one of {choices}, found {value!r}")
+        if steps < 1:
+            raise ConfigurationError(f"editor.steps: expected at least 1, found {steps}")
+        self.layers = list(layers) if layers is not None else None
+        self.statistics, self.covariance = statistics, covariance
+        self.contexts = [list(group) for group in contexts]
+        self.contradictions = contradictions
+        self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
+        self.clamp_norm, self.kl_weight, self.stop_below = clamp_norm, kl_weight, stop_below
+        self._statistics: Statistics | None = None
+        self._contexts = Contexts(tuple(tuple(group) for group in contexts))
+
+    def use_statistics(self, statistics: Statistics) -> None:
+        """Uses statistics that are at hand, in place of those that ``statistics`` names."""
+        self._statistics = statistics
+
+    def ready_statistics(self, model: LanguageModel) -> Statistics:
+        """The statistics, checked against the model.
+
+        Raises:
+            BaseModelMismatchError: If they belong to another model.
+            ConfigurationError: If none are named.
+        """
+        if self._statistics is None:
+            if self.covariance == "identity":
+                self._statistics = IdentityStatistics()
+            elif self.statistics is None:
+                raise ConfigurationError(
+                    f"{type(self).__name__} needs statistics of the model's keys: fit them and name their folder "
+                    "(editor.statistics), or set covariance: identity for a trial"
+                )
+            else:
+                self._statistics = KeyStatistics.load(self.statistics)
+        self._statistics.check(model)
+        return self._statistics
+
+    def require(self, site: EditSite, statistics: Statistics) -> None:
+        """Refuses statistics that do not serve a site, before any work is done."""
+        statistics.require(site.name)
+
+    def value_settings(self) -> ValueSettings:
+        """How values are searched."""
+        return ValueSettings(
+            self.steps, self.learning_rate, self.weight_decay, self.clamp_norm, self.kl_weight, self.stop_below
+        )
+
+    @abstractmethod
+    def default_layers(self, depth: int) -> list[int]:
+        """Layers for a model that nothing is known of but its number of layers."""
+
+    def edited_layers(self, model: LanguageModel) -> list[int]:
+        """The layers to edit, lowest first.
+
+        Raises:
+            LayerMapError: If the model does not have one of them.
+        """
+        if self.layers is not None:
+            return sorted(model.layer_map.index(layer) for layer in self.layers)
+        chosen = self.default_layers(len(model.layer_map))
+        warnings.warn(
+            f"no layers are configured; {chosen} follow from the depth of {model.name} alone. Causal tracing shows "
+            "where it keeps facts (lightning-edit trace)",
+            stacklevel=3,
+        )
+        return chosen
+
+    def edit_groups(
+        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
+    ) -> EditBatch:
+        """See :meth:`Editor.edit_groups`.
+
+        Raises:
+            EditError: If requests of one edit contradict one another.
+            NonFiniteError: If no request of an edit could be made.
+        """
+        statistics = self.ready_statistics(model)
+        sites = [model.layer_map.site(layer) for layer in self.edited_layers(model)]
+        for site in sites:
+            self.require(site, statistics)
+        kept = [self._without_contradictions(group) for group in groups]
+        flat = [request for group in kept for request in group]
+        group_of = [index for index, group in enumerate(kept) for _ in group]
+        templates = self._contexts.templates
+        values = search_values(model, flat, templates, self.taps(model, sites), self.value_settings())
+        problems = [value.problem for value in values]
+        good = [at for at, problem in enumerate(problems) if problem is None]
+        job = Job(
+            [flat[at] for at in good],
+            [group_of[at] for at in good],
+            [values[at] for at in good],
+            len(groups),
+            sites,
+            after or EditSequence(),
+        )
+        missing = set(range(len(groups))) - set(job.group_of)
+        if missing:
+            first = next(problem for at, problem in enumerate(problems) if problem and group_of[at] in missing)
+            raise NonFiniteError(f"{len(missing)} of {len(groups)} edits could not be made: {first}")
+        stacked = self.updates(model, job, statistics)
+        provenances = [self._provenance(model, kept[at], group_of, problems, at) for at in range(len(groups))]
+        return WeightEditBatch(stacked, provenances, self.keys_to_keep(model, job, stacked))
+
+    def keys_to_keep(
+        self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]
+    ) -> list[dict[str, Tensor]]:
+        """For each edit, site name to the (n, M) keys that edits on top of it must know; by default none."""
+        return [{} for _ in range(job.groups)]
+
+    def _provenance(
+        self, model: LanguageModel, group: list[EditRequest], group_of: list[int], problems: list[str | None], at: int
+    ) -> Provenance:
+        made = Provenance.of(model, type(self).__name__, self.hyperparameters, group)
+        own = tuple(
+            f"left out: {problem}"
+            for problem, owner in zip(problems, group_of, strict=True)
+            if problem is not None and owner == at
+        )
+        return replace(made, warnings=own)
+
+    @abstractmethod
+    def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
+        """Where values are searched."""
+
+    @abstractmethod
+    def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
+        """The changes of every site."""
+
+    def _without_contradictions(self, group: Sequence[EditRequest]) -> list[EditRequest]:
+        last = {request.prompt: request for request in group}
+        contradicting = [request for request in group if last[request.prompt].target != request.target]
+        if not contradicting or self.contradictions == "keep":
+            return list(group)
+        if self.contradictions == "last":
+            return [request for request in group if last[request.prompt].target == request.target]
+        first = contradicting[0]
+        raise EditError(
+            f"{len(contradicting)} requests contradict later ones of the same edit, the first of them "
+            f"{first.id or first.prompt!r}: {first.prompt!r} is to be answered {first.target!r} and "
+            f"{last[first.prompt].target!r}; set contradictions to last or keep, or edit them apart"
+        )
+
+    def keys(self, model: LanguageModel, job: Job, site: EditSite, partial: Mapping[str, StackedFactors]) -> Keys:
+        """What a site reads at the last subject token, under the changes made so far."""
+        templates, weights = self._contexts.templates, self._contexts.weights
+        texts = every_context(model, job.requests, templates)
+        positions = [last_subject_token(text) for text in texts]
+        count = len(templates)
+        around = job.hooks(model, partial, count)
+        seen = record(model, texts, positions, {"key": Tap(site.module, "input", site.layer)}, around)["key"]
+        each = seen.double().view(len(job.requests), count, -1)
+        return Keys(torch.einsum("c,ncm->nm", weights.to(each.device), each), each[:, 0])
+
+    def outputs(
+        self, model: LanguageModel, job: Job, tap: Tap, partial: Mapping[str, StackedFactors], templates: Sequence[str]
+    ) -> Tensor:
+        """(N, T, D) float64 what a tap writes at the last subject token in some contexts, under the changes so far."""
+        texts = every_context(model, job.requests, templates)
+        positions = [last_subject_token(text) for text in texts]
+        around = job.hooks(model, partial, len(templates))
+        seen = record(model, texts, positions, {"out": tap}, around)["out"]
+        return seen.double().view(len(job.requests), len(templates), -1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The requests of several edits, with the values that were found for them.
+
+    Args:
+        requests: (N) requests of all edits.
+        group_of: (N) edit that each belongs to.
+        values: (N) what was found for each.
+        groups: Number of edits B.
+        sites: The sites to edit, lowest layer first.
+        after: Earlier edits that these are made on top of.
+    """
+
+    requests: list[EditRequest]
+    group_of: list[int]
+    values: list[FoundValue]
+    groups: int
+    sites: list[EditSite]
+    after: EditSequence
+
+    def earlier_keys(self, site: EditSite) -> Tensor:
+        """(M, E) float64 the keys that earlier edits keep at a site."""
+        kept = [
+            edit.keys[site.name].double()
+            for edit in self.after.edits
+            if isinstance(edit, WeightEdit) and site.name in edit.keys
+        ]
+        empty = torch.zeros(0, site.fan_in, dtype=torch.float64)
+        return torch.cat([empty, *kept]).T.to(site.weight.device)
+
+    def members(self, group: int) -> list[int]:
+        """Places of an edit's requests."""
+        return [at for at, own in enumerate(self.group_of) if own == group]
+
+    def hooks(self, model: LanguageModel, partial: Mapping[str, StackedFactors], texts_each: int) -> ChunkContext:
+        """Context of a padded batch in which every text runs under its edit's changes so far."""
+
+        def around(chunk: list[int]) -> AbstractContextManager[object]:
+            rows = torch.tensor([self.group_of[index // texts_each] for index in chunk], device=model.device)
+            return added_terms(model, {site: changes.term(rows) for site, changes in partial.items()})
+
+        return around
+
+    def stacked(self, factors: Sequence[tuple[Tensor, Tensor]]) -> StackedFactors:
+        """One pair of factors for each edit, (M, n) and (n, D), padded to the same rank.
+
+        They are rounded to float32, or kept in float64 for a float64 model.
+        """
+        rank = max(a.shape[1] for a, _ in factors)
+        a = torch.stack([torch.nn.functional.pad(a, (0, rank - a.shape[1])) for a, _ in factors])
+        b = torch.stack([torch.nn.functional.pad(b, (0, 0, 0, rank - b.shape[0])) for _, b in factors])
+        dtype = next(iter(self.values[0].initial.values())).dtype
+        return StackedFactors(a.to(dtype), b.to(dtype))

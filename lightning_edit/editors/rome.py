@@ -1,0 +1,77 @@
+"""ROME (Meng et al. 2022, arXiv 2202.05262) and R-ROME (Gupta et al. 2024, arXiv 2403.07175)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lightning_edit.editors.base import Capabilities
+from lightning_edit.editors.locate import PLACE, Job, LocateEditor
+from lightning_edit.editors.prompts import Contexts
+from lightning_edit.edits import StackedFactors
+from lightning_edit.functional.key_value import constrained_update
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.record import Tap
+from lightning_edit.models.statistics import Statistics
+
+
+class ROME(LocateEditor):
+    """ROME: one layer's MLP is made to map the subject's key to a value that says the target.
+
+    W' = W + (v* - W k*) (C⁻¹k*)ᵀ / (k*ᵀC⁻¹k*), with k* the mean key of the subject's last token over contexts, C the
+    second moment of the layer's keys, and v* found by gradient descent on the layer's output at that token.
+
+    The same mean key stands in numerator and denominator, and its mean output is what v* replaces. This is R-ROME's
+    correction: the original implementation takes the key of the bare prompt in the denominator and its output, against
+    the paper's equation, and then single edits can disable the model. ``original_keys`` reproduces that.
+
+    Edits one request at a time; several are made side by side or in a sequence.
+
+    Args:
+        layers: The one layer to edit. The authors edit layer 17 of 48 of GPT-2 XL and 5 of 28 of GPT-J.
+        original_keys: As in the original implementation: the bare prompt's key and output outside C⁻¹k*.
+        clamp_norm: Largest |δ| in units of |h| (the authors' 4).
+        weight_decay: Weight of |δ| / |h|² (0.5 for the GPT models; 1e-3 is common for Llama's).
+        common: See :class:`LocateEditor`.
+    """
+
+    capabilities = Capabilities(joint=False, needs_subject=True, needs_fit=True, needs_grad=True)
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        original_keys: bool = False,
+        clamp_norm: float = 4.0,
+        weight_decay: float = 1e-3,
+        **common: Any,
+    ) -> None:
+        super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        self.original_keys = original_keys
+
+    def default_layers(self, depth: int) -> list[int]:
+        """See :meth:`LocateEditor.default_layers`: a sixth of the way up, as for GPT-J and Llama."""
+        return [depth // 6]
+
+    def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
+        """The output of the edited projection."""
+        return {PLACE: Tap(sites[0].module, "output", sites[0].layer)}
+
+    def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
+        """See :meth:`LocateEditor.updates`."""
+        [site] = job.sites
+        keys = self.keys(model, job, site, {})
+        contexts = Contexts() if self.original_keys else self._contexts
+        tap = Tap(site.module, "output", site.layer)
+        outputs = self.outputs(model, job, tap, {}, contexts.templates)
+        output = torch.einsum("c,ncd->nd", contexts.weights.to(outputs.device), outputs)
+        factors = []
+        for at, value in enumerate(job.values):
+            key = keys.mean[at][:, None]
+            weighted = statistics.inverse_times(site.name, key)
+            held = keys.bare[at][:, None] if self.original_keys else None
+            residual = value.target(PLACE).double() - output[at]
+            factors.append((constrained_update(key, weighted, held), residual[None]))
+        return {site.name: job.stacked(factors)}

@@ -1,0 +1,294 @@
+"""The search for the value that makes a model say the target: gradient descent on one hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lightning_edit.editors.prompts import every_context, last_subject_token
+from lightning_edit.functional.divergence import kl_divergence
+from lightning_edit.functional.losses import mean_by_row, target_nll
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.record import Tap, as_rows, first_tensor
+from lightning_edit.models.trunk import Trunk
+from lightning_edit.records import EditRequest
+from lightning_edit.tokenization import EncodedText, TokenBatch
+
+ESSENCE = "{} is a"
+"""The prompt whose next-token distribution is to stay as it was (Meng et al. 2022, section 3.1)."""
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """How a value is searched.
+
+    Args:
+        steps: Evaluations of the loss; one gradient step less is taken.
+        learning_rate: Adam's.
+        weight_decay: Weight of |δ| / |h|², h being the state before.
+        clamp_norm: |δ| is kept below this multiple of |h|.
+        kl_weight: Weight of the divergence on "<subject> is a".
+        stop_below: End once the loss is below this; never if None.
+        satisfied_weight: Weight of the target's loss in the step after one in which every target token was the most
+            probable one in every context (PMET).
+        satisfied_kl: End in such a step if the weighted divergence is at most this; never if None (PMET).
+    """
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    clamp_norm: float
+    kl_weight: float
+    stop_below: float | None = None
+    satisfied_weight: float = 1.0
+    satisfied_kl: float | None = None
+
+
+@dataclass
+class FoundValue:
+    """What was found for one request.
+
+    Args:
+        initial: Place to the (D) state before, at the bare prompt's last subject token.
+        delta: Place to the (D) change.
+        losses: The loss of each evaluation.
+        problem: What went wrong, if anything did; the change is then of no use.
+    """
+
+    initial: dict[str, Tensor]
+    delta: dict[str, Tensor]
+    losses: list[float] = field(default_factory=list)
+    problem: str | None = None
+
+    def target(self, place: str) -> Tensor:
+        """(D) the state that is wanted."""
+        return self.initial[place] + self.delta[place]
+
+
+def search_values(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    taps: Mapping[str, Tap],
+    settings: ValueSettings,
+) -> list[FoundValue]:
+    """Finds δ for each request: argmin of NLL + kl_weight · KL + weight_decay · |δ| / |h|².
+
+    NLL is the target's mean negative log-likelihood, averaged over the contexts; KL = KL(p_δ || p) at the last subject
+    token of "<subject> is a". δ is added at the last subject token, in every context and in that prompt, to what the
+    taps write (Meng et al. 2022, arXiv 2202.05262, equation 4). Requests do not influence one another; many are
+    searched side by side, and a finished one leaves the batch.
+
+    Args:
+        model: The model; edits may be applied to it.
+        requests: The requests, each with a subject.
+        templates: Contexts; the first one is the bare prompt.
+        taps: Place to where δ is added; each place has a δ of its own.
+        settings: How to search.
+
+    Returns:
+        One result for each request.
+    """
+    found: list[FoundValue] = []
+    with tqdm(total=len(requests), desc="values", leave=False, disable=len(requests) < 2) as bar:
+        for chunk in _chunks(model, requests, templates):
+            search = _Search(model, chunk, templates, taps, settings)
+            search.run(bar.update)
+            found += search.found
+    return found
+
+
+def _chunks(
+    model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str]
+) -> Iterator[list[EditRequest]]:
+    """As many requests as fit into a pass, with all their contexts."""
+    chunk: list[EditRequest] = []
+    longest = 0
+    for request in requests:
+        longest = max(longest, max(len(text.ids) for text in _texts(model, request, templates)))
+        if chunk and longest * (len(chunk) + 1) * (len(templates) + 1) > model.tokens_per_batch:
+            yield chunk
+            chunk, longest = [], 0
+        chunk.append(request)
+    if chunk:
+        yield chunk
+
+
+def _texts(model: LanguageModel, request: EditRequest, templates: Sequence[str]) -> list[EncodedText]:
+    """A request in every context, with its target, and then its essence prompt."""
+    subject = request.subject or ""
+    essence = model.encoder.encode(ESSENCE.replace("{}", subject), "", (0, len(subject)))
+    return [*every_context(model, [request], templates, with_targets=True), essence]
+
+
+class _Search:
+    """The search for the values of some requests, side by side."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        templates: Sequence[str],
+        taps: Mapping[str, Tap],
+        settings: ValueSettings,
+    ) -> None:
+        self.model, self.taps, self.settings = model, dict(taps), settings
+        self.rows_each = len(templates) + 1
+        texts = [text for request in requests for text in _texts(model, request, templates)]
+        self.batch = model.encoder.collate(texts, padding_side="right").to(model.device)
+        self.position = torch.tensor([last_subject_token(text) for text in texts], device=model.device)
+        self.names = [request.id or request.prompt for request in requests]
+        self.trunk = Trunk(model, min(tap.layer for tap in taps.values()))
+        self.states = self.trunk.states(self.batch)
+        self.found = [FoundValue({}, {}) for _ in requests]
+        self.parameters: list[dict[str, Tensor]] = [{} for _ in requests]
+        self.essence: dict[int, Tensor] = {}
+        self.nll_weight = [1.0] * len(requests)
+
+    def run(self, done: Callable[[int], object]) -> None:
+        """Runs until every request is finished."""
+        active = list(range(len(self.found)))
+        self._begin(active)
+        optimizers = [torch.optim.Adam(list(own.values()), lr=self.settings.learning_rate) for own in self.parameters]
+        for step in range(self.settings.steps):
+            with self.model.enable_grad_through():
+                losses, satisfied = self._losses(active)
+            last = step == self.settings.steps - 1
+            left = [request for request in active if not self._is_done(request, losses, satisfied)]
+            if last or not left:
+                break
+            done(len(active) - len(left))
+            gradients = self._gradients(left, losses)
+            for request in left:
+                for place, parameter in self.parameters[request].items():
+                    parameter.grad = gradients[request][place]
+                optimizers[request].step()
+                self._clamp(request)
+            active = left
+        done(len(active))
+        for found, own in zip(self.found, self.parameters, strict=True):
+            found.delta = {place: parameter.detach() for place, parameter in own.items()}
+
+    def _begin(self, active: list[int]) -> None:
+        """Reads the states before, with δ = 0."""
+        seen: dict[str, Tensor] = {}
+        with torch.no_grad(), ExitStack() as stack:
+            for place, tap in self.taps.items():
+                handle = tap.module.register_forward_hook(_noting(place, seen))
+                stack.callback(handle.remove)
+            self._logits(self._rows(active))
+        for request in active:
+            row = request * self.rows_each
+            for place, values in seen.items():
+                state = as_rows(values, self.batch.input_ids.shape)[row, self.position[row]]
+                wide = state.to(torch.promote_types(state.dtype, torch.float32))
+                self.found[request].initial[place] = wide
+                self.parameters[request][place] = torch.zeros_like(wide, requires_grad=True)
+
+    def _rows(self, active: Sequence[int]) -> Tensor:
+        rows = [row for request in active for row in range(request * self.rows_each, (request + 1) * self.rows_each)]
+        return torch.tensor(rows, device=self.model.device)
+
+    def _logits(self, rows: Tensor) -> tuple[Tensor, TokenBatch, Tensor]:
+        """Logits at the answers and at the essence prompts' subjects, the texts, and which rows the logits are of."""
+        batch = self.batch.select(rows)
+        read = batch.answer_mask.clone()
+        essence = (rows % self.rows_each == self.rows_each - 1).nonzero()[:, 0]
+        read[essence, self.position[rows][essence]] = True
+        states = None if self.states is None else self.states[rows, : batch.input_ids.shape[1]]
+        return self.trunk.head_logits(batch, read, states=states)[0], batch, read.nonzero()[:, 0]
+
+    @contextmanager
+    def _shifted(self, active: Sequence[int], rows: Tensor) -> Iterator[None]:
+        """Adds each request's δ at its positions."""
+        with ExitStack() as stack:
+            for place, tap in self.taps.items():
+                deltas = torch.stack([self.parameters[request][place] for request in active])
+                each = deltas.repeat_interleave(self.rows_each, 0)
+                handle = tap.module.register_forward_hook(_shifting(each, self.position[rows]))
+                stack.callback(handle.remove)
+            yield
+
+    def _losses(self, active: list[int]) -> tuple[dict[int, tuple[Tensor, Tensor]], list[bool]]:
+        """Loss and weighted divergence of each request, and whether every target token is the most probable one."""
+        rows = self._rows(active)
+        with self._shifted(active, rows):
+            logits, batch, row_of = self._logits(rows)
+        is_essence = row_of % self.rows_each == self.rows_each - 1
+        answers, essences = logits[~is_essence], logits[is_essence]
+        nll = target_nll(answers, batch.target_ids, row_of[~is_essence], len(batch))
+        right = answers.argmax(-1) == batch.target_ids
+        wrong = mean_by_row((~right).to(nll), row_of[~is_essence], len(batch))
+        settings, losses, satisfied = self.settings, {}, []
+        for index, request in enumerate(active):
+            own = slice(index * self.rows_each, (index + 1) * self.rows_each - 1)
+            reference = self.essence.setdefault(request, essences[index].detach())
+            divergence = settings.kl_weight * kl_divergence(essences[index], reference)
+            decay = settings.weight_decay * torch.stack(
+                [
+                    parameter.norm() / self.found[request].initial[place].norm() ** 2
+                    for place, parameter in self.parameters[request].items()
+                ]
+            )
+            loss = self.nll_weight[request] * nll[own].mean() + divergence + decay.sum()
+            losses[request] = (loss, divergence)
+            satisfied.append(not bool(wrong[own].any()))
+        return losses, satisfied
+
+    def _is_done(self, request: int, losses: dict[int, tuple[Tensor, Tensor]], satisfied: list[bool]) -> bool:
+        """Notes the loss of a request and says whether its search is over."""
+        settings = self.settings
+        loss, divergence = (value.detach() for value in losses[request])
+        value = float(loss)
+        self.found[request].losses.append(value)
+        if not loss.isfinite():
+            self.found[request].problem = f"the loss of {self.names[request]!r} became {value}"
+            return True
+        if settings.stop_below is not None and value < settings.stop_below:
+            return True
+        is_satisfied = satisfied[list(losses).index(request)]
+        self.nll_weight[request] = settings.satisfied_weight if is_satisfied else 1.0
+        return (
+            is_satisfied and settings.satisfied_kl is not None and float(divergence.detach()) <= settings.satisfied_kl
+        )
+
+    def _gradients(self, left: list[int], losses: dict[int, tuple[Tensor, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        parameters = [parameter for request in left for parameter in self.parameters[request].values()]
+        total = torch.stack([losses[request][0] for request in left]).sum()
+        gradients = iter(torch.autograd.grad(total, parameters))
+        return {request: {place: next(gradients) for place in self.parameters[request]} for request in left}
+
+    @torch.no_grad()
+    def _clamp(self, request: int) -> None:
+        for place, parameter in self.parameters[request].items():
+            largest = self.settings.clamp_norm * self.found[request].initial[place].norm()
+            if parameter.norm() > largest:
+                parameter.mul_(largest / parameter.norm())
+
+
+def _noting(place: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        seen[place] = first_tensor(output)
+
+    return hook
+
+
+def _shifting(deltas: Tensor, positions: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
+    """Adds (R, D) deltas at one position of each of R rows."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        own = first_tensor(output)
+        rows = torch.arange(len(deltas), device=own.device)
+        shape = own.shape if own.dim() == 3 else (len(deltas), -1, own.shape[-1])
+        shifted = own.reshape(shape)
+        addend = torch.zeros_like(shifted).index_put((rows, positions), deltas.to(own.dtype))
+        shifted = (shifted + addend).reshape(own.shape)
+        return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
+
+    return hook

@@ -1,0 +1,85 @@
+"""Updates of a linear map seen as a memory of keys and values, in factored form and float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def constrained_update(
+    keys: Tensor, weighted: Tensor, denominators: Tensor | None = None, ridge: float = 0.0
+) -> Tensor:
+    """The left factor A of an update A Rᵀ that stores values exactly: (W + RAᵀ) k = W k + r.
+
+    With C the second moment of the layer's keys, the update of least C-weighted size is R D⁻¹ KᵀC⁻¹ with D = KᵀC⁻¹K
+    (EMMET: Gupta et al. 2024, arXiv 2403.14236, equation 9). For one key this is ROME's update
+    r (C⁻¹k)ᵀ / (kᵀC⁻¹k) (Meng et al. 2022, arXiv 2202.05262, equation 2).
+
+    Args:
+        keys: (M, N) keys K, a column for each request.
+        weighted: (M, N) C⁻¹K.
+        denominators: (M, N) keys in whose place the constraint holds; K if none are given. The original implementation
+            of ROME takes another key here than in C⁻¹k.
+        ridge: Added to the diagonal of D.
+
+    Returns:
+        (M, N) A = C⁻¹K D⁻¹.
+    """
+    held = keys if denominators is None else denominators
+    system = held.T @ weighted + ridge * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    solved: Tensor = torch.linalg.solve(system.T, weighted.T)
+    return solved.T
+
+
+def least_squares_update(keys: Tensor, weighted: Tensor) -> Tensor:
+    """The left factor A of MEMIT's update A Rᵀ: A = (λC + KKᵀ)⁻¹K (Meng et al. 2023, arXiv 2210.07229, equation 14).
+
+    By the matrix inversion lemma A = (λC)⁻¹K (I + Kᵀ(λC)⁻¹K)⁻¹, a system as large as the number of requests.
+
+    Args:
+        keys: (M, N) keys K, a column for each request.
+        weighted: (M, N) (λC)⁻¹K.
+
+    Returns:
+        (M, N).
+    """
+    identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    solved: Tensor = torch.linalg.solve((identity + keys.T @ weighted).T, weighted.T)
+    return solved.T
+
+
+def null_space(moment: Tensor, threshold: float) -> Tensor:
+    """(M, R) orthonormal basis of the eigenvectors of a second moment with eigenvalues below a threshold.
+
+    P = U Uᵀ projects onto the null space of preserved knowledge (AlphaEdit: Fang et al. 2025, arXiv 2410.02355,
+    equation 7).
+
+    Args:
+        moment: (M, M) symmetric, positive semidefinite.
+        threshold: The largest eigenvalue that counts as zero (exclusive).
+    """
+    values, vectors = torch.linalg.eigh(moment.double())
+    basis: Tensor = vectors[:, values < threshold].contiguous()
+    return basis
+
+
+def null_space_update(keys: Tensor, basis: Tensor, earlier: Tensor, ridge: float) -> Tensor:
+    """The left factor A of AlphaEdit's update A Rᵀ: A = (P(KKᵀ + EEᵀ) + L₂I)⁻¹ P K (equation 13).
+
+    In the basis U of the null space, with Q = Uᵀ[K, E], it is U Q (QᵀQ + L₂I)⁻¹ restricted to the columns of K: a
+    system as large as the number of requests so far.
+
+    Args:
+        keys: (M, N) keys K, a column for each request.
+        basis: (M, R) orthonormal basis U of the null space.
+        earlier: (M, E) keys of earlier edits, which the update is to leave alone.
+        ridge: L₂.
+
+    Returns:
+        (M, N).
+    """
+    projected = basis.T @ torch.cat([keys, earlier], dim=1)
+    identity = torch.eye(projected.shape[1], dtype=keys.dtype, device=keys.device)
+    solved = torch.linalg.solve(projected.T @ projected + ridge * identity, identity[:, : keys.shape[1]])
+    update: Tensor = basis @ (projected @ solved)
+    return update

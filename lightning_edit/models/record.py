@@ -1,0 +1,102 @@
+"""Records what modules read and write at chosen positions, running no more of the model than that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.trunk import skipped
+from lightning_edit.tokenization import EncodedText, similar_lengths
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place to record.
+
+    Args:
+        module: The module.
+        side: Whether its input or its output is recorded.
+        layer: The block that it belongs to.
+    """
+
+    module: nn.Module
+    side: Side
+    layer: int
+
+
+def as_rows(values: Tensor, shape: torch.Size) -> Tensor:
+    """(R, S, D) of values that some architectures flatten to (R · S, D)."""
+    return values.reshape(*shape, values.shape[-1])
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A module's output, or the first of several."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+@contextmanager
+def tapped(taps: Mapping[str, Tap], seen: dict[str, Tensor]) -> Iterator[None]:
+    """Writes what the taps see into ``seen`` while the context is active."""
+    with ExitStack() as stack:
+        for name, tap in taps.items():
+            handle = tap.module.register_forward_hook(_seeing(name, tap.side, seen), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _seeing(name: str, side: Side, seen: dict[str, Tensor]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = args[0] if args else kwargs.get("hidden_states")
+        seen[name] = first_tensor(given if side == "input" else output)
+
+    return hook
+
+
+@torch.no_grad()
+def record(
+    model: LanguageModel,
+    texts: Sequence[EncodedText],
+    positions: Sequence[int],
+    taps: Mapping[str, Tap],
+    around: Callable[[list[int]], AbstractContextManager[object]] | None = None,
+) -> dict[str, Tensor]:
+    """What taps see at one position of each text; blocks above the highest tap are left out.
+
+    Args:
+        model: The model; edits may be applied to it.
+        texts: N texts.
+        positions: Position in each, counted from the text's first token.
+        taps: Name to place.
+        around: Context of each padded batch, called with the indices of its texts.
+
+    Returns:
+        Name to (N, D) values, in float32 or, for a float64 model, in float64.
+    """
+    highest = max(tap.layer for tap in taps.values())
+    above = model.layer_map.blocks[highest + 1 :]
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in taps}
+    for chunk in similar_lengths([len(text.ids) for text in texts], model.tokens_per_batch):
+        batch = model.encoder.collate([texts[index] for index in chunk], padding_side="right").to(model.device)
+        at = torch.tensor([positions[index] for index in chunk], device=model.device)
+        seen: dict[str, Tensor] = {}
+        with (
+            around(chunk) if around else nullcontext(),
+            tapped(taps, seen),
+            skipped(above, model.block_returns),
+        ):
+            model.head_logits(batch, torch.zeros_like(batch.answer_mask))
+        rows = torch.arange(len(chunk), device=model.device)
+        for name, values in seen.items():
+            chosen = as_rows(values, batch.input_ids.shape)[rows, at]
+            wide = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+            found[name].update(zip(chunk, wide, strict=True))
+    return {name: torch.stack([own[index] for index in range(len(texts))]) for name, own in found.items()}

@@ -1,0 +1,172 @@
+"""Second moments of the keys that edit sites read, collected once for a model and a corpus."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_edit.errors import (
+    BaseModelMismatchError,
+    ConfigurationError,
+    EditorNotFittedError,
+    NonFiniteError,
+    SourceNotFoundError,
+)
+from lightning_edit.files import replace_folder
+from lightning_edit.models.fingerprint import Fingerprint, Likeness
+from lightning_edit.models.language_model import LanguageModel
+
+MANIFEST = "statistics.json"
+TENSORS = "statistics.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What statistics were collected on.
+
+    Args:
+        name: The corpus.
+        length: Tokens of a packed text.
+        tokens: Number of tokens read.
+    """
+
+    name: str
+    length: int
+    tokens: int
+
+
+class KeyStatistics:
+    """The uncentred second moment C = E[k kᵀ] of the keys at some edit sites.
+
+    Args:
+        moments: Site name to (M, M) second moment.
+        corpus: What they were collected on.
+        model_name: Name of the model, for messages.
+        fingerprint: The model that they belong to.
+
+    Raises:
+        NonFiniteError: If a moment is not finite.
+    """
+
+    def __init__(self, moments: dict[str, Tensor], corpus: Corpus, model_name: str, fingerprint: Fingerprint) -> None:
+        for site, moment in moments.items():
+            if not bool(moment.isfinite().all()):
+                raise NonFiniteError(f"the statistics of {site} are not finite; collect them again")
+        self.moments, self.corpus = dict(moments), corpus
+        self.model_name, self.fingerprint = model_name, fingerprint
+        self._factors: dict[str, Tensor] = {}
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuses another model; another precision of the same one is a mismatch, too.
+
+        Raises:
+            BaseModelMismatchError: If they belong to another model.
+        """
+        if self.fingerprint.compare(model.fingerprint) is not Likeness.SAME:
+            raise BaseModelMismatchError(
+                f"the statistics were collected on {self.model_name} [{self.fingerprint}], but the model given is "
+                f"{model.name} [{model.fingerprint}]; collect them on this one"
+            )
+
+    def moment(self, site: str) -> Tensor:
+        """(M, M) the second moment at a site.
+
+        Raises:
+            EditorNotFittedError: If there is none, or it comes from too few tokens to be of full rank.
+        """
+        if site not in self.moments:
+            raise EditorNotFittedError(
+                f"there are no statistics of {site}, only of {sorted(self.moments)}; collect them for this site"
+            )
+        size = len(self.moments[site])
+        if self.corpus.tokens < size:
+            raise EditorNotFittedError(
+                f"the statistics of {site} come from {self.corpus.tokens} tokens, too few for keys of size {size}; "
+                f"collect at least {size}, better {10 * size}"
+            )
+        return self.moments[site]
+
+    def require(self, site: str) -> None:
+        """Raises what :meth:`moment` does, before any work is done."""
+        self.moment(site)
+
+    def inverse_times(self, site: str, keys: Tensor) -> Tensor:
+        """(M, N) float64 C⁻¹K, with a Cholesky factor that is computed once for each site."""
+        if site not in self._factors:
+            self._factors[site] = torch.linalg.cholesky(self.moment(site).double())
+        solved: Tensor = torch.cholesky_solve(keys.double(), self._factors[site].to(keys.device))
+        return solved
+
+    def save(self, folder: str | Path) -> Path:
+        """Saves the moments and where they come from; the folder appears whole or not at all."""
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+            raise ConfigurationError(f"{folder} exists and holds no statistics; save to a new folder")
+        with replace_folder(folder) as temporary:
+            save_file({site: moment.cpu().contiguous() for site, moment in self.moments.items()}, temporary / TENSORS)
+            manifest = {
+                "format": FORMAT,
+                "corpus": asdict(self.corpus),
+                "model": self.model_name,
+                "fingerprint": self.fingerprint.to_dict(),
+            }
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> KeyStatistics:
+        """Loads saved statistics.
+
+        Raises:
+            SourceNotFoundError: If there are none in the folder.
+            ConfigurationError: If they are broken.
+            NonFiniteError: If a moment is not finite.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise SourceNotFoundError(f"{folder}: no statistics here ({MANIFEST} is missing)")
+        try:
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise ConfigurationError(f"{folder}: statistics of format {manifest['format']}, expected {FORMAT}")
+            return cls(
+                load_file(folder / TENSORS),
+                Corpus(**manifest["corpus"]),
+                manifest["model"],
+                Fingerprint.from_dict(manifest["fingerprint"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, OSError, SafetensorError) as error:
+            raise ConfigurationError(f"{folder}: broken statistics ({error!r}); collect them again") from error
+
+
+class IdentityStatistics:
+    """C = I in place of collected statistics, for trials."""
+
+    def check(self, model: LanguageModel) -> None:
+        """Belongs to every model."""
+
+    def require(self, site: str) -> None:
+        """Serves every site."""
+
+    def moment(self, site: str) -> Tensor:
+        """Refuses: an identity has no null space.
+
+        Raises:
+            EditorNotFittedError: Always.
+        """
+        raise EditorNotFittedError(f"the second moment of {site} is needed; collect statistics (covariance: fitted)")
+
+    def inverse_times(self, site: str, keys: Tensor) -> Tensor:
+        """(M, N) float64 K itself."""
+        return keys.double()
+
+
+Statistics = KeyStatistics | IdentityStatistics

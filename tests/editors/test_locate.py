@@ -1,0 +1,356 @@
+"""The shared suite for every locate-then-edit method, and what they have in common besides the golden numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit
+from lightning_edit.editors.prompts import every_context, last_subject_token
+from lightning_edit.editors.value_search import ValueSettings, search_values
+from lightning_edit.edits import EditSequence
+from lightning_edit.errors import (
+    BaseModelMismatchError,
+    ConfigurationError,
+    EditError,
+    EditorNotFittedError,
+    LayerMapError,
+    NonFiniteError,
+    SourceNotFoundError,
+)
+from lightning_edit.functional.key_value import (
+    constrained_update,
+    least_squares_update,
+    null_space,
+    null_space_update,
+)
+from lightning_edit.models import LanguageModel
+from lightning_edit.models.record import Tap, record
+from lightning_edit.models.statistics import Corpus, KeyStatistics
+from lightning_edit.records import EditRequest
+from tests.testers import REQUESTS, EditorTester, log_prob
+from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
+
+CONTEXTS = [["{}"], ["Well. {}", "The answer. {}"]]
+SEARCH = {"steps": 8, "learning_rate": 0.5, "clamp_norm": 4.0, "weight_decay": 1e-3, "contexts": CONTEXTS}
+
+
+def statistics_of(model, layers=(0, 1, 2), scale=1.0):
+    """Second moments of the keys of some texts, with a floor that makes them invertible."""
+    sites = [model.layer_map.site(layer) for layer in layers]
+    texts = [model.encoder.encode(f"Text number {number} of several") for number in range(12)]
+    positions = [len(text.ids) - 1 for text in texts]
+    seen = record(model, texts, positions, {site.name: Tap(site.module, "input", site.layer) for site in sites})
+    moments = {
+        name: scale * (keys.T.double() @ keys.double() / len(keys) + 1e-3 * torch.eye(keys.shape[1]).double())
+        for name, keys in seen.items()
+    }
+    return KeyStatistics(moments, Corpus("texts", 8, 1000), model.name, model.fingerprint)
+
+
+def ready(editor, model, **settings):
+    editor.use_statistics(statistics_of(model, **settings))
+    return editor
+
+
+class TestROME(EditorTester):
+    # With more contexts the constraint holds for their mean key, which says little on a random model.
+    settings = {**SEARCH, "contexts": [["{}"]]}
+
+    def make(self, model):
+        return ready(ROME(layers=[1], **self.settings), model)
+
+
+class TestOriginalROME(TestROME):
+    def make(self, model):
+        return ready(ROME(layers=[1], original_keys=True, **self.settings), model)
+
+
+class TestMEMIT(EditorTester):
+    def make(self, model):
+        return ready(MEMIT(layers=[0, 1], covariance_weight=1.0, **SEARCH), model)
+
+
+class TestEMMET(EditorTester):
+    def make(self, model):
+        return ready(EMMET(layers=[1], **SEARCH), model)
+
+
+class TestPMET(EditorTester):
+    def make(self, model):
+        return ready(PMET(layers=[0, 1], covariance_weight=1.0, **SEARCH, kl_weight=0.0625), model)
+
+
+class TestAlphaEdit(EditorTester):
+    def make(self, model):
+        return ready(AlphaEdit(layers=[0, 1], threshold=0.01, ridge=0.1, **SEARCH), model)
+
+
+def random_problem(size=9, number=3):
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(size, number, generator=generator, dtype=torch.float64)
+    factor = torch.randn(size, 2 * size, generator=generator, dtype=torch.float64)
+    return keys, factor @ factor.T / size
+
+
+def test_least_squares_is_the_published_solve():
+    keys, moment = random_problem()
+    expected = torch.linalg.solve(7.0 * moment + keys @ keys.T, keys)
+    torch.testing.assert_close(least_squares_update(keys, torch.linalg.solve(moment, keys) / 7.0), expected)
+
+
+def test_the_constrained_update_stores_every_value_exactly():
+    keys, moment = random_problem()
+    a = constrained_update(keys, torch.linalg.solve(moment, keys))
+    torch.testing.assert_close(a.T @ keys, torch.eye(3, dtype=torch.float64))
+
+
+def test_the_constrained_update_is_the_smallest_one():
+    keys, moment = random_problem()
+    residual = torch.randn(4, 3, dtype=torch.float64)
+    update = residual @ constrained_update(keys, torch.linalg.solve(moment, keys)).T
+    size = torch.trace(update @ moment @ update.T)
+    for seed in range(5):
+        noise = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        other = update + noise - noise @ keys @ torch.linalg.pinv(keys)
+        torch.testing.assert_close(other @ keys, residual)
+        assert torch.trace(other @ moment @ other.T) > size
+
+
+def test_the_null_space_update_is_the_published_solve_and_leaves_the_rest_alone():
+    keys, _ = random_problem()
+    values = torch.tensor([5.0, 4, 3, 2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5], dtype=torch.float64)
+    vectors = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64))[0]
+    moment = vectors @ values.diag() @ vectors.T
+    basis = null_space(moment, 0.02)
+    assert basis.shape == (9, 5)
+    projector = basis @ basis.T
+    earlier = torch.randn(9, 2, dtype=torch.float64)
+    system = projector @ (keys @ keys.T + earlier @ earlier.T) + 10.0 * torch.eye(9, dtype=torch.float64)
+    update = null_space_update(keys, basis, earlier, 10.0)
+    torch.testing.assert_close(update, torch.linalg.solve(system, projector @ keys))
+    preserved = vectors[:, :4]
+    assert float((update.T @ preserved).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_search_takes_the_gradient_of_the_whole_model(family):
+    """One step of Adam from zero is lr · sign(gradient), so compare the change after two steps with plain autograd."""
+    base = build(FAMILIES[family][0](), torch.float64)
+    model = LanguageModel(base, byte_level_tokenizer(), name=family)
+    site = model.layer_map.site(1)
+    tap = Tap(model.layer_map.block(1), "output", 1)
+    settings = ValueSettings(3, 0.05, 0.02, 4.0, 0.5)
+    templates = ["{}", "Well. {}"]
+    found = search_values(model, REQUESTS[:2], templates, {"value": tap}, settings)
+    for request, own in zip(REQUESTS[:2], found, strict=True):
+        delta, losses = plain_search(model, tap.module, request, templates, settings, site.fan_out)
+        # Adam's first step is the gradient's sign, and some families normalise in float32 whatever their precision.
+        same = torch.isclose(own.delta["value"], delta, rtol=1e-4, atol=1e-7)
+        assert int((~same).sum()) <= 2
+        assert own.losses == pytest.approx(losses, rel=1e-6)
+
+
+def plain_search(model, module, request, templates, settings, size):
+    """Text by text, full logits, no batch, no padding, no cache."""
+    delta = torch.zeros(size, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
+    texts = every_context(model, [request], templates, with_targets=True)
+    essence = model.encoder.encode(f"{request.subject} is a", "", (0, len(request.subject)))
+    seen = []
+
+    def logits(text):
+        def add(_, __, output):
+            own = output[0] if isinstance(output, tuple) else output
+            seen.append(own[0, last_subject_token(text)].detach())
+            mask = torch.zeros(own.shape[1], 1, dtype=own.dtype)
+            mask[last_subject_token(text)] = 1
+            shifted = own + mask * delta
+            return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
+
+        handle = module.register_forward_hook(add)
+        try:
+            return model.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+        finally:
+            handle.remove()
+
+    reference, losses, initial = None, [], None
+    for step in range(settings.steps):
+        nll = []
+        for text in texts:
+            at = torch.arange(*text.target)
+            nll.append(-logits(text)[at - 1, torch.tensor(text.target_ids)].mean())
+            initial = seen[0]
+        now = logits(essence)[last_subject_token(essence)]
+        reference = now.detach() if reference is None else reference
+        divergence = (now.exp() * (now - reference)).sum()
+        decay = settings.weight_decay * delta.norm() / initial.norm() ** 2
+        loss = sum(nll) / len(nll) + settings.kl_weight * divergence + decay
+        losses.append(float(loss.detach()))
+        if step == settings.steps - 1:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return delta.detach(), losses
+
+
+def test_searching_together_is_searching_alone():
+    model = language_model("llama")
+    tap = {"value": Tap(model.layer_map.block(1), "output", 1)}
+    settings = ValueSettings(6, 0.3, 1e-3, 4.0, 0.1, stop_below=5.0)
+    together = search_values(model, REQUESTS, ["{}", "Well. {}"], tap, settings)
+    model.tokens_per_batch = 64
+    alone = [search_values(model, [request], ["{}", "Well. {}"], tap, settings)[0] for request in REQUESTS]
+    for one, other in zip(together, alone, strict=True):
+        assert len(one.losses) == len(other.losses)
+        torch.testing.assert_close(one.delta["value"], other.delta["value"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_request_that_breaks_is_reported_and_the_others_go_on(monkeypatch):
+    model = language_model("llama")
+    editor = TestMEMIT().make(model)
+    from lightning_edit.editors import locate
+
+    def broken(*arguments):
+        found = search_values(*arguments)
+        found[1].problem = "the loss of 'germany' became nan"
+        return found
+
+    monkeypatch.setattr(locate, "search_values", broken)
+    edit = editor.edit(model, REQUESTS)
+    assert edit.provenance.warnings == ("left out: the loss of 'germany' became nan",)
+    before = log_prob(model, REQUESTS[0])
+    with edit.applied(model) as edited:
+        assert log_prob(edited, REQUESTS[0]) > before
+    with pytest.raises(NonFiniteError, match="1 of 3 edits could not be made: the loss of 'germany'"):
+        editor.edit_each(model, REQUESTS)
+
+
+@pytest.mark.parametrize("choice", ["error", "last", "keep"])
+def test_contradicting_requests(choice):
+    model = language_model("llama")
+    editor = ready(MEMIT(layers=[1], covariance_weight=1.0, contradictions=choice, **SEARCH), model)
+    requests = [REQUESTS[0], replace(REQUESTS[0], target="Oslo", id="later"), REQUESTS[1]]
+    if choice == "error":
+        with pytest.raises(EditError, match=r"'france': .* is to be answered 'Rome' and 'Oslo'"):
+            editor.edit(model, requests)
+        return
+    edit = editor.edit(model, requests)
+    assert len(edit.provenance.requests) == (2 if choice == "last" else 3)
+    # Independent edits of the same prompt do not contradict one another.
+    assert len(editor.edit_each(model, requests)) == 3
+
+
+@pytest.mark.parametrize("kind", [ROME, MEMIT, EMMET, PMET, AlphaEdit])
+def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
+    from lightning_edit.editors import locate
+
+    monkeypatch.setattr(locate, "search_values", None)
+    model = language_model("llama")
+    with pytest.raises(ConfigurationError, match="needs statistics of the model's keys"):
+        kind(layers=[1]).edit(model, REQUESTS[:1])
+    with pytest.raises(SourceNotFoundError, match="no statistics here"):
+        kind(layers=[1], statistics=str(tmp_path)).edit(model, REQUESTS[:1])
+    with pytest.raises(LayerMapError, match="layer 9 does not exist"):
+        ready(kind(layers=[9]), model).edit(model, REQUESTS[:1])
+    other = kind(layers=[1])
+    other.use_statistics(statistics_of(language_model("gpt2")))
+    with pytest.raises(BaseModelMismatchError, match="statistics were collected on tiny-gpt2"):
+        other.edit(model, REQUESTS[:1])
+    with pytest.raises(EditorNotFittedError, match="no statistics of"):
+        ready(kind(layers=[1]), model, layers=(2,)).edit(model, REQUESTS[:1])
+    few = statistics_of(model)
+    few.corpus = replace(few.corpus, tokens=10)
+    editor = kind(layers=[1])
+    editor.use_statistics(few)
+    with pytest.raises(EditorNotFittedError, match="10 tokens, too few for keys of size 48"):
+        editor.edit(model, REQUESTS[:1])
+    with pytest.raises(ConfigurationError, match="expected one of"):
+        kind(covariance="none")
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        kind(steps=0)
+    with pytest.raises(ConfigurationError, match="the first template must be"):
+        ready(kind(layers=[1], contexts=[["Well. {}"]]), model).edit(model, REQUESTS[:1])
+
+
+def test_an_identity_covariance_is_written_into_the_edit():
+    model = language_model("llama")
+    edit = ROME(layers=[1], covariance="identity", **SEARCH).edit(model, REQUESTS[:1])
+    assert edit.provenance.hyperparameters["covariance"] == "identity"
+    assert edit.provenance.hyperparameters["contexts"] == CONTEXTS
+    with pytest.raises(EditorNotFittedError, match="second moment"):
+        AlphaEdit(layers=[1], covariance="identity", **SEARCH).edit(model, REQUESTS[:1])
+
+
+def test_layers_follow_from_the_depth_with_a_warning():
+    model = language_model("llama")
+    with pytest.warns(UserWarning, match="Causal tracing"):
+        ready(ROME(**SEARCH), model).edit(model, REQUESTS[:1])
+    assert ROME().default_layers(48) == [8]
+    assert MEMIT().default_layers(30) == [3, 4, 5, 6, 7]
+
+
+def test_no_null_space_is_an_error():
+    model = language_model("llama")
+    editor = ready(AlphaEdit(layers=[1], threshold=1e-9, **SEARCH), model)
+    with pytest.raises(EditError, match=r"no eigenvalue .* is below 1e-09"):
+        editor.edit(model, REQUESTS[:1])
+
+
+def test_alphaedit_keeps_nothing_between_edits():
+    model = language_model("llama")
+    editor = TestAlphaEdit().make(model)
+    fresh = TestAlphaEdit().make(model).edit(model, REQUESTS[1:2])
+    first = editor.edit(model, REQUESTS[:1])
+    second = editor.edit(model, REQUESTS[1:2])
+    for site, delta in fresh.deltas.items():
+        torch.testing.assert_close(second.deltas[site].dense(), delta.dense(), rtol=1e-5, atol=1e-8)
+    on_top = editor.edit(model, REQUESTS[1:2], after=EditSequence([first]))
+    assert any(
+        not torch.allclose(on_top.deltas[site].dense(), delta.dense(), rtol=1e-3)
+        for site, delta in fresh.deltas.items()
+    )
+
+
+def test_the_edited_key_gives_the_wanted_value():
+    """ROME's constraint on a real forward pass: under the edit, the site writes v* at the subject, for the mean key."""
+    model = LanguageModel(build(FAMILIES["llama"][0](), torch.float64), byte_level_tokenizer())
+    editor = ready(ROME(layers=[1], **{**SEARCH, "contexts": [["{}"]]}), model)
+    site = model.layer_map.site(1)
+    tap = Tap(site.module, "output", 1)
+    [found] = search_values(model, REQUESTS[:1], ["{}"], {"value": tap}, editor.value_settings())
+    edit = editor.edit(model, REQUESTS[:1])
+    texts = every_context(model, REQUESTS[:1], ["{}"])
+    with edit.applied(model):
+        written = record(model, texts, [last_subject_token(texts[0])], {"out": tap})["out"][0]
+    torch.testing.assert_close(written, found.target("value"), rtol=1e-6, atol=1e-8)
+
+
+def test_statistics_come_back_from_a_file(tmp_path):
+    model = language_model("llama")
+    statistics = statistics_of(model)
+    loaded = KeyStatistics.load(statistics.save(tmp_path / "statistics"))
+    assert loaded.corpus == statistics.corpus
+    assert all(torch.equal(loaded.moments[site], moment) for site, moment in statistics.moments.items())
+    editor = ROME(layers=[1], statistics=str(tmp_path / "statistics"), **SEARCH)
+    editor.edit(model, REQUESTS[:1])
+    (tmp_path / "statistics" / "statistics.safetensors").write_bytes(b"broken")
+    with pytest.raises(ConfigurationError, match="broken statistics"):
+        ROME(layers=[1], statistics=str(tmp_path / "statistics"), **SEARCH).edit(model, REQUESTS[:1])
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    model = language_model("llama")
+    moments = statistics_of(model).moments
+    next(iter(moments.values()))[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="not finite"):
+        KeyStatistics(moments, Corpus("texts", 8, 1000), model.name, model.fingerprint)
+
+
+def test_a_subject_that_occurs_twice_is_edited_at_its_last_occurrence():
+    model = language_model("llama")
+    request = EditRequest("France is France, and the capital of France is", "Rome", "France")
+    [text] = every_context(model, [request], ["{}"])
+    before = model.encoder.encode("France is France, and the capital of").ids
+    assert last_subject_token(text) >= len(before)
