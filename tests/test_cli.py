@@ -68,8 +68,11 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
         "--data.batch_size": "2",
     }
     config = yaml.safe_load(path.read_text())
-    serac = "Memory" in config["model"]["class_path"]
-    small["--model.editor.init_args." + ("adapted_layers" if serac else "sites")] = "1" if serac else "[1, 2]"
+    module = config["model"]["class_path"].rpartition(".")[2]
+    name, value = {"MemoryEditing": ("adapted_layers", "1"), "LocateEditing": ("layers", "[1]")}.get(
+        module, ("sites", "[1, 2]")
+    )
+    small[f"--model.editor.init_args.{name}"] = value
     data = (
         yaml.safe_load((path.parent / config["data"]).read_text())
         if isinstance(config["data"], str)
@@ -83,7 +86,11 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
                 small[f"--data.{split}.init_args.source"] = str(find(benchmark_data, data[split]))
     if "requests_per_edit" in data:
         small |= {"--data.requests_per_edit": "2", "--data.eval_requests_per_edit": "2"}
-    command = "test" if config["model"]["class_path"].endswith(".EditingModule") else "fit"
+    if "corpus" in data:
+        (tmp_path / "corpus.txt").write_text("The capital of France is Paris. " * 200)
+        small |= {"--data.corpus.source": "corpus.txt", "--data.corpus.length": "32"}
+        small["--model.editor.init_args.statistics"] = "statistics"
+    command = "test" if module == "EditingModule" else "fit"
     assert main([command, "--config", str(path), *(word for pair in small.items() for word in pair)]) == 0
 
 

@@ -1,5 +1,6 @@
 """Benchmarks as edit records, and the data module that feeds them to a Trainer."""
 
+from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.data.counterfact import CounterFact
 from lightning_edit.data.datamodule import EditDataModule
 from lightning_edit.data.knowedit import ConvSent, KnowEditZsRE, Sanitation, WikiBio, WikiCounterfact, WikiRecent
@@ -18,6 +19,7 @@ __all__ = [
     "ReadReport",
     "RecordSource",
     "Sanitation",
+    "TextCorpus",
     "WikiBio",
     "WikiCounterfact",
     "WikiRecent",

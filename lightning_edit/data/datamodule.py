@@ -7,9 +7,11 @@ from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_edit.data.batches import RecordGroups, TrainingBatch, TrainingCollator, TrainingRecords
+from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.data.reading import ReadReport, RecordSource
 from lightning_edit.data.sampling import EvaluationBatches, TrainingBatches
 from lightning_edit.errors import ConfigurationError
@@ -43,6 +45,7 @@ class EditDataModule(LightningDataModule):
             on the clean model.
         num_workers: Worker processes that tokenise training batches; 0 tokenises in the main process.
         seed: Seed of the order and of the draws of rephrases and locality prompts.
+        corpus: Plain text in place of training records, for editors whose fit collects statistics.
         skip_seen_subjects: Leave out validation, test and predict records whose subject is edited in training.
 
     Raises:
@@ -62,6 +65,7 @@ class EditDataModule(LightningDataModule):
         eval_requests_per_edit: int = 1,
         num_workers: int = 0,
         seed: int = 0,
+        corpus: TextCorpus | None = None,
         skip_seen_subjects: bool = False,
     ) -> None:
         super().__init__()
@@ -84,6 +88,8 @@ class EditDataModule(LightningDataModule):
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
         self.locality_draws, self.eval_requests_per_edit = locality_draws, eval_requests_per_edit
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
+        self.corpus, self.corpus_skip = corpus, 0
+        self._rows: Tensor | None = None
         self.reports: dict[str, ReadReport] = {}
         self._resume_at = (0, 0)
         self._train_batches: TrainingBatches | None = None
@@ -124,8 +130,25 @@ class EditDataModule(LightningDataModule):
         """The pairs of kind and group among a stage's probes."""
         return group_names(self.records(stage))
 
-    def train_dataloader(self) -> DataLoader[TrainingBatch]:
-        """Shuffled batches of training records; after a resume, those of the epoch that were not seen."""
+    def corpus_rows(self) -> Tensor:
+        """(N, L) int32 the packed corpus.
+
+        Raises:
+            ConfigurationError: If none is configured.
+        """
+        if self.corpus is None:
+            raise ConfigurationError("data.corpus: fitting statistics takes a text corpus, and none is configured")
+        if self._rows is None:
+            self._rows = self.corpus.read(self._encoder().tokenizer)
+        return self._rows
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches of training records; after a resume, those of the epoch that were not seen.
+
+        With a corpus, its batches (B, L) int64 of tokens, from ``corpus_skip`` on.
+        """
+        if self.corpus is not None:
+            return self.corpus.loader(self.corpus_rows(), self.corpus_skip, *self._process())
         records = self.records("fit")
         lengths = [len(record.requests[0].prompt) for record in records]
         size = self.batch_size * self.requests_per_edit

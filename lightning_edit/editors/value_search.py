@@ -260,7 +260,8 @@ class _Search:
 
     def _gradients(self, left: list[int], losses: dict[int, tuple[Tensor, Tensor]]) -> dict[int, dict[str, Tensor]]:
         parameters = [parameter for request in left for parameter in self.parameters[request].values()]
-        total = torch.stack([losses[request][0] for request in left]).sum()
+        with torch.enable_grad():
+            total = torch.stack([losses[request][0] for request in left]).sum()
         gradients = iter(torch.autograd.grad(total, parameters))
         return {request: {place: next(gradients) for place in self.parameters[request]} for request in left}
 

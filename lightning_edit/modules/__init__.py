@@ -3,6 +3,15 @@
 from lightning_edit.modules.base import EditingModule, Prediction
 from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
 from lightning_edit.modules.hypernetwork import HypernetworkEditing
+from lightning_edit.modules.locate import LocateEditing
 from lightning_edit.modules.memory import MemoryEditing
 
-__all__ = ["EditingModule", "EvaluationSettings", "Evaluator", "HypernetworkEditing", "MemoryEditing", "Prediction"]
+__all__ = [
+    "EditingModule",
+    "EvaluationSettings",
+    "Evaluator",
+    "HypernetworkEditing",
+    "LocateEditing",
+    "MemoryEditing",
+    "Prediction",
+]

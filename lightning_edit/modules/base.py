@@ -104,6 +104,10 @@ class EditingModule(LightningModule):
             self._language_model = load_language_model(**vars(self.settings))
         self._language_model.place(self.trainer.strategy.root_device)
         self.editor.setup(self._language_model)
+        self.prepare_measures(stage)
+
+    def prepare_measures(self, stage: str) -> None:
+        """Prepares the evaluation of a stage of the Trainer."""
         for name in {"fit": ["validate"]}.get(stage, [stage]):
             self._prepare(name)
 

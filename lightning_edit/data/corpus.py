@@ -1,0 +1,203 @@
+"""Plain text for statistics and perplexity: read, tokenised and packed to equal lengths."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
+
+_LOG = logging.getLogger(__name__)
+
+
+class PackedTexts(Dataset[Tensor]):
+    """Token ids in rows of one length.
+
+    Args:
+        rows: (N, L) int32.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index].long()
+
+
+class CorpusBatches(Sampler[list[int]]):
+    """Batches in order, from some batch on; every process takes its own.
+
+    Args:
+        rows: Number of rows.
+        batch_size: Rows of a batch.
+        skip: Batches of this process that are done.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, rows: int, batch_size: int, skip: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        every = [list(range(at, min(at + batch_size, rows))) for at in range(0, rows, batch_size)]
+        self.batches = every[rank::world_size][skip:]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class TextCorpus:
+    """Plain text: documents are tokenised, joined, and cut into rows of equal length.
+
+    A document ends with the tokenizer's end-of-text token, where it has one. What does not fill the last row is left
+    out.
+
+    Args:
+        source: A .txt file (documents are parted by blank lines), a .jsonl or .parquet file, or a Hub data set.
+        field: Name of the text in .jsonl, .parquet and Hub data sets.
+        split: Split of a Hub data set.
+        tokens: Number of tokens to read, at most.
+        length: Tokens in a row; not the model's maximum, which would take much memory.
+        batch_size: Rows in a forward pass.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        field: str = "text",
+        split: str = "train",
+        tokens: int = 100_000,
+        length: int = 256,
+        batch_size: int = 8,
+    ) -> None:
+        for name, value in {"tokens": tokens, "length": length, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ConfigurationError(f"data.corpus.{name}: expected a positive number, found {value}")
+        self.source, self.field, self.split = source, field, split
+        self.tokens, self.length, self.batch_size = tokens, length, batch_size
+
+    @property
+    def name(self) -> str:
+        """The corpus by name."""
+        return Path(self.source).name if Path(self.source).exists() else f"{self.source} ({self.split})"
+
+    def read(self, tokenizer: Any) -> Tensor:
+        """(N, L) int32 packed rows.
+
+        Raises:
+            ConfigurationError: If the corpus does not fill one row.
+        """
+        rows = pack(documents(self.source, self.field, self.split), tokenizer, self.length, self.tokens)
+        if not len(rows):
+            raise ConfigurationError(
+                f"{self.source}: the corpus has fewer than {self.length} tokens, the length of one row; "
+                "use more text or a smaller length (data.corpus.length)"
+            )
+        _LOG.info("%s: %d rows of %d tokens", self.name, len(rows), self.length)
+        return rows
+
+    def loader(self, rows: Tensor, skip: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Tensor]:
+        """Batches (B, L) int64 of packed rows; see :class:`CorpusBatches`."""
+        batches = CorpusBatches(len(rows), self.batch_size, skip, rank, world_size)
+        return DataLoader(PackedTexts(rows), batch_sampler=cast(Any, batches))
+
+
+def pack(texts: Iterator[str], tokenizer: Any, length: int, tokens: int) -> Tensor:
+    """(N, L) int32: texts one behind the other, cut into rows."""
+    ids: list[int] = []
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    for text in texts:
+        ids += tokenizer(text, add_special_tokens=False)["input_ids"] + end
+        if len(ids) >= tokens:
+            break
+    rows = min(len(ids), tokens) // length
+    return torch.tensor(ids[: rows * length], dtype=torch.int32).view(rows, length)
+
+
+def documents(source: str, field: str, split: str) -> Iterator[str]:
+    """The documents of a corpus.
+
+    Raises:
+        SourceNotFoundError: If it is neither a local file nor reachable on the Hub.
+        DataFormatError: If a record has no text.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        yield from _from_hub(source, field, split)
+    elif path.suffix == ".jsonl":
+        yield from _from_jsonl(path, field)
+    elif path.suffix == ".parquet":
+        yield from _from_parquet(path, field)
+    else:
+        yield from _from_text(path)
+
+
+def _from_text(path: Path) -> Iterator[str]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataFormatError(f"not UTF-8 ({error.reason} at byte {error.start})", path) from error
+    yield from (part.strip() for part in content.split("\n\n") if part.strip())
+
+
+def _from_jsonl(path: Path, field: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise DataFormatError(f"not JSON ({error})", path, number) from error
+            if not isinstance(record, dict) or not isinstance(record.get(field), str):
+                raise DataFormatError("expected a text", path, number, field)
+            yield record[field]
+
+
+def _from_parquet(path: Path, field: str) -> Iterator[str]:
+    if importlib.util.find_spec("datasets") is None:
+        raise ConfigurationError(f"{path}: reading .parquet needs the package datasets: pip install datasets")
+    from datasets import load_dataset
+
+    yield from _texts(load_dataset("parquet", data_files=str(path), split="train", streaming=True), path, field)
+
+
+def _from_hub(source: str, field: str, split: str) -> Iterator[str]:
+    if source.count("/") > 1 or source.startswith((".", "/", "~")):
+        raise SourceNotFoundError(f"{source}: no such file; pass a .txt, .jsonl or .parquet file or a Hub data set")
+    if importlib.util.find_spec("datasets") is None:
+        raise ConfigurationError(
+            f"the corpus {source!r} is no local file, and the Hub needs the package datasets: pip install datasets, or "
+            "pass a .txt or .jsonl file"
+        )
+    try:
+        from datasets import load_dataset
+
+        found = load_dataset(source, split=split, streaming=True)
+    except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
+        raise SourceNotFoundError(
+            f"the corpus {source!r} is neither a local file nor reachable on the Hub ({type(error).__name__}); pass a "
+            ".txt, .jsonl or .parquet file"
+        ) from error
+    yield from _texts(found, source, field)
+
+
+def _texts(records: Any, source: str | Path, field: str) -> Iterator[str]:
+    for number, record in enumerate(records):
+        if not isinstance(record.get(field), str):
+            raise DataFormatError(f"expected a text; the fields are {sorted(record)}", source, number, field)
+        yield record[field]

@@ -1,0 +1,96 @@
+"""Adds up second moments of keys over a corpus, resumable and mergeable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_edit.files import replace_file
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.record import Tap, tapped
+from lightning_edit.models.trunk import skipped
+from lightning_edit.tokenization import TokenBatch
+
+
+@dataclass
+class MomentSums:
+    """Σ k kᵀ over tokens, at every site.
+
+    The product of a batch is taken in float32, the sum over batches in float64.
+
+    Args:
+        sums: Site name to (M, M) float64.
+        tokens: Tokens so far.
+        batches: Batches so far, of this process.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    tokens: int = 0
+    batches: int = 0
+
+    def add(self, keys: dict[str, Tensor]) -> None:
+        """Adds the keys of a batch: site name to (T, M)."""
+        for site, own in keys.items():
+            wide = own.to(torch.promote_types(own.dtype, torch.float32))
+            product = (wide.T @ wide).double()
+            self.sums[site] = self.sums[site] + product if site in self.sums else product
+        self.tokens += len(next(iter(keys.values())))
+        self.batches += 1
+
+    def merged(self, others: list[MomentSums]) -> MomentSums:
+        """The sums of disjoint parts of a corpus."""
+        parts = [self, *others]
+        sums = {site: torch.stack([part.sums[site] for part in parts]).sum(0) for site in self.sums}
+        return MomentSums(sums, sum(part.tokens for part in parts), sum(part.batches for part in parts))
+
+    def moments(self) -> dict[str, Tensor]:
+        """Site name to (M, M) float32 second moment."""
+        return {site: (own / self.tokens).float() for site, own in self.sums.items()}
+
+    def save(self, path: Path, identity: str) -> None:
+        """Saves the sums so far, for a resume.
+
+        Args:
+            path: The file.
+            identity: What they belong to.
+        """
+        metadata = {"identity": identity, "tokens": json.dumps(self.tokens), "batches": json.dumps(self.batches)}
+        with replace_file(path) as temporary:
+            save_file({site: own.cpu().contiguous() for site, own in self.sums.items()}, temporary, metadata)
+
+    @classmethod
+    def resume(cls, path: Path, identity: str) -> MomentSums:
+        """The saved sums, or none yet where there is no file or one of something else."""
+        if not path.is_file():
+            return cls()
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            if metadata.get("identity") != identity:
+                return cls()
+            sums = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118 - not a dictionary
+        return cls(sums, json.loads(metadata["tokens"]), json.loads(metadata["batches"]))
+
+
+@torch.no_grad()
+def keys_of(model: LanguageModel, ids: Tensor, sites: list[EditSite]) -> dict[str, Tensor]:
+    """What sites read for every token of (B, L) int64 ids, in one pass that stops above the highest site.
+
+    Returns:
+        Site name to (B · L, M).
+    """
+    seen: dict[str, Tensor] = {}
+    everywhere = torch.ones_like(ids)
+    nowhere = torch.zeros_like(ids, dtype=torch.bool)
+    batch = TokenBatch(ids, everywhere, everywhere.cumsum(1) - 1, nowhere, nowhere)
+    above = model.layer_map.blocks[max(site.layer for site in sites) + 1 :]
+    taps = {site.name: Tap(site.module, "input", site.layer) for site in sites}
+    with tapped(taps, seen), skipped(above, model.block_returns):
+        model.head_logits(batch, nowhere)
+    return {name: values.reshape(-1, values.shape[-1]) for name, values in seen.items()}

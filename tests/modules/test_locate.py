@@ -1,0 +1,213 @@
+"""Fitting statistics: against a float64 brute force, whatever the batches, and after a stop; edits made with them."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from lightning_edit.cli import main
+from lightning_edit.data.corpus import TextCorpus, documents, pack
+from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
+from lightning_edit.models import load_language_model
+from lightning_edit.models.moments import MomentSums
+from lightning_edit.models.statistics import KeyStatistics
+from lightning_edit.modules import LocateEditing
+from tests.tiny_models import byte_level_tokenizer
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(f"The capital of country {n} is city {n * 7}.\nIt lies by the sea." for n in range(80)))
+    return path
+
+
+def write_config(folder, tiny_folder, text, batch_size=4, **trainer):
+    facts = {"class_path": "lightning_edit.data.WorldFacts"}
+    config = {
+        "seed_everything": 3,
+        "model": {
+            "class_path": "lightning_edit.modules.LocateEditing",
+            "init_args": {
+                "language_model": {"name_or_path": str(tiny_folder)},
+                "editor": {
+                    "class_path": "lightning_edit.editors.MEMIT",
+                    "init_args": {"layers": [0, 1], "statistics": str(folder / "statistics"), "steps": 4},
+                },
+                "save_every": 1,
+            },
+        },
+        "data": {
+            "corpus": {"source": str(text), "tokens": 1200, "length": 32, "batch_size": batch_size},
+            "test": {**facts, "init_args": {"split": "validation", "limit": 3}},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}},
+            "callbacks": [{"class_path": "lightning_edit.callbacks.TestReport"}],
+            **trainer,
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fitted(folder, tiny_folder, text, **settings):
+    assert main(["fit", "--config", str(write_config(folder, tiny_folder, text, **settings))]) == 0
+    return KeyStatistics.load(folder / "statistics")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_folder, text):
+    folder = tmp_path_factory.mktemp("locate")
+    fitted(folder, tiny_folder, text)
+    return folder
+
+
+def test_statistics_are_those_of_a_float64_brute_force(run, tiny_folder, text):
+    statistics = KeyStatistics.load(run / "statistics")
+    model = load_language_model(str(tiny_folder))
+    rows = TextCorpus(str(text), tokens=1200, length=32).read(model.tokenizer)
+    assert statistics.corpus.tokens == rows.numel() == 37 * 32
+    for layer, (name, moment) in enumerate(statistics.moments.items()):
+        site = model.layer_map.site(layer)
+        assert site.name == name
+        total, seen = torch.zeros(48, 48, dtype=torch.float64), []
+        handle = site.module.register_forward_hook(lambda module, args, output, seen=seen: seen.append(args[0][0]))
+        with torch.no_grad():
+            for row in rows:
+                model.model(row.long()[None])
+        handle.remove()
+        for keys in seen:
+            for key in keys.double():
+                total += torch.outer(key, key)
+        torch.testing.assert_close(moment.double(), total / rows.numel(), rtol=1e-4, atol=1e-6)
+    statistics.check(model)
+    assert not list(run.glob("*.partial-*"))
+
+
+def test_statistics_do_not_depend_on_the_batches(run, tiny_folder, text, tmp_path):
+    other = fitted(tmp_path, tiny_folder, text, batch_size=7)
+    for name, moment in KeyStatistics.load(run / "statistics").moments.items():
+        torch.testing.assert_close(other.moments[name], moment, rtol=1e-5, atol=1e-7)
+
+
+def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, monkeypatch):
+    add, added = MomentSums.add, []
+
+    def stopping(self, keys):
+        if len(added) == 5:
+            raise KeyboardInterrupt
+        added.append(1)
+        add(self, keys)
+
+    monkeypatch.setattr(MomentSums, "add", stopping)
+    config = write_config(tmp_path, tiny_folder, text)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(["fit", "--config", str(config)])
+    assert not (tmp_path / "statistics").exists()
+    assert list(tmp_path.glob("*.partial-0.safetensors"))
+    again = []
+    monkeypatch.setattr(MomentSums, "add", lambda self, keys: again.append(1) or add(self, keys))
+    assert main(["fit", "--config", str(config)]) == 0
+    assert len(again) == 10 - 5
+    whole = KeyStatistics.load(run / "statistics")
+    resumed = KeyStatistics.load(tmp_path / "statistics")
+    assert resumed.corpus == whole.corpus
+    assert all(torch.equal(resumed.moments[name], moment) for name, moment in whole.moments.items())
+
+
+def test_sums_of_another_corpus_are_not_gone_on_with(tmp_path):
+    sums = MomentSums()
+    sums.add({"site": torch.randn(5, 3)})
+    sums.save(tmp_path / "partial", "one")
+    assert MomentSums.resume(tmp_path / "partial", "two").batches == 0
+    assert MomentSums.resume(tmp_path / "partial", "one").tokens == 5
+
+
+def test_sums_merge():
+    keys = torch.randn(20, 3)
+    whole, first, second = MomentSums(), MomentSums(), MomentSums()
+    whole.add({"site": keys})
+    first.add({"site": keys[:8]})
+    second.add({"site": keys[8:]})
+    merged = first.merged([second])
+    assert merged.tokens == 20
+    torch.testing.assert_close(merged.moments()["site"], whole.moments()["site"])
+
+
+def test_test_edits_with_the_statistics(run, text):
+    assert main(["test", "--config", str(run / "config.yaml")]) == 0
+    [path] = run.rglob("metrics.json")
+    written = json.loads(path.read_text())
+    assert written["counts"]["records"] == 3
+    assert written["settings"]["editor"]["name"] == "MEMIT"
+    assert written["settings"]["editor"]["covariance"] == "fitted"
+
+
+def test_statistics_of_another_model_are_refused(run, tmp_path, capsys):
+    from tests.tiny_models import FAMILIES, build
+
+    other = build(FAMILIES["llama"][0]())
+    with torch.no_grad():
+        other.model.layers[0].mlp.down_proj.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    byte_level_tokenizer().save_pretrained(tmp_path / "other")
+    arguments = ["test", "--config", str(run / "config.yaml")]
+    assert main([*arguments, "--model.language_model.name_or_path", str(tmp_path / "other")]) == 1
+    assert "the statistics were collected on" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(tiny_folder, text, tmp_path, capsys):
+    config = str(write_config(tmp_path, tiny_folder, text))
+    assert main(["fit", "--config", config, "--data.corpus", "null"]) == 1
+    assert "data.corpus" in capsys.readouterr().err
+    assert main(["fit", "--config", config, "--data.corpus.length", "100000"]) == 1
+    assert "fewer than 100000 tokens" in capsys.readouterr().err
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del content["model"]["init_args"]["editor"]["init_args"]["statistics"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", config]) == 1
+    assert "editor.statistics" in capsys.readouterr().err
+
+
+def test_corpora_of_every_form(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n\n\ntwo\nlines\n")
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n\n{"body": "two"}\n')
+    assert list(documents(str(tmp_path / "a.txt"), "text", "train")) == ["one", "two\nlines"]
+    assert list(documents(str(tmp_path / "a.jsonl"), "body", "train")) == ["one", "two"]
+    with pytest.raises(DataFormatError, match=r"record 0, field 'text'"):
+        list(documents(str(tmp_path / "a.jsonl"), "text", "train"))
+    (tmp_path / "b.jsonl").write_text("nonsense")
+    with pytest.raises(DataFormatError, match="not JSON"):
+        list(documents(str(tmp_path / "b.jsonl"), "text", "train"))
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DataFormatError, match="not UTF-8"):
+        list(documents(str(tmp_path / "b.txt"), "text", "train"))
+    with pytest.raises(SourceNotFoundError, match="no such file"):
+        list(documents("./none.txt", "text", "train"))
+
+
+def test_packing_keeps_every_token_in_order():
+    tokenizer = byte_level_tokenizer()
+    texts = ["The capital of France", "On which continent is Brazil?"] * 5
+    rows = pack(iter(texts), tokenizer, 8, 10_000)
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    ids = [id for text in texts for id in tokenizer(text, add_special_tokens=False)["input_ids"] + end]
+    assert rows.flatten().tolist() == ids[: len(ids) // 8 * 8]
+    assert pack(iter(texts), tokenizer, 8, 20).shape == (2, 8)
+    with pytest.raises(ConfigurationError, match=r"data\.corpus\.length"):
+        TextCorpus("x", length=0)
+
+
+def test_the_module_has_nothing_to_optimise():
+    from lightning_edit.editors import ROME
+
+    assert LocateEditing(ROME(layers=[0])).configure_optimizers() is None
