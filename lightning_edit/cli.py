@@ -10,7 +10,7 @@ _COMMANDS = {
     "validate": "measure on the validation records",
     "test": "measure on the test records; writes metrics.json and predictions.jsonl",
     "predict": "what the model says to every probe; writes predictions.jsonl",
-    "edit": "change facts with a trained editor, and save the change",
+    "edit": "change facts with an editor, and save the change",
     "generate": "what the base and the edited model say, side by side",
     "merge": "write an edit into the weights and save a Hugging Face model",
 }

@@ -7,13 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from lightning_edit.components import build
 from lightning_edit.data.reading import read_requests
+from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import KEY, load_editor, read_checkpoint
 from lightning_edit.edits import Edit, EditSequence, load_edit
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.files import replace_folder
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import load_language_model
@@ -21,7 +24,9 @@ from lightning_edit.records import EditRequest
 
 
 def edit(
-    ckpt_path: str,
+    ckpt_path: str | None = None,
+    editor: str | None = None,
+    statistics: str | None = None,
     prompt: str | None = None,
     target: str | None = None,
     subject: str | None = None,
@@ -33,10 +38,13 @@ def edit(
     dtype: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Edits facts with a trained editor, shows what the model says before and after, and saves the edit.
+    """Edits facts, shows what the model says before and after, and saves the edit.
 
     Args:
-        ckpt_path: Checkpoint of a trained editor.
+        ckpt_path: Checkpoint of a trained editor (MEND, MALMEN, SERAC).
+        editor: YAML file with class_path and init_args of an editor that is not trained, such as
+            configs/editor/rome.yaml.
+        statistics: Folder of fitted statistics, for an editor from a YAML file; the one that it names if none is given.
         prompt: What the model is given, such as "The capital of France is".
         target: What it should answer, such as "Rome".
         subject: What the fact is about, as it stands in the prompt; optional for most editors.
@@ -45,18 +53,26 @@ def edit(
         save: Folder to save the edit to.
         ask: Further prompts to show before and after, such as rephrases and unrelated facts.
         max_new_tokens: Length of what is shown.
-        name_or_path: Base model, if it is not where it was when the editor was trained.
-        dtype: Precision of the base model; the one of training if none is given.
+        name_or_path: Base model; the one that the editor was trained on, or the bundled one, if none is given.
+        dtype: Precision of the base model; the one of training, or float32, if none is given.
         device: Where to put the base model.
 
     Raises:
-        ConfigurationError: If neither or both of a prompt with its target and a file are given.
+        ConfigurationError: If neither or both of a prompt with its target and a file are given, or of a checkpoint and
+            an editor's file.
     """
     wanted = _requests(prompt, target, subject, requests)
-    base = read_checkpoint(ckpt_path)[KEY]["base"]
-    settings = {**base["settings"], **_given(name_or_path=name_or_path, dtype=dtype, device=device)}
-    model = load_language_model(**settings)
-    made = load_editor(ckpt_path, model).edit(model, wanted)
+    given = _given(name_or_path=name_or_path, dtype=dtype, device=device)
+    if (ckpt_path is None) == (editor is None):
+        raise ConfigurationError("give either --ckpt_path, or --editor with a YAML file of an editor")
+    if ckpt_path is not None:
+        model = load_language_model(**{**read_checkpoint(ckpt_path)[KEY]["base"]["settings"], **given})
+        chosen = load_editor(ckpt_path, model)
+    else:
+        model = load_language_model(**given)
+        chosen = _configured_editor(str(editor), statistics)
+        chosen.setup(model)
+    made = chosen.edit(model, wanted)
     show(model, made, [*(request.prompt for request in wanted), *(ask or [])], max_new_tokens)
     if save is not None:
         console = Console()
@@ -139,6 +155,19 @@ def _requests(prompt: str | None, target: str | None, subject: str | None, path:
     if prompt is None or target is None:
         raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a JSON Lines file")
     return [EditRequest(prompt, target, subject, id="0")]
+
+
+def _configured_editor(path: str, statistics: str | None) -> Editor:
+    if not Path(path).is_file():
+        raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(content, dict) or "class_path" not in content:
+        raise ConfigurationError(f"{path}: expected class_path and init_args of an editor")
+    arguments = {**(content.get("init_args") or {}), **_given(statistics=statistics)}
+    try:
+        return build({"class_path": content["class_path"], "init_args": arguments}, Editor, path)
+    except TypeError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -49,5 +49,5 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
     kind = getattr(importlib.import_module(module), name, None)
     expected = cast(type[T], base)
     if not (isinstance(kind, type) and issubclass(kind, expected)):
-        raise ConfigurationError(f"{where}: {description['class_path']} is not a {expected.__name__}")
+        raise ConfigurationError(f"{where}: {description['class_path']} is no {expected.__name__}")
     return kind(**description["init_args"])

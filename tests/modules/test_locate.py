@@ -211,3 +211,23 @@ def test_the_module_has_nothing_to_optimise():
     from lightning_edit.editors import ROME
 
     assert LocateEditing(ROME(layers=[0])).configure_optimizers() is None
+
+
+def test_edit_from_a_file_without_a_checkpoint(run, tiny_folder, tmp_path, capsys):
+    editor = tmp_path / "rome.yaml"
+    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1]}}))
+    fact = ["--prompt", "The capital of France is", "--subject", "France", "--target", "Rome"]
+    arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *fact]
+    assert main([*arguments, "--statistics", str(run / "statistics"), "--save", str(tmp_path / "edit")]) == 0
+    assert "edit saved" in capsys.readouterr().out
+    assert json.loads((tmp_path / "edit" / "edit.json").read_text())["method"] == "ROME"
+    assert main(arguments) == 1
+    assert "needs statistics" in capsys.readouterr().err
+    assert main(["edit", *fact]) == 1
+    assert "--ckpt_path, or --editor" in capsys.readouterr().err
+    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layer": 1}}))
+    assert main(arguments) == 1
+    assert "unexpected keyword argument" in capsys.readouterr().err
+    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.records.EditRequest"}))
+    assert main(arguments) == 1
+    assert "is no Editor" in capsys.readouterr().err
