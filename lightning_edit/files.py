@@ -45,6 +45,9 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            # Some libraries write files that only their owner may read.
+            file.chmod(0o666 & ~_umask())
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
