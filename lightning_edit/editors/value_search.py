@@ -15,8 +15,8 @@ from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.functional.losses import mean_by_row, target_nll
 from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.prefix import shortest_passes
 from lightning_edit.models.record import Tap, as_rows, first_tensor
-from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
@@ -141,11 +141,11 @@ class _Search:
         self.model, self.taps, self.settings = model, dict(taps), settings
         self.rows_each = len(templates) + 1
         texts = [text for request in requests for text in _texts(model, request, templates)]
-        self.batch = model.encoder.collate(texts, padding_side="right").to(model.device)
-        self.position = torch.tensor([last_subject_token(text) for text in texts], device=model.device)
+        starts = [last_subject_token(text) for text in texts]
+        self.passes = shortest_passes(model, texts, starts, min(tap.layer for tap in taps.values()))
+        self.batch = self.passes.batch
+        self.position = self.passes.start - self.passes.offset
         self.names = [request.id or request.prompt for request in requests]
-        self.trunk = Trunk(model, min(tap.layer for tap in taps.values()))
-        self.states = self.trunk.states(self.batch)
         self.found = [FoundValue({}, {}) for _ in requests]
         self.parameters: list[dict[str, Tensor]] = [{} for _ in requests]
         self.essence: dict[int, Tensor] = {}
@@ -201,8 +201,7 @@ class _Search:
         read = batch.answer_mask.clone()
         essence = (rows % self.rows_each == self.rows_each - 1).nonzero()[:, 0]
         read[essence, self.position[rows][essence]] = True
-        states = None if self.states is None else self.states[rows, : batch.input_ids.shape[1]]
-        return self.trunk.head_logits(batch, read, states=states)[0], batch, read.nonzero()[:, 0]
+        return self.passes.head_logits(rows, batch, read), batch, read.nonzero()[:, 0]
 
     @contextmanager
     def _shifted(self, active: Sequence[int], rows: Tensor) -> Iterator[None]:

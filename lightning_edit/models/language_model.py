@@ -133,7 +133,8 @@ class LanguageModel:
         return message
 
     @cached_property
-    def _takes_position_ids(self) -> bool:
+    def takes_position_ids(self) -> bool:
+        """Whether the model's forward has an argument for positions."""
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
     @cached_property
@@ -166,6 +167,23 @@ class LanguageModel:
         Returns:
             Logits (N + M, vocabulary) and the head's own inputs (N, hidden size).
         """
+        return self.head_logits_of({**self.inputs(batch), "use_cache": False}, positions, extra)
+
+    def head_logits_of(
+        self,
+        inputs: dict[str, Any],
+        positions: Tensor,
+        extra: Tensor | None = None,
+        outputs: list[Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`head_logits`, for inputs of the model's own forward.
+
+        Args:
+            inputs: Arguments of the model's forward.
+            positions: (R, S) bool, N of them true.
+            extra: (M, hidden size) head inputs kept from an earlier pass.
+            outputs: The forward's whole output is appended to it.
+        """
         seen: list[Tensor] = []
 
         def choose(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -178,19 +196,22 @@ class LanguageModel:
         head: Any = self.model.get_output_embeddings()
         handle = head.register_forward_pre_hook(choose)
         try:
-            logits = self.model(**self._inputs(batch), use_cache=False).logits[0]
+            output = self.model(**inputs)
         finally:
             handle.remove()
-        return logits, seen[0]
+        if outputs is not None:
+            outputs.append(output)
+        return output.logits[0], seen[0]
 
-    def _inputs(self, batch: TokenBatch) -> dict[str, Tensor]:
+    def inputs(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """A batch as arguments of the model's own forward."""
         left_padded = not bool(batch.attention_mask[:, 0].all())
         if not left_padded:
             # Under causal attention nothing reads what lies to its right, so padding there needs no mask; with one, a
             # padded position beyond a sliding window would have nothing to attend to, and become NaN.
             return {"input_ids": batch.input_ids, "attention_mask": torch.ones_like(batch.attention_mask)}
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._takes_position_ids:
+        if self.takes_position_ids:
             inputs["position_ids"] = batch.position_ids
         return inputs
 

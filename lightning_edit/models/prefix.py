@@ -1,0 +1,205 @@
+"""Forward passes from one position and one block on, with what lies before and below kept."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.trunk import Trunk, entering, skipped
+from lightning_edit.tokenization import EncodedText, TokenBatch
+
+_TOLERANCE = 1e-3
+"""Largest relative difference of logits between the short and the full forward pass that counts as rounding."""
+
+
+class Passes:
+    """Repeated forward passes over the same texts, of which only a block and what follows it changes.
+
+    Args:
+        model: The model.
+        texts: R texts.
+        starts: The first position of each text at which something changes.
+        layer: The lowest block in which something changes.
+    """
+
+    def __init__(self, model: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], layer: int) -> None:
+        self.model = model
+        self.batch = model.encoder.collate(texts, padding_side="right").to(model.device)
+        self.start = torch.tensor(list(starts), device=model.device)
+        self.trunk = Trunk(model, layer)
+        self.states = self.trunk.states(self.batch)
+
+    @property
+    def offset(self) -> Tensor:
+        """(R) int64: how many of a text's first positions are not part of :attr:`batch`."""
+        return torch.zeros_like(self.start)
+
+    def head_logits(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """Logits of some of the texts.
+
+        Args:
+            rows: (K) int64 the texts.
+            batch: ``self.batch.select(rows)``.
+            positions: (K, S) bool, N of them true.
+
+        Returns:
+            (N, vocabulary).
+        """
+        states = None if self.states is None else self.states[rows, : batch.input_ids.shape[1]]
+        return self.trunk.head_logits(batch, positions, states=states)[0]
+
+
+class SuffixPasses(Passes):
+    """Passes over each text's positions from its start on.
+
+    The keys and values of the earlier positions are computed once and kept, in every block; each pass begins with an
+    unmodified copy of them. The model's own forward runs, with the blocks below left out: their kept entries stay,
+    since masks are made by the length of the first block's.
+
+    Args:
+        model: The model.
+        texts: R texts.
+        starts: The first position of each text at which something changes.
+        layer: The lowest block in which something changes.
+    """
+
+    def __init__(self, model: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], layer: int) -> None:
+        self.model, self.layer = model, layer
+        self.start = torch.tensor(list(starts), device=model.device)
+        prefixes = [EncodedText(text.ids[:start], (start, start)) for text, start in zip(texts, starts, strict=True)]
+        suffixes = [
+            EncodedText(text.ids[start:], (text.target[0] - start, text.target[1] - start))
+            for text, start in zip(texts, starts, strict=True)
+        ]
+        self.batch = model.encoder.collate(suffixes, padding_side="right").to(model.device)
+        self._cache = self._read_prefixes(model.encoder.collate(prefixes, padding_side="right").to(model.device))
+        rows = torch.arange(len(texts), device=model.device)
+        self._states: Tensor | None = None
+        self._states = self._entering_states(rows)
+
+    @property
+    def offset(self) -> Tensor:
+        """See :attr:`Passes.offset`."""
+        return self.start
+
+    @torch.no_grad()
+    def _read_prefixes(self, before: TokenBatch) -> Any:
+        """The keys and values of the positions before the start, moved to the right end of each row.
+
+        They are computed with padding to the right, where nothing reads it; with padding to the left some models would
+        fill padded positions with NaN, which no mask takes out again.
+        """
+        seen: list[Any] = []
+        nowhere = torch.zeros_like(before.answer_mask)
+        self.model.head_logits_of({**self.model.inputs(before), "use_cache": True}, nowhere, outputs=seen)
+        length = before.input_ids.shape[1]
+        place = torch.arange(length, device=before.input_ids.device)[None] - (length - self.start)[:, None]
+        self._known = (place >= 0).long()
+        cache = seen[0].past_key_values
+        for layer in cache.layers:
+            if layer.keys.shape[-2] != length:
+                raise ValueError(f"an attention window is shorter than the {length} positions before a subject")
+            layer.keys, layer.values = _moved(layer.keys, place), _moved(layer.values, place)
+        return cache
+
+    @torch.no_grad()
+    def _entering_states(self, rows: Tensor) -> Tensor:
+        """(R, S, hidden size) what enters the lowest block that changes."""
+        seen: list[Tensor] = []
+
+        def note(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+
+        handle = self.model.layer_map.blocks[self.layer].register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            self.head_logits(rows, self.batch, torch.zeros_like(self.batch.answer_mask))
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def head_logits(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """See :meth:`Passes.head_logits`."""
+        width = batch.input_ids.shape[1]
+        known = self._known[rows]
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            # Nothing reads the padding to the right of a text.
+            "attention_mask": torch.cat([known, torch.ones_like(batch.attention_mask)], dim=1),
+            "past_key_values": _selected(self._cache, rows),
+            "use_cache": True,
+        }
+        if self.model.takes_position_ids:
+            steps = torch.arange(width, device=rows.device)
+            inputs["position_ids"] = self.start[rows][:, None] + steps[None]
+        if self._states is None:
+            return self.model.head_logits_of(inputs, positions)[0]
+        blocks, states = self.model.layer_map.blocks, self._states[rows, :width]
+        with skipped(blocks[: self.layer], self.model.block_returns), entering(blocks[self.layer], states):
+            return self.model.head_logits_of(inputs, positions)[0]
+
+
+def _moved(values: Tensor, place: Tensor) -> Tensor:
+    """(R, heads, P, D) values with position ``place[r, p]`` of row r at p, and zeros where there is none."""
+    index = place.clamp(min=0)[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+    return values.gather(2, index) * (place >= 0)[:, None, :, None].to(values)
+
+
+def _selected(cache: Any, rows: Tensor) -> Any:
+    """A cache of some of the rows, which grows without changing the original."""
+    own = copy.copy(cache)
+    own.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in own.layers:
+        layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    return own
+
+
+@torch.no_grad()
+def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], layer: int) -> Passes:
+    """Passes from each text's start on where that gives the logits of the full pass, whole texts otherwise.
+
+    The first pass is compared with the full one. Where they differ, or the model keeps its keys and values in another
+    form, a warning says so.
+
+    Args:
+        model: The model.
+        texts: R texts.
+        starts: The first position of each text at which something changes.
+        layer: The lowest block in which something changes.
+    """
+    whole = Passes(model, texts, starts, layer)
+    if not any(starts):
+        return whole
+    rows = torch.arange(len(texts), device=model.device)
+    expected = whole.head_logits(rows, whole.batch, _last(whole.batch))
+    try:
+        short = SuffixPasses(model, texts, starts, layer)
+        found = short.head_logits(rows, short.batch, _last(short.batch))
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        # Whatever a foreign cache raises, the whole texts can still be run.
+        return _given_up(model, whole, repr(error))
+    difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+    allowed = max(_TOLERANCE, 8 * float(torch.finfo(found.dtype).eps))
+    if not difference <= allowed:
+        return _given_up(model, whole, f"logits differ by {difference:.1e} (relative)")
+    return short
+
+
+def _last(batch: TokenBatch) -> Tensor:
+    """(R, S) bool: the last position of each row."""
+    last = torch.zeros_like(batch.answer_mask)
+    last[torch.arange(len(batch)), batch.attention_mask.sum(1) - 1] = True
+    return last
+
+
+def _given_up(model: LanguageModel, whole: Passes, reason: str) -> Passes:
+    warnings.warn(
+        f"the keys and values before the subject cannot be reused in {model.name} ({reason}); whole texts are run",
+        stacklevel=3,
+    )
+    return whole

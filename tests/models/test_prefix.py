@@ -1,0 +1,103 @@
+"""Passes from the subject on, against whole texts in the full model: logits and gradients, for every family."""
+
+import pytest
+import torch
+
+from lightning_edit.editors.prompts import every_context, last_subject_token
+from lightning_edit.models import LanguageModel
+from lightning_edit.models.prefix import Passes, SuffixPasses, shortest_passes
+from tests.testers import REQUESTS
+from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
+
+TEMPLATES = ["{}", "Well. {}", "I think so, and I have thought so for long. {}"]
+WINDOWS = ("gemma2", "gemma3", "mistral")
+"""Families whose tiny models have an attention window of eight tokens."""
+
+
+def texts_of(model, templates=TEMPLATES):
+    texts = every_context(model, REQUESTS, templates, with_targets=True)
+    return texts, [last_subject_token(text) for text in texts]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_are_those_of_the_whole_texts(family, layer, recwarn):
+    model = LanguageModel(build(FAMILIES[family][0](), torch.float64), byte_level_tokenizer(), name=family)
+    texts, starts = texts_of(model, ["{}"] * 3 if family in WINDOWS else TEMPLATES)
+    passes = shortest_passes(model, texts, starts, layer)
+    assert isinstance(passes, SuffixPasses)
+    assert not [warning for warning in recwarn if "cannot be reused" in str(warning.message)]
+    delta = torch.zeros(32, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([0, 4, 5, 8])
+    with torch.no_grad():
+        delta += 0.1
+
+    def loss(own):
+        batch = own.batch.select(rows)
+        at = (own.start - own.offset)[rows]
+
+        def shift(module, args, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            mask = torch.zeros(*hidden.shape[:2], 1, dtype=hidden.dtype)
+            mask[torch.arange(len(rows)), at] = 1
+            shifted = hidden + mask * delta
+            return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
+
+        handle = model.layer_map.block(layer).register_forward_hook(shift)
+        try:
+            logits = own.head_logits(rows, batch, batch.answer_mask)
+        finally:
+            handle.remove()
+        return logits.log_softmax(-1).gather(1, batch.target_ids[:, None]).sum()
+
+    for _ in range(2):  # a pass must leave what is kept as it was
+        value = loss(passes)
+    expected = loss(Passes(model, texts, starts, 0))
+    gradient, wanted = (torch.autograd.grad(own, delta)[0] for own in (value, expected))
+    # Several families normalise in float32 whatever the model's precision.
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_exact_in_float64_where_the_model_is():
+    model = LanguageModel(build(FAMILIES["gpt2"][0](), torch.float64), byte_level_tokenizer())
+    texts, starts = texts_of(model)
+    rows = torch.arange(len(texts))
+    short, whole = SuffixPasses(model, texts, starts, 1), Passes(model, texts, starts, 0)
+    with torch.no_grad():
+        found = short.head_logits(rows, short.batch, short.batch.answer_mask)
+        expected = whole.head_logits(rows, whole.batch, whole.batch.answer_mask)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_falls_back_in_words_where_logits_differ(monkeypatch):
+    model = language_model("llama")
+    texts, starts = texts_of(model)
+    states = SuffixPasses._entering_states
+    monkeypatch.setattr(SuffixPasses, "_entering_states", lambda self, rows: states(self, rows) + 1)
+    with pytest.warns(UserWarning, match=r"cannot be reused in tiny-llama \(logits differ"):
+        passes = shortest_passes(model, texts, starts, 1)
+    assert type(passes) is Passes
+
+
+def test_falls_back_in_words_where_the_cache_is_of_another_form(monkeypatch):
+    model = language_model("llama")
+    texts, starts = texts_of(model)
+    monkeypatch.setattr(SuffixPasses, "_read_prefixes", lambda self, before: object())
+    with pytest.warns(UserWarning, match="whole texts are run"):
+        assert type(shortest_passes(model, texts, starts, 1)) is Passes
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_falls_back_in_words_where_a_window_is_too_short(family):
+    model = language_model(family)
+    texts, starts = texts_of(model)
+    with pytest.warns(UserWarning, match="cannot be reused"):
+        passes = shortest_passes(model, texts, starts, 1)
+    assert type(passes) is Passes
+
+
+def test_texts_that_begin_with_their_subject_are_run_whole():
+    model = language_model("llama")
+    text = model.encoder.encode("France has the capital", "Rome", (0, 6))
+    assert type(shortest_passes(model, [text], [0], 1)) is Passes
