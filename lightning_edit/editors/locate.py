@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.editors.prompts import BARE, Contexts, every_context, last_subject_token
+from lightning_edit.editors.prompts import Contexts, Sampling, every_context, last_subject_token, sampled_contexts
 from lightning_edit.editors.value_search import FoundValue, ValueSettings, search_values
 from lightning_edit.edits import (
     EditBatch,
@@ -58,8 +58,9 @@ class LocateEditor(Editor):
             given, with a warning.
         statistics: Folder of fitted statistics of the keys.
         covariance: "fitted" uses them; "identity" puts C = I in their place, for trials.
-        contexts: Texts with "{}" in place of the prompt, in groups; averages run over groups of means. By default the
-            prompt by itself.
+        contexts: Texts with "{}" in place of the prompt, in groups; averages run over groups of means. If none are
+            given, the model samples them itself, as the method's authors do; they are written into the edit.
+        context_seed: Seed of that sampling.
         contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
             "last" keeps the last one, "keep" tries to make all of them.
         steps: Evaluations of the loss in the search for a value.
@@ -77,7 +78,8 @@ class LocateEditor(Editor):
         layers: Sequence[int] | None = None,
         statistics: str | None = None,
         covariance: Covariance = "fitted",
-        contexts: Sequence[Sequence[str]] = ((BARE,),),
+        contexts: Sequence[Sequence[str]] | None = None,
+        context_seed: int = 0,
         contradictions: Contradictions = "error",
         steps: int = 25,
         learning_rate: float = 0.5,
@@ -97,12 +99,14 @@ class LocateEditor(Editor):
             raise ConfigurationError(f"editor.steps: expected at least 1, found {steps}")
         self.layers = list(layers) if layers is not None else None
         self.statistics, self.covariance = statistics, covariance
-        self.contexts = [list(group) for group in contexts]
+        self.contexts = None if contexts is None else [list(group) for group in contexts]
+        self.context_seed = context_seed
         self.contradictions = contradictions
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
         self.clamp_norm, self.kl_weight, self.stop_below = clamp_norm, kl_weight, stop_below
         self._statistics: Statistics | None = None
-        self._contexts = Contexts(tuple(tuple(group) for group in contexts))
+        self._contexts = None if contexts is None else Contexts(tuple(tuple(group) for group in contexts))
+        self._sampled: tuple[str, Contexts] | None = None
 
     def use_statistics(self, statistics: Statistics) -> None:
         """Uses statistics that are at hand, in place of those that ``statistics`` names."""
@@ -127,6 +131,20 @@ class LocateEditor(Editor):
                 self._statistics = KeyStatistics.load(self.statistics)
         self._statistics.check(model)
         return self._statistics
+
+    @property
+    @abstractmethod
+    def sampling(self) -> Sampling:
+        """How the method's authors sample contexts."""
+
+    def contexts_for(self, model: LanguageModel) -> Contexts:
+        """The contexts, sampled from the model where none are configured."""
+        if self._contexts is not None:
+            return self._contexts
+        digest = model.fingerprint.digest
+        if self._sampled is None or self._sampled[0] != digest:
+            self._sampled = digest, sampled_contexts(model, self.sampling, self.context_seed)
+        return self._sampled[1]
 
     def require(self, site: EditSite, statistics: Statistics) -> None:
         """Refuses statistics that do not serve a site, before any work is done."""
@@ -174,8 +192,8 @@ class LocateEditor(Editor):
         kept = [self._without_contradictions(group) for group in groups]
         flat = [request for group in kept for request in group]
         group_of = [index for index, group in enumerate(kept) for _ in group]
-        templates = self._contexts.templates
-        values = search_values(model, flat, templates, self.taps(model, sites), self.value_settings())
+        contexts = self.contexts_for(model)
+        values = search_values(model, flat, contexts.templates, self.taps(model, sites), self.value_settings())
         problems = [value.problem for value in values]
         good = [at for at, problem in enumerate(problems) if problem is None]
         job = Job(
@@ -184,6 +202,7 @@ class LocateEditor(Editor):
             [values[at] for at in good],
             len(groups),
             sites,
+            contexts,
             after or EditSequence(),
         )
         missing = set(range(len(groups))) - set(job.group_of)
@@ -203,7 +222,8 @@ class LocateEditor(Editor):
     def _provenance(
         self, model: LanguageModel, group: list[EditRequest], group_of: list[int], problems: list[str | None], at: int
     ) -> Provenance:
-        made = Provenance.of(model, type(self).__name__, self.hyperparameters, group)
+        used = {"contexts": [list(templates) for templates in self.contexts_for(model).groups]}
+        made = Provenance.of(model, type(self).__name__, {**self.hyperparameters, **used}, group)
         own = tuple(
             f"left out: {problem}"
             for problem, owner in zip(problems, group_of, strict=True)
@@ -235,7 +255,7 @@ class LocateEditor(Editor):
 
     def keys(self, model: LanguageModel, job: Job, site: EditSite, partial: Mapping[str, StackedFactors]) -> Keys:
         """What a site reads at the last subject token, under the changes made so far."""
-        templates, weights = self._contexts.templates, self._contexts.weights
+        templates, weights = job.contexts.templates, job.contexts.weights
         texts = every_context(model, job.requests, templates)
         positions = [last_subject_token(text) for text in texts]
         count = len(templates)
@@ -265,6 +285,7 @@ class Job:
         values: (N) what was found for each.
         groups: Number of edits B.
         sites: The sites to edit, lowest layer first.
+        contexts: The contexts.
         after: Earlier edits that these are made on top of.
     """
 
@@ -273,6 +294,7 @@ class Job:
     values: list[FoundValue]
     groups: int
     sites: list[EditSite]
+    contexts: Contexts
     after: EditSequence
 
     def earlier_keys(self, site: EditSite) -> Tensor:

@@ -77,3 +77,47 @@ def every_context(
         for request in requests
         for template in templates
     ]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How contexts are sampled from the model itself.
+
+    Args:
+        starts: Beginnings, one sample each; empty for the tokenizer's beginning-of-text token.
+        lengths: Number of new tokens of each sample.
+        apart: Whether the bare prompt is a group of its own, and so weighs as much as all samples together.
+    """
+
+    starts: tuple[str, ...]
+    lengths: tuple[int, ...]
+    apart: bool
+
+
+PLAIN_SAMPLES = Sampling(("",) * 20, (5,) * 10 + (10,) * 10, apart=False)
+"""ROME's contexts: ten samples of five tokens and ten of ten (Meng et al. 2022, appendix B)."""
+STARTED_SAMPLES = Sampling(("The", "Therefore", "Because", "I", "You"), (10,) * 5, apart=True)
+"""MEMIT's contexts: one sample for each of five beginnings (Meng et al. 2023)."""
+
+
+def sampled_contexts(model: LanguageModel, sampling: Sampling, seed: int) -> Contexts:
+    """Contexts sampled from the model, five likeliest tokens at a time; the global random state is left as it was.
+
+    Args:
+        model: The model.
+        sampling: What to sample.
+        seed: Seed of the sampling.
+    """
+    tokenizer = model.tokenizer
+    first = tokenizer.bos_token or tokenizer.eos_token or "The"
+    starts = [start or first for start in sampling.starts]
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        texts = model.generate(starts, list(sampling.lengths), do_sample=True, top_k=5)
+    samples = tuple(f"{_tidy(start + text)}. {PLACEHOLDER}" for start, text in zip(sampling.starts, texts, strict=True))
+    return Contexts(((BARE,), samples) if sampling.apart else ((BARE, *samples),))
+
+
+def _tidy(text: str) -> str:
+    """One line, without braces."""
+    return " ".join(text.replace("{", " ").replace("}", " ").split())

@@ -9,7 +9,7 @@ import torch
 
 from lightning_edit.editors.base import Capabilities
 from lightning_edit.editors.locate import PLACE, Job, LocateEditor
-from lightning_edit.editors.prompts import Contexts
+from lightning_edit.editors.prompts import PLAIN_SAMPLES, Contexts, Sampling
 from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.key_value import constrained_update
 from lightning_edit.models.language_model import LanguageModel
@@ -51,6 +51,11 @@ class ROME(LocateEditor):
         super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
         self.original_keys = original_keys
 
+    @property
+    def sampling(self) -> Sampling:
+        """See :attr:`LocateEditor.sampling`."""
+        return PLAIN_SAMPLES
+
     def default_layers(self, depth: int) -> list[int]:
         """See :meth:`LocateEditor.default_layers`: a sixth of the way up, as for GPT-J and Llama."""
         return [depth // 6]
@@ -63,7 +68,7 @@ class ROME(LocateEditor):
         """See :meth:`LocateEditor.updates`."""
         [site] = job.sites
         keys = self.keys(model, job, site, {})
-        contexts = Contexts() if self.original_keys else self._contexts
+        contexts = Contexts() if self.original_keys else job.contexts
         tap = Tap(site.module, "output", site.layer)
         outputs = self.outputs(model, job, tap, {}, contexts.templates)
         output = torch.einsum("c,ncd->nd", contexts.weights.to(outputs.device), outputs)

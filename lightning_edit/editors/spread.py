@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors.locate import PLACE, Job, LocateEditor
-from lightning_edit.editors.prompts import BARE
+from lightning_edit.editors.prompts import BARE, STARTED_SAMPLES, Sampling
 from lightning_edit.edits import StackedFactors
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -24,6 +24,11 @@ class SpreadEditor(LocateEditor):
     the keys K and the residual R = z - h are read on the model as edited so far, and the layer is changed by A (R/d)ᵀ,
     where d counts the layers that are left and A is the method's own.
     """
+
+    @property
+    def sampling(self) -> Sampling:
+        """See :attr:`LocateEditor.sampling`."""
+        return STARTED_SAMPLES
 
     def default_layers(self, depth: int) -> list[int]:
         """See :meth:`LocateEditor.default_layers`: five layers around a sixth of the way up."""

@@ -354,3 +354,23 @@ def test_a_subject_that_occurs_twice_is_edited_at_its_last_occurrence():
     [text] = every_context(model, [request], ["{}"])
     before = model.encoder.encode("France is France, and the capital of").ids
     assert last_subject_token(text) >= len(before)
+
+
+@pytest.mark.parametrize(("kind", "groups"), [(ROME, [21]), (MEMIT, [1, 5])])
+def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
+    model = language_model("llama")
+    settings = {"layers": [1], "steps": 2}
+    state_before = torch.random.get_rng_state()
+    edit = ready(kind(**settings), model).edit(model, REQUESTS[:1])
+    assert torch.equal(torch.random.get_rng_state(), state_before)
+    used = edit.provenance.hyperparameters["contexts"]
+    assert [len(group) for group in used] == groups
+    assert used[0][0] == "{}"
+    assert all(template.count("{}") == 1 and template.endswith(". {}") for template in used[-1][1:])
+    again = ready(kind(**settings), model).edit(model, REQUESTS[:1])
+    assert again.provenance.hyperparameters["contexts"] == used
+    other = ready(kind(**settings, context_seed=1), model).edit(model, REQUESTS[:1])
+    assert other.provenance.hyperparameters["contexts"] != used
+    listed = ready(kind(**settings, contexts=used), model).edit(model, REQUESTS[:1])
+    for site, delta in edit.deltas.items():
+        torch.testing.assert_close(listed.deltas[site].dense(), delta.dense())
