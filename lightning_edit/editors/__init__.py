@@ -5,6 +5,7 @@ from lightning_edit.editors.base import Capabilities, Editor
 from lightning_edit.editors.checkpoint import load_editor
 from lightning_edit.editors.emmet import EMMET
 from lightning_edit.editors.gradient_step import GradientStep
+from lightning_edit.editors.knowledge_neurons import KnowledgeNeurons
 from lightning_edit.editors.malmen import MALMEN
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
@@ -24,5 +25,6 @@ __all__ = [
     "Capabilities",
     "Editor",
     "GradientStep",
+    "KnowledgeNeurons",
     "load_editor",
 ]

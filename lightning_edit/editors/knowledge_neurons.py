@@ -1,0 +1,192 @@
+"""Knowledge Neurons (Dai et al. 2022, arXiv 2104.08696)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_edit.editors.base import Capabilities, Editor
+from lightning_edit.editors.prompts import BARE, Contexts
+from lightning_edit.edits import EditBatch, EditSequence, Provenance, StackedFactors, WeightEditBatch
+from lightning_edit.functional.attribution import chosen_neurons
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.prefix import shortest_passes
+from lightning_edit.models.record import Tap, record
+from lightning_edit.records import EditRequest
+from lightning_edit.tokenization import EncodedText
+
+
+class KnowledgeNeurons(Editor):
+    """Finds the neurons that express a fact by integrated gradients, and changes what they write.
+
+    A neuron is an input of an MLP's output projection. Its attribution for the answer y at the prompt's last position
+    is w̄ ∫₀¹ ∂P(y | w = α w̄)/∂w dα, approximated by a sum over α = 1/m … 1. Neurons with a high attribution in several
+    prompts are kept, and the vector that each of them writes is changed by λ₂ e(target) - λ₁ e(answer), e being the
+    output embedding. The attributions of several answer tokens are averaged, each at the position that predicts it.
+
+    Args:
+        layers: Layers whose neurons are considered; all of them if none are given, as in the paper.
+        contexts: Prompts of the same fact: texts with "{}" in place of the prompt. The paper takes about nine
+            paraphrases.
+        steps: Steps m of the integral (the paper's 20).
+        threshold: A neuron counts above this share of the largest attribution (the paper's 0.2).
+        share: It is kept if it counts in this share of the prompts (the paper's 0.7).
+        at_least: Smallest number of neurons, for which the share is lowered (the paper's 2).
+        at_most: Largest number of neurons (the paper's 5).
+        answer_weight: λ₁ (the paper's 1).
+        target_weight: λ₂ (the paper's 8).
+        signed: Turn the change over for neurons with a negative value at the prompt, so that what they write moves
+            towards the target. The paper's neurons are positive where they count; those of gated MLPs need not be.
+    """
+
+    capabilities = Capabilities(needs_grad=True)
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        contexts: Sequence[str] = (BARE,),
+        steps: int = 20,
+        threshold: float = 0.2,
+        share: float = 0.7,
+        at_least: int = 2,
+        at_most: int = 5,
+        answer_weight: float = 1.0,
+        target_weight: float = 8.0,
+        signed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = list(layers) if layers is not None else None
+        self.contexts = list(Contexts((tuple(contexts),)).templates)
+        self.steps, self.threshold, self.share = steps, threshold, share
+        self.at_least, self.at_most = at_least, at_most
+        self.answer_weight, self.target_weight, self.signed = answer_weight, target_weight, signed
+
+    def sites(self, model: LanguageModel) -> list[EditSite]:
+        """The output projections of the layers that are considered, lowest first."""
+        layers = range(len(model.layer_map)) if self.layers is None else self.layers
+        return model.layer_map.sites(list(layers))
+
+    def edit_groups(
+        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
+    ) -> EditBatch:
+        """See :meth:`Editor.edit_groups`."""
+        sites = self.sites(model)
+        changes = [[self._change(model, request, sites) for request in group] for group in groups]
+        stacked = {}
+        for site in sites:
+            pairs = [[change[site.name] for change in group if site.name in change] for group in changes]
+            if any(pairs):
+                stacked[site.name] = _stacked(pairs, site, model)
+        provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
+        return WeightEditBatch(stacked, provenances)
+
+    def _change(
+        self, model: LanguageModel, request: EditRequest, sites: Sequence[EditSite]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Site name to the factors of a request's change."""
+        answer = request.ground_truth or self._said(model, request)
+        neurons = chosen_neurons(
+            self.attributions(model, request.prompt, answer, sites),
+            self.threshold,
+            self.share,
+            self.at_least,
+            self.at_most,
+        )
+        embedding: Any = model.model.get_output_embeddings()
+        weight = embedding.weight.detach().float()
+
+        def mean(text: str) -> Tensor:
+            rows: Tensor = weight[list(model.encoder.encode(request.prompt, text).target_ids)]
+            return rows.mean(0)
+
+        written = self.target_weight * mean(request.target) - self.answer_weight * mean(answer)
+        values = self._values(model, model.encoder.encode(request.prompt), sites)
+        found = {}
+        for layer, site in enumerate(sites):
+            own = neurons[neurons[:, 0] == layer][:, 1]
+            if len(own):
+                signs = values[layer, own].sign() if self.signed else torch.ones_like(values[layer, own])
+                rows = nn.functional.one_hot(own, site.fan_in).to(written)
+                found[site.name] = (rows.T, signs[:, None].to(written) * written)
+        return found
+
+    @staticmethod
+    def _values(model: LanguageModel, text: EncodedText, sites: Sequence[EditSite]) -> Tensor:
+        """(L, M) the neurons' values at a text's last position."""
+        taps = {site.name: Tap(site.module, "input", site.layer) for site in sites}
+        seen = record(model, [text], [len(text.ids) - 1], taps)
+        return torch.stack([seen[site.name][0] for site in sites])
+
+    @staticmethod
+    def _said(model: LanguageModel, request: EditRequest) -> str:
+        """What the model answers now, one token of it, where the request does not say."""
+        [text] = model.generate([request.prompt], 1)
+        return text.strip() or request.target
+
+    def attributions(self, model: LanguageModel, prompt: str, answer: str, sites: Sequence[EditSite]) -> Tensor:
+        """(P, L, M) attribution of every neuron for an answer, in every context."""
+        found = []
+        for template in self.contexts:
+            text = model.encoder.encode(template.replace(BARE, prompt), answer)
+            start, end = text.target
+            each = []
+            for position in range(start, end):
+                before = EncodedText(text.ids[:position], (position, position))
+                each.append(self._attribution(model, before, text.ids[position], sites))
+            found.append(torch.stack(each).mean(0))
+        return torch.stack(found)
+
+    def _attribution(self, model: LanguageModel, text: EncodedText, token: int, sites: Sequence[EditSite]) -> Tensor:
+        """(L, M) attribution for one token behind a text: a row of the batch for each layer and step."""
+        last = len(text.ids) - 1
+        values = self._values(model, text, sites)
+        passes = shortest_passes(model, [text], [last], 0)
+        rows = torch.zeros(len(sites) * self.steps, dtype=torch.int64, device=model.device)
+        batch = passes.batch.select(rows)
+        position = int(passes.start[0] - passes.offset[0])
+        read = torch.zeros_like(batch.answer_mask)
+        read[:, position] = True
+        alphas = torch.arange(1, self.steps + 1, device=values.device) / self.steps
+        leaves = [(alphas[:, None].to(own) * own).requires_grad_() for own in values]
+        with model.enable_grad_through(), _scaled(sites, leaves, position, batch.input_ids.shape):
+            logits = passes.head_logits(rows, batch, read)
+            probabilities = logits.float().softmax(-1)[:, token]
+            gradients = torch.autograd.grad(probabilities.sum(), leaves)
+        return values * torch.stack([gradient.mean(0) for gradient in gradients])
+
+
+@contextmanager
+def _scaled(sites: Sequence[EditSite], leaves: Sequence[Tensor], position: int, shape: torch.Size) -> Iterator[None]:
+    """Lets site l read the (m, M) values l at one position, in its own m rows of the batch."""
+    with ExitStack() as stack:
+        for index, (site, values) in enumerate(zip(sites, leaves, strict=True)):
+            rows = slice(index * len(values), (index + 1) * len(values))
+            handle = site.module.register_forward_pre_hook(_replacing(values, rows, position, shape))
+            stack.callback(handle.remove)
+        yield
+
+
+def _replacing(values: Tensor, rows: slice, position: int, shape: torch.Size) -> Callable[[nn.Module, Any], Any]:
+    def hook(module: nn.Module, args: Any) -> Any:
+        read = args[0].reshape(*shape, -1).clone()
+        read[rows, position] = values.to(read.dtype)
+        return (read.reshape(args[0].shape), *args[1:])
+
+    return hook
+
+
+def _stacked(pairs: list[list[tuple[Tensor, Tensor]]], site: EditSite, model: LanguageModel) -> StackedFactors:
+    """The factors of each edit's requests side by side, padded to the same rank."""
+    rank = max(sum(a.shape[1] for a, _ in own) for own in pairs)
+    a = torch.zeros(len(pairs), site.fan_in, max(rank, 1), device=model.device)
+    b = torch.zeros(len(pairs), max(rank, 1), site.fan_out, device=model.device)
+    for index, own in enumerate(pairs):
+        if own:
+            left, right = torch.cat([pair[0] for pair in own], 1), torch.cat([pair[1] for pair in own], 0)
+            a[index, :, : left.shape[1]], b[index, : len(right)] = left, right
+    return StackedFactors(a, b)

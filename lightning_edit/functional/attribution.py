@@ -1,0 +1,37 @@
+"""Which neurons express a fact (Dai et al. 2022, arXiv 2104.08696)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def chosen_neurons(scores: Tensor, threshold: float, share: float, at_least: int, at_most: int) -> Tensor:
+    """Neurons whose attribution is high in enough prompts (section 3.2).
+
+    In each prompt, the neurons above ``threshold`` times the largest attribution count. Those that count in at least
+    ``share`` of the prompts are kept; if they are too few or too many, the share is lowered or raised step by step of
+    one prompt. Of too many that are left, those with the largest mean attribution are taken.
+
+    Args:
+        scores: (P, L, M) attribution of each neuron of L layers in P prompts.
+        threshold: Share of the largest attribution (the paper's 0.2).
+        share: Share of prompts (the paper's 0.7).
+        at_least: Smallest number of neurons wanted (the paper's 2).
+        at_most: Largest number of neurons wanted (the paper's 5).
+
+    Returns:
+        (N, 2) int64 layer and index of each neuron, by falling mean attribution.
+    """
+    prompts = len(scores)
+    counts = (scores > threshold * scores.flatten(1).amax(1)[:, None, None]).sum(0)
+    needed = max(math.ceil(share * prompts), 1)
+    while needed > 1 and int((counts >= needed).sum()) < at_least:
+        needed -= 1
+    while needed < prompts and int((counts >= needed).sum()) > at_most:
+        needed += 1
+    found = (counts >= needed).nonzero()
+    means = scores.mean(0)[found[:, 0], found[:, 1]]
+    return found[torch.argsort(means, descending=True, stable=True)[:at_most]]

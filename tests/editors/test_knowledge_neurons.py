@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from lightning_edit.editors import KnowledgeNeurons
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.functional.attribution import chosen_neurons
+from tests.testers import REQUESTS, EditorTester
+from tests.tiny_models import FAMILIES, language_model
+
+
+class TestKnowledgeNeurons(EditorTester):
+    def make(self, model):
+        return KnowledgeNeurons(at_least=2, at_most=40, threshold=0.05, target_weight=1.0, steps=5, signed=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attributions_are_those_of_a_plain_loop(family):
+    """One neuron's layer, one step of the integral at a time, on the whole text."""
+    model = language_model(family)
+    editor = KnowledgeNeurons(steps=4)
+    prompt, answer = "The capital of France is", "Rome"
+    text = model.encoder.encode(prompt, answer)
+    sites = editor.sites(model)
+    [found] = editor.attributions(model, prompt, answer, sites)
+    expected = torch.zeros_like(found)
+    for position in range(*text.target):
+        ids = torch.tensor([text.ids[:position]])
+        for layer, site in enumerate(sites):
+            kept = {}
+
+            def swap(module, args, kept=kept):
+                read = args[0].clone()
+                rows = read.view(-1, read.shape[-1])
+                kept.setdefault("value", rows[-1].detach().clone())
+                if "alpha" in kept:
+                    kept["leaf"] = (kept["alpha"] * kept["value"]).requires_grad_()
+                    rows = torch.cat([rows[:-1], kept["leaf"][None]])
+                return (rows.view(read.shape), *args[1:])
+
+            handle = site.module.register_forward_pre_hook(swap)
+            with torch.no_grad():
+                model.model(ids)
+            for step in range(1, 5):
+                kept["alpha"] = step / 4
+                probability = model.model(ids).logits[0, -1].softmax(-1)[text.ids[position]]
+                gradient = torch.autograd.grad(probability, kept["leaf"])[0]
+                expected[layer] += kept["value"] * gradient / 4 / len(text.target_ids)
+            handle.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_integral_adds_up_to_the_change_of_the_probability():
+    """Completeness: the attributions of one layer sum to P(all neurons) - P(none of that layer's)."""
+    model = language_model("llama")
+    editor = KnowledgeNeurons(layers=[1], steps=300)
+    text = model.encoder.encode("The capital of France is", "Rome")
+    first = text.target[0]
+    ids, token = torch.tensor([text.ids[:first]]), text.ids[first]
+    site = editor.sites(model)[0]
+
+    def probability(scale):
+        def hook(module, args):
+            read = args[0].clone()
+            read[:, -1] *= scale
+            return (read,)
+
+        handle = site.module.register_forward_pre_hook(hook)
+        with torch.no_grad():
+            value = float(model.model(ids).logits[0, -1].softmax(-1)[token])
+        handle.remove()
+        return value
+
+    from lightning_edit.tokenization import EncodedText
+
+    scores = editor._attribution(model, EncodedText(text.ids[:first], (first, first)), token, [site])
+    assert float(scores.sum()) == pytest.approx(probability(1.0) - probability(0.0), rel=0.02, abs=1e-7)
+
+
+def test_neurons_that_count_in_enough_prompts_are_chosen():
+    scores = torch.zeros(4, 2, 5)
+    scores[:, 0, 1] = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    scores[:3, 1, 2] = 0.5
+    scores[0, 1, 4] = 0.9
+    assert chosen_neurons(scores, 0.2, 0.7, 1, 5).tolist() == [[0, 1], [1, 2]]
+    # Too few: the share is lowered until there are three.
+    assert chosen_neurons(scores, 0.2, 0.7, 3, 5).tolist() == [[0, 1], [1, 2], [1, 4]]
+    # Too many: it is raised.
+    assert chosen_neurons(scores, 0.2, 0.7, 1, 1).tolist() == [[0, 1]]
+    # A weak neuron never counts.
+    scores[:, 0, 0] = 0.1
+    assert [0, 0] not in chosen_neurons(scores, 0.2, 0.7, 1, 5).tolist()
+
+
+def test_only_the_chosen_neurons_write_something_else():
+    model = language_model("llama")
+    editor = KnowledgeNeurons(steps=4)
+    edit = editor.edit(model, REQUESTS[:1])
+    weight = model.model.lm_head.weight
+    target = model.encoder.encode(REQUESTS[0].prompt, "Rome").target_ids
+    answer = model.encoder.encode(REQUESTS[0].prompt, "Paris").target_ids
+    written = 8 * weight[list(target)].mean(0) - weight[list(answer)].mean(0)
+    changed = 0
+    for delta in edit.deltas.values():
+        dense = delta.dense()
+        rows = (dense != 0).any(1)
+        changed += int(rows.sum())
+        torch.testing.assert_close(dense[rows], written.expand(int(rows.sum()), -1), rtol=1e-4, atol=1e-5)
+    assert 2 <= changed <= 5
+
+
+def test_signed_changes_push_towards_the_target():
+    model = language_model("llama")
+    settings = {"steps": 4, "at_most": 40, "threshold": 0.05}
+    plain = KnowledgeNeurons(**settings).edit(model, REQUESTS[:1])
+    signed = KnowledgeNeurons(**settings, signed=True).edit(model, REQUESTS[:1])
+    turned = 0
+    for site, delta in plain.deltas.items():
+        one, other = delta.dense(), signed.deltas[site].dense()
+        torch.testing.assert_close(one.abs(), other.abs())
+        turned += int(((one + other).abs().amax(1) < 1e-6)[(one != 0).any(1)].sum())
+    assert turned > 0
+
+
+def test_contexts_are_checked():
+    with pytest.raises(ConfigurationError, match="first template"):
+        KnowledgeNeurons(contexts=["Well. {}"])
