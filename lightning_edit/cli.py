@@ -12,6 +12,7 @@ _COMMANDS = {
     "predict": "what the model says to every probe; writes predictions.jsonl",
     "edit": "change facts with an editor, and save the change",
     "generate": "what the base and the edited model say, side by side",
+    "trace": "show by causal tracing where a model keeps facts",
     "merge": "write an edit into the weights and save a Hugging Face model",
 }
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")

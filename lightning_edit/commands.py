@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from lightning_edit.components import build
+from lightning_edit.data.known import read_known_facts
 from lightning_edit.data.reading import read_requests
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import KEY, load_editor, read_checkpoint
 from lightning_edit.edits import Edit, EditSequence, load_edit
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.files import replace_folder
+from lightning_edit.locate.tracing import TraceSettings
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.records import EditRequest
@@ -131,6 +133,56 @@ def merge(
         model.model.save_pretrained(temporary)
         model.tokenizer.save_pretrained(temporary)
     Console().print(f"merged model {folder}", soft_wrap=True)
+
+
+def trace(
+    prompt: str | None = None,
+    subject: str | None = None,
+    facts: str | None = None,
+    limit: int = 20,
+    output: str = "runs/trace",
+    noise: float = 3.0,
+    samples: int = 10,
+    window: int = 10,
+    severed: Literal["mlp", "attention"] | None = None,
+    seed: int = 0,
+    wandb: bool = False,
+    name_or_path: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Shows by causal tracing where a model keeps facts: numbers, pictures, and a layer to edit.
+
+    The subject's embeddings get noise, and single states, windows of MLP outputs and windows of attention outputs are
+    put back, at every token and layer (Meng et al. 2022).
+
+    Args:
+        prompt: A prompt whose next token is traced, such as "The capital of France is".
+        subject: What it is about, as it stands in the prompt.
+        facts: JSON file with a list of facts with subject and prompt (the known_1000 format), instead of the above;
+            only those are traced whose attribute, where they have one, the model says.
+        limit: Number of facts to trace.
+        output: Folder for the numbers (JSON) and the pictures (PNG).
+        noise: Standard deviation of the noise, in standard deviations of the subjects' embeddings.
+        samples: Noise samples.
+        window: Layers in a window of MLP or attention outputs.
+        severed: Keep these outputs at the restored token as they are under noise.
+        seed: Seed of the noise.
+        wandb: Send the pictures to W&B as well (offline unless a key is set).
+        name_or_path: Model; the bundled one if none is given.
+        dtype: Precision of the model; float32 if none is given.
+        device: Where to put the model.
+    """
+    from lightning_edit.locate.report import trace_facts
+
+    if (prompt is None) == (facts is None):
+        raise ConfigurationError("give either --prompt with --subject, or --facts with a JSON file")
+    model = load_language_model(**_given(name_or_path=name_or_path, dtype=dtype, device=device))
+    settings = TraceSettings(noise, samples, window, seed)
+    # A prompt's target is not used: the model's own answer is traced.
+    own = EditRequest(prompt, "-", subject, id="prompt") if prompt is not None else None
+    requests = [own] if own is not None else read_known_facts(str(facts))
+    trace_facts(model, requests, settings, Path(output), limit, severed, wandb)
 
 
 def show(model: LanguageModel, edit: Edit | EditSequence, prompts: Sequence[str], max_new_tokens: int) -> None:

@@ -20,7 +20,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.strip().splitlines()[-1] == "[]"
-    for command in ("fit", "validate", "test", "predict", "edit", "generate", "merge"):
+    for command in ("fit", "validate", "test", "predict", "edit", "generate", "merge", "trace"):
         assert f"\n  {command} " in output
 
 

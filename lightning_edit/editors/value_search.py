@@ -274,7 +274,8 @@ class _Search:
 
 def _noting(place: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        seen[place] = first_tensor(output)
+        # A copy: some blocks add the attention's output to the MLP's in place.
+        seen[place] = first_tensor(output).clone()
 
     return hook
 

@@ -56,7 +56,8 @@ def tapped(taps: Mapping[str, Tap], seen: dict[str, Tensor]) -> Iterator[None]:
 def _seeing(name: str, side: Side, seen: dict[str, Tensor]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
-        seen[name] = first_tensor(given if side == "input" else output)
+        # A copy: some blocks add the attention's output to the MLP's in place.
+        seen[name] = first_tensor(given if side == "input" else output).clone()
 
     return hook
 

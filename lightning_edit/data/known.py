@@ -1,0 +1,43 @@
+"""Facts for causal tracing, in the known_1000 format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lightning_edit.errors import DataFormatError, RequestError, SourceNotFoundError
+from lightning_edit.records import EditRequest
+
+
+def read_known_facts(path: str | Path) -> list[EditRequest]:
+    """Reads a list of facts with subject and prompt, and attribute where there is one.
+
+    The request's target is the attribute; a fact without one has the placeholder "-", since tracing looks at what the
+    model says itself.
+
+    Raises:
+        SourceNotFoundError: If there is no such file.
+        DataFormatError: If it is not such a list; the message names the record and the field.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise SourceNotFoundError(f"{path}: no such file; pass a JSON file with a list of facts")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataFormatError(f"not JSON ({error})", path) from error
+    if not isinstance(content, list):
+        raise DataFormatError(f"expected a list of facts, found {type(content).__name__}", path)
+    return [_fact(path, number, fact) for number, fact in enumerate(content)]
+
+
+def _fact(path: Path, number: int, fact: object) -> EditRequest:
+    if not isinstance(fact, dict):
+        raise DataFormatError(f"expected an object, found {type(fact).__name__}", path, number)
+    for name in ("subject", "prompt"):
+        if not isinstance(fact.get(name), str):
+            raise DataFormatError("expected a text", path, number, name)
+    try:
+        return EditRequest(fact["prompt"], fact.get("attribute") or "-", fact["subject"], id=str(number))
+    except RequestError as error:
+        raise DataFormatError(str(error), path, number) from error

@@ -1,0 +1,1 @@
+"""Where a model keeps a fact: causal tracing, and its pictures."""

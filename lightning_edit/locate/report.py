@@ -1,0 +1,126 @@
+"""Traces facts and writes what was found: numbers, pictures, a suggestion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.files import write_json
+from lightning_edit.locate.picture import draw_averages, draw_trace
+from lightning_edit.locate.tracing import (
+    Trace,
+    TraceSettings,
+    average_effects,
+    embedding_deviation,
+    suggested_layer,
+    trace_fact,
+)
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.records import EditRequest
+
+PICTURES = 5
+"""Facts with a picture of their own, where many are traced."""
+
+
+def trace_facts(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    settings: TraceSettings,
+    folder: Path,
+    limit: int,
+    severed: Literal["mlp", "attention"] | None = None,
+    to_wandb: bool = False,
+) -> list[Trace]:
+    """Traces the facts that the model knows, and writes traces.json, pictures, and averages of several facts.
+
+    Raises:
+        ConfigurationError: If the model knows none of the facts.
+    """
+    deviation = embedding_deviation(model, requests)
+    known = [request for request in requests if _knows(model, request)] if len(requests) > 1 else list(requests)
+    if not known:
+        raise ConfigurationError(f"facts: {model.name} says the attribute of none of the {len(requests)} facts")
+    traces, pictures = [], []
+    for number, request in enumerate(tqdm(known[:limit], desc="facts", disable=len(known) < 2)):
+        found = trace_fact(model, request, settings, deviation, severed)
+        traces.append(found)
+        if number < PICTURES:
+            pictures.append(draw_trace(found, folder / f"trace-{request.id}.png", settings.window))
+    layer = suggested_layer(traces)
+    write_json(folder / "traces.json", _content(model, requests, known, settings, severed, deviation, traces, layer))
+    if len(traces) > 1:
+        pictures.append(draw_averages(traces, folder / "averages.png"))
+    if to_wandb:
+        _send(pictures)
+    console = Console()
+    console.print(f"traced {len(traces)} of {len(known)} facts that the model says, of {len(requests)} given")
+    console.print(
+        f"suggested layer  {layer}: there MLP outputs at the subject's last token restore the answer most "
+        f"(window of {settings.window}, mean of {len(traces)} fact{'s' * (len(traces) > 1)})"
+    )
+    for path in (folder / "traces.json", *pictures):
+        console.print(f"written          {path}", soft_wrap=True)
+    return traces
+
+
+def _knows(model: LanguageModel, request: EditRequest) -> bool:
+    """Whether the model's next tokens begin the fact's attribute."""
+    if request.target == "-":
+        return True
+    [score] = model.score([request.prompt], [request.target])
+    return score.predicted_ids[0] == score.target_ids[0]
+
+
+def _content(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    known: Sequence[EditRequest],
+    settings: TraceSettings,
+    severed: str | None,
+    deviation: float,
+    traces: Sequence[Trace],
+    layer: int,
+) -> dict[str, Any]:
+    averages = {
+        kind: {
+            role: {"mean": mean.tolist(), "band": band.tolist()}
+            for role, (mean, band) in average_effects(traces, kind).items()
+        }
+        for kind in traces[0].restored
+    }
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint.digest,
+        "settings": {**vars(settings), "severed": severed, "embedding_deviation": deviation},
+        "counts": {"given": len(requests), "known": len(known), "traced": len(traces)},
+        "suggested_layer": layer,
+        "averages": averages,
+        "facts": [
+            {
+                "prompt": request.prompt,
+                "subject": request.subject,
+                "answer": trace.answer,
+                "tokens": trace.tokens,
+                "roles": trace.roles(),
+                "clean": trace.clean,
+                "corrupted": trace.corrupted,
+                "restored": {kind: values.tolist() for kind, values in trace.restored.items()},
+            }
+            for request, trace in zip(known, traces, strict=False)
+        ],
+    }
+
+
+def _send(pictures: Sequence[Path]) -> None:
+    import wandb
+
+    from lightning_edit.callbacks.loggers import WandbDashboard
+
+    run: Any = WandbDashboard(name="trace").experiment
+    run.log({f"trace/{path.stem}": wandb.Image(str(path)) for path in pictures})
+    run.finish()

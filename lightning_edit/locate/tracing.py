@@ -1,0 +1,279 @@
+"""Causal tracing (Meng et al. 2022, arXiv 2202.05262, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_edit.editors.prompts import in_context
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.record import Tap, as_rows, first_tensor, tapped
+from lightning_edit.records import EditRequest
+from lightning_edit.tokenization import EncodedText, TokenBatch
+
+Restored = Literal["state", "mlp", "attention"]
+"""What is put back: a block's whole output, or what its MLP or its attention adds."""
+ROLES = ("first subject", "middle subject", "last subject", "next", "further", "last")
+"""Roles of tokens over which effects are averaged, as in the paper's figure 2."""
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """How facts are traced.
+
+    Args:
+        noise: Standard deviation of the noise on the subject's embeddings, in standard deviations of the subjects'
+            embeddings (the paper's 3).
+        samples: Noise samples (the paper's 10).
+        window: Layers around a cell whose MLP or attention output is put back (the paper's 10).
+        seed: Seed of the noise.
+        tokens_per_batch: Tokens in one forward pass.
+    """
+
+    noise: float = 3.0
+    samples: int = 10
+    window: int = 10
+    seed: int = 0
+    tokens_per_batch: int = 4096
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What tracing found for one fact.
+
+    Args:
+        tokens: The prompt's tokens, as text.
+        subject: First and last (exclusive) subject token.
+        answer: The answer's first token, as text.
+        clean: Its probability without noise.
+        corrupted: Its mean probability with noise on the subject.
+        restored: For each of "state", "mlp" and "attention", (T, L) its mean probability with noise, what the cell
+            stands for being put back.
+    """
+
+    tokens: list[str]
+    subject: tuple[int, int]
+    answer: str
+    clean: float
+    corrupted: float
+    restored: dict[str, Tensor]
+
+    def roles(self) -> list[str]:
+        """The role of each token."""
+        start, end = self.subject
+        names = []
+        for at in range(len(self.tokens)):
+            if start <= at < end:
+                names.append("last subject" if at == end - 1 else "first subject" if at == start else "middle subject")
+            elif at == len(self.tokens) - 1:
+                names.append("last")
+            elif at == end:
+                names.append("next")
+            else:
+                names.append("further" if at > end else "before")
+        return names
+
+    def effects(self, kind: str) -> Tensor:
+        """(T, L) the indirect effect: restored minus corrupted probability."""
+        return self.restored[kind] - self.corrupted
+
+
+def embedding_deviation(model: LanguageModel, requests: Sequence[EditRequest]) -> float:
+    """Standard deviation of the embeddings of all subject tokens."""
+    embeddings: Any = model.model.get_input_embeddings()
+    found = []
+    for request in requests:
+        text = in_context(model, request, "{}")
+        start, end = text.subject or (0, 0)
+        found.append(embeddings(torch.tensor(text.ids[start:end], device=model.device)).detach().float())
+    return float(torch.cat(found).std())
+
+
+@torch.no_grad()
+def trace_fact(
+    model: LanguageModel,
+    request: EditRequest,
+    settings: TraceSettings,
+    deviation: float,
+    severed: Literal["mlp", "attention"] | None = None,
+    kinds: Sequence[Restored] = get_args(Restored),
+) -> Trace:
+    """Traces one fact: noise on the subject's embeddings, single states put back, at every token and layer.
+
+    Args:
+        model: The model.
+        request: Prompt and subject; its target is ignored: the answer is what the model says without noise.
+        settings: How to trace.
+        deviation: See :func:`embedding_deviation`.
+        severed: Keep the MLPs' (or the attention's) outputs at the restored token as they are under noise, so that
+            their part in carrying the state on can be seen (the paper's figure 3).
+        kinds: What is put back.
+    """
+    return _Tracer(model, request, settings, deviation, severed).run(kinds)
+
+
+class _Tracer:
+    """Tracing of one fact, in batches of cells."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        request: EditRequest,
+        settings: TraceSettings,
+        deviation: float,
+        severed: str | None,
+    ) -> None:
+        self.model, self.settings, self.severed = model, settings, severed
+        self.text: EncodedText = in_context(model, request, "{}")
+        start, end = self.text.subject or (0, 0)
+        if start == end:
+            raise ConfigurationError(f"the request {request.prompt!r} has no subject to put noise on")
+        self.subject = slice(start, end)
+        depth = len(model.layer_map)
+        maps = model.layer_map
+        self.taps = {
+            "state": [Tap(maps.block(layer), "output", layer) for layer in range(depth)],
+            "mlp": [Tap(maps.site(layer).module, "output", layer) for layer in range(depth)],
+            "attention": [Tap(maps.attention_site(layer).module, "output", layer) for layer in range(depth)],
+        }
+        generator = torch.Generator().manual_seed(settings.seed)
+        embeddings: Any = model.model.get_input_embeddings()
+        size = embeddings.weight.shape[1]
+        shape = (settings.samples, end - start, size)
+        # The same noise for every cell, so that cells can be compared.
+        noise = torch.randn(shape, generator=generator) * settings.noise * deviation
+        self.noise = noise.to(device=model.device, dtype=embeddings.weight.dtype)
+        self.answer = -1
+
+    def run(self, kinds: Sequence[Restored]) -> Trace:
+        ids = self.text.ids
+        wanted = {f"{kind}.{layer}": tap for kind, taps in self.taps.items() for layer, tap in enumerate(taps)}
+        seen: dict[str, Tensor] = {}
+        with tapped(wanted, seen):
+            clean = self._last_probabilities(self._batch(1))[0]
+        self.answer = int(clean.argmax())
+        self.clean = {name: as_rows(value, torch.Size((1, len(ids))))[0] for name, value in seen.items()}
+        noisy: dict[str, Tensor] = {}
+        with self._noisy(self.settings.samples), tapped(wanted, noisy):
+            corrupted = self._last_probabilities(self._batch(self.settings.samples))[:, self.answer]
+        shape = torch.Size((self.settings.samples, len(ids)))
+        self.noisy = {name: as_rows(value, shape) for name, value in noisy.items()}
+        restored: dict[str, Tensor] = {kind: self._restored(kind) for kind in kinds}
+        tokens = [str(self.model.tokenizer.decode([id])) for id in ids]
+        answer = str(self.model.tokenizer.decode([self.answer]))
+        span = (self.subject.start, self.subject.stop)
+        return Trace(tokens, span, answer, float(clean[self.answer]), float(corrupted.mean()), restored)
+
+    def _batch(self, rows: int) -> TokenBatch:
+        return self.model.encoder.collate([self.text] * rows, padding_side="right").to(self.model.device)
+
+    def _last_probabilities(self, batch: TokenBatch) -> Tensor:
+        """(R, V) probabilities behind the prompt."""
+        last = torch.zeros_like(batch.answer_mask)
+        last[:, -1] = True
+        return self.model.head_logits(batch, last)[0].float().softmax(-1)
+
+    @contextmanager
+    def _noisy(self, rows: int) -> Iterator[None]:
+        """Adds the noise to the subject's embeddings, sample after sample."""
+        noise = self.noise.repeat(rows // len(self.noise), 1, 1)
+
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            changed = output.clone()
+            changed[:, self.subject] += noise
+            return changed
+
+        embeddings: Any = self.model.model.get_input_embeddings()
+        handle = embeddings.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _restored(self, kind: Restored) -> Tensor:
+        """(T, L) mean probability of the answer with a cell put back."""
+        length, depth = len(self.text.ids), len(self.model.layer_map)
+        cells = [(at, layer) for at in range(length) for layer in range(depth)]
+        size = max(self.settings.tokens_per_batch // (length * self.settings.samples), 1)
+        found: list[Tensor] = []
+        for start in range(0, len(cells), size):
+            chunk = cells[start : start + size]
+            rows = len(chunk) * self.settings.samples
+            with self._noisy(rows), self._patched(kind, chunk):
+                values = self._last_probabilities(self._batch(rows))[:, self.answer]
+            found.append(values.view(len(chunk), -1).mean(1))
+        return torch.cat(found).view(length, depth).cpu()
+
+    @contextmanager
+    def _patched(self, kind: Restored, cells: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """Puts back what each cell stands for, in the cell's own rows."""
+        with ExitStack() as stack:
+            for layer in range(len(self.model.layer_map)):
+                mine = [index for index, (_, own) in enumerate(cells) if layer in self._layers(kind, own)]
+                if mine:
+                    self._patch(stack, self.taps[kind][layer], mine, cells, self.clean[f"{kind}.{layer}"][None])
+                above = [index for index, (_, own) in enumerate(cells) if layer > own]
+                if self.severed and above:
+                    tap = self.taps[self.severed][layer]
+                    self._patch(stack, tap, above, cells, self.noisy[f"{self.severed}.{layer}"])
+            yield
+
+    def _layers(self, kind: Restored, layer: int) -> range:
+        """The layers that a cell puts back: its own, or a window around it."""
+        if kind == "state":
+            return range(layer, layer + 1)
+        half = self.settings.window // 2
+        return range(max(layer - half, 0), min(layer - half + self.settings.window, len(self.model.layer_map)))
+
+    def _patch(
+        self,
+        stack: ExitStack,
+        tap: Tap,
+        mine: Sequence[int],
+        cells: Sequence[tuple[int, int]],
+        values: Tensor,
+    ) -> None:
+        """Sets a tap's output at the token of some cells to ``values[:, token]``, (1 or samples, T, D)."""
+        samples = self.settings.samples
+        shape = torch.Size((len(cells) * samples, len(self.text.ids)))
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            own = first_tensor(output)
+            changed = as_rows(own, shape).clone()
+            for index in mine:
+                changed[index * samples : (index + 1) * samples, cells[index][0]] = values[:, cells[index][0]]
+            changed = changed.reshape(own.shape)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        stack.callback(tap.module.register_forward_hook(hook).remove)
+
+
+def average_effects(traces: Sequence[Trace], kind: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each role of tokens, (L) mean indirect effect over facts and (L) half width of its 95 % confidence band.
+
+    Roles that no fact has are left out; a fact's tokens of one role are averaged first.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for trace in traces:
+        roles, effects = trace.roles(), trace.effects(kind)
+        for role in set(roles):
+            rows = [at for at, own in enumerate(roles) if own == role]
+            found.setdefault(role, []).append(effects[rows].mean(0))
+    averages = {}
+    for role in ROLES:
+        if role in found:
+            values = torch.stack(found[role])
+            spread = values.std(0) if len(values) > 1 else torch.zeros_like(values[0])
+            averages[role] = (values.mean(0), 1.96 * spread / len(values) ** 0.5)
+    return averages
+
+
+def suggested_layer(traces: Sequence[Trace]) -> int:
+    """The layer whose MLP window has the largest mean effect at the subject's last token (the paper's early site)."""
+    return int(average_effects(traces, "mlp")["last subject"][0].argmax())

@@ -1,0 +1,192 @@
+"""Causal tracing against one forward pass at a time, for every cell, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+
+from lightning_edit.cli import main
+from lightning_edit.data.known import read_known_facts
+from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
+from lightning_edit.locate.tracing import (
+    Trace,
+    TraceSettings,
+    average_effects,
+    embedding_deviation,
+    suggested_layer,
+    trace_fact,
+)
+from lightning_edit.records import EditRequest
+from tests.testers import assert_untouched, state
+from tests.tiny_models import FAMILIES, language_model
+
+REQUEST = EditRequest("The capital of South America is", "-", "South America")
+SETTINGS = TraceSettings(noise=3.0, samples=3, window=2, seed=4, tokens_per_batch=200)
+
+
+def plain(model, request, settings, deviation, kind, at, layers, severed=None, above=None):
+    """The mean probability of the answer, one noise sample at a time, with hooks written anew."""
+    text = model.encoder.encode(request.prompt, "", request.subject_span)
+    ids, (start, end) = torch.tensor([text.ids]), text.subject
+    modules = {
+        "state": lambda layer: model.layer_map.block(layer),
+        "mlp": lambda layer: model.layer_map.site(layer).module,
+        "attention": lambda layer: model.layer_map.attention_site(layer).module,
+    }
+    generator = torch.Generator().manual_seed(settings.seed)
+    size = model.model.get_input_embeddings().weight.shape[1]
+    noise = torch.randn(settings.samples, end - start, size, generator=generator) * settings.noise * deviation
+
+    def run(sample, put_back):
+        handles, seen = [], {}
+
+        def embed(module, args, output):
+            output = output.clone()
+            output[:, start:end] += noise[sample]
+            return output
+
+        if sample is not None:
+            handles.append(model.model.get_input_embeddings().register_forward_hook(embed))
+        for name, value in put_back.items():
+            which, layer = name
+
+            def patch(module, args, output, value=value):
+                own = (output[0] if isinstance(output, tuple) else output).clone()
+                own.view(-1, own.shape[-1])[at] = value
+                return (own, *output[1:]) if isinstance(output, tuple) else own
+
+            handles.append(modules[which](layer).register_forward_hook(patch))
+        for which in modules:
+            for layer in range(len(model.layer_map)):
+
+                def note(module, args, output, name=(which, layer)):
+                    own = output[0] if isinstance(output, tuple) else output
+                    seen[name] = own.reshape(-1, own.shape[-1]).clone()
+
+                handles.append(modules[which](layer).register_forward_hook(note))
+        probabilities = model.model(ids).logits[0, -1].softmax(-1)
+        for handle in handles:
+            handle.remove()
+        return probabilities, seen
+
+    clean, states = run(None, {})
+    answer = int(clean.argmax())
+    values = []
+    for sample in range(settings.samples):
+        _, noisy = run(sample, {})
+        put_back = {(kind, layer): states[kind, layer][at] for layer in layers}
+        if severed:
+            put_back |= {(severed, layer): noisy[severed, layer][at] for layer in above}
+        values.append(float(run(sample, put_back)[0][answer]))
+    return sum(values) / len(values), float(clean[answer])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_cell_is_that_of_a_plain_loop(family):
+    model = language_model(family)
+    before = state(model)
+    deviation = embedding_deviation(model, [REQUEST])
+    found = trace_fact(model, REQUEST, SETTINGS, deviation)
+    corrupted, clean = plain(model, REQUEST, SETTINGS, deviation, "state", 0, [])
+    assert found.clean == pytest.approx(clean, rel=1e-4)
+    assert found.corrupted == pytest.approx(corrupted, rel=1e-3, abs=1e-7)
+    last = found.subject[1] - 1
+    for at, layer in ((last, 0), (last, 2), (len(found.tokens) - 1, 1), (0, 1)):
+        window = [own for own in (layer - 1, layer) if own >= 0]
+        for kind, layers in (("state", [layer]), ("mlp", window), ("attention", window)):
+            expected, _ = plain(model, REQUEST, SETTINGS, deviation, kind, at, layers)
+            assert float(found.restored[kind][at, layer]) == pytest.approx(expected, rel=1e-3, abs=1e-7), (kind, at)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("severed", ["mlp", "attention"])
+@torch.no_grad()
+def test_severed_outputs_stay_as_they_are_under_noise(severed):
+    model = language_model("llama")
+    deviation = embedding_deviation(model, [REQUEST])
+    found = trace_fact(model, REQUEST, SETTINGS, deviation, severed, kinds=("state",))
+    whole = trace_fact(model, REQUEST, SETTINGS, deviation, kinds=("state",))
+    last = found.subject[1] - 1
+    expected, _ = plain(model, REQUEST, SETTINGS, deviation, "state", last, [0], severed, [1, 2])
+    assert float(found.restored["state"][last, 0]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    assert not torch.allclose(found.restored["state"], whole.restored["state"], rtol=1e-3)
+
+
+def test_restoring_the_last_state_of_the_last_token_restores_the_answer():
+    model = language_model("llama")
+    found = trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
+    assert float(found.restored["state"][-1, -1]) == pytest.approx(found.clean, rel=1e-4)
+
+
+def made(effects, roles_of=("The", " South", " America", " is", " it")):
+    shape = (len(roles_of), 4)
+    restored = {kind: torch.full(shape, 0.1) + effects for kind in ("state", "mlp", "attention")}
+    return Trace(list(roles_of), (1, 3), "x", 0.9, 0.1, restored)
+
+
+def test_roles_and_averages():
+    first = made(torch.arange(20.0).view(5, 4) / 100)
+    assert first.roles() == ["before", "first subject", "last subject", "next", "last"]
+    second = made(torch.zeros(5, 4))
+    averages = average_effects([first, second], "mlp")
+    assert list(averages) == ["first subject", "last subject", "next", "last"]
+    mean, band = averages["last subject"]
+    torch.testing.assert_close(mean, torch.tensor([0.04, 0.045, 0.05, 0.055]))
+    values = torch.tensor([[0.08, 0.0], [0.09, 0.0], [0.1, 0.0], [0.11, 0.0]])
+    torch.testing.assert_close(band, 1.96 * values.std(1) / 2**0.5)
+    assert suggested_layer([first, second]) == 3
+    assert average_effects([first], "mlp")["next"][1].tolist() == [0.0] * 4
+
+
+def test_a_request_without_a_subject_cannot_be_traced():
+    from lightning_edit.errors import RequestError
+
+    model = language_model("llama")
+    with pytest.raises((ConfigurationError, RequestError), match="no subject"):
+        trace_fact(model, EditRequest("The capital is", "-"), SETTINGS, 1.0)
+
+
+def test_the_command_writes_numbers_and_pictures(tiny_folder, tmp_path, capsys):
+    fact = ["--prompt", "The capital of France is", "--subject", "France"]
+    arguments = ["trace", "--name_or_path", str(tiny_folder), "--samples", "2", "--window", "2"]
+    assert main([*arguments, *fact, "--output", str(tmp_path / "one")]) == 0
+    assert "suggested layer" in capsys.readouterr().out
+    assert (tmp_path / "one" / "trace-prompt.png").read_bytes().startswith(b"\x89PNG")
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps([
+        {"subject": "France", "prompt": "The capital of France is"},
+        {"subject": "Brazil", "prompt": "On which continent is Brazil? It is"},
+    ]))  # fmt: skip
+    assert main([*arguments, "--facts", str(facts), "--output", str(tmp_path / "two"), "--wandb", "true"]) == 0
+    content = json.loads((tmp_path / "two" / "traces.json").read_text())
+    assert content["counts"] == {"given": 2, "known": 2, "traced": 2}
+    assert len(content["averages"]["mlp"]["last subject"]["mean"]) == 3
+    assert (tmp_path / "two" / "averages.png").exists()
+    assert main([*arguments, "--output", str(tmp_path / "three")]) == 1
+    assert "--prompt with --subject, or --facts" in capsys.readouterr().err
+
+
+def test_facts_that_the_model_does_not_say_are_left_out(tiny_folder, tmp_path, capsys):
+    facts = tmp_path / "facts.json"
+    fact = {"subject": "France", "prompt": "The capital of France is", "attribute": "zzz"}
+    facts.write_text(json.dumps([fact, fact]))
+    assert main(["trace", "--name_or_path", str(tiny_folder), "--facts", str(facts), "--output", str(tmp_path)]) == 1
+    assert "says the attribute of none of the 2 facts" in capsys.readouterr().err
+
+
+def test_broken_files_of_facts(tmp_path, benchmark_data):
+    path = tmp_path / "facts.json"
+    for content, message in (
+        ("{}", "expected a list"),
+        ("[3]", "record 0: expected an object"),
+        ('[{"subject": "a"}]', "record 0, field 'prompt'"),
+        ("nonsense", "not JSON"),
+        ('[{"subject": "b", "prompt": "a"}]', "record 0: the subject"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataFormatError, match=message):
+            read_known_facts(path)
+    with pytest.raises(SourceNotFoundError, match="no such file"):
+        read_known_facts(tmp_path / "none.json")
+    assert len(read_known_facts(next(benchmark_data.rglob("known_1000.json")))) == 1209
