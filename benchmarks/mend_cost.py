@@ -64,7 +64,7 @@ def main() -> None:
         "base_model_loaded_bytes": base,
         "peak_bytes": peak_memory(),
         "editor_gradient_and_optimizer_bytes": state,
-        "trunk.store.bytes": trunk.bytes,
+        "trunk_bytes": trunk.store.bytes,
     }
     module._kept = None
     result["share_in_base_model"] = share_in_base_model(module, batches, optimizer)

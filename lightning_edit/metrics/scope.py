@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
-from torchmetrics.wrappers.abstract import WrapperMetric
 
 from lightning_edit.metrics.base import OutcomeMetric
 from lightning_edit.records import EditOutcome, ProbeKind
@@ -64,25 +64,29 @@ def scope_curve(outcomes: Sequence[EditOutcome]) -> list[dict[str, float]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-class _ScopeArea(WrapperMetric):
+class _ScopeArea(Metric):
     """An area under a curve of the scope classifier over all outcomes; NaN where no edit chose."""
 
     higher_is_better = True
     full_state_update = False
+    count: Tensor
 
     def __init__(self, area: BinaryAUROC | BinaryAveragePrecision) -> None:
         super().__init__()
         self.area = area
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, outcomes: Sequence[EditOutcome]) -> None:
         """Adds outcomes; those without a route are passed over."""
         probabilities, labels = scope_labels(outcomes)
+        self.count += len(labels)
         if len(labels):
             self.area.update(probabilities.to(self.area.device), labels.to(self.area.device))
 
     def compute(self) -> Tensor:
         """() the area."""
-        if not self.area.update_called:
+        # The count is that of all processes here, so that all of them go the same way.
+        if float(self.count) == 0:
             return torch.tensor(float("nan"))
         area: Tensor = self.area.compute()
         return area

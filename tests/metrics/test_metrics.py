@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from lightning_edit import metrics as m
 from lightning_edit.functional.divergence import kl_divergence
-from lightning_edit.records import Answer, EditOutcome, Probe, ProbeKind
+from lightning_edit.records import Answer, EditOutcome, Probe, ProbeKind, Route
 
 TEXTS = ["Rome.", "Rome, the city", "in Rome", "Romeo", "Paris", "", "The Hague!\nmore", "rome is the capital of Italy"]
 
@@ -39,7 +39,12 @@ def outcomes(count=60, seed=0):
             references=rng.choice([(), ("Rome is the capital of Italy", "The city of Rome")]),
         )
         target = () if kind is ProbeKind.FLUENCY else tuple(rng.randint(0, 2) for _ in range(length))
-        found.append(EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), rng.choice([None, rng.random()])))
+        divergence = rng.choice([None, rng.random()])
+        # On the metrics' grid of thresholds, so that areas are exact.
+        probability = rng.randint(0, 100) / 100
+        route = rng.choice([None, Route(probability, probability >= 0.5)])
+        right = None if route is None else rng.random() < 0.7
+        found.append(EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), divergence, route, right))
     return found
 
 
@@ -98,6 +103,8 @@ REFERENCES = {
         else float(o.before.generation == o.after.generation)
     ),
     m.Divergence: lambda o, a: o.divergence,
+    m.ScopeHitRate: lambda o, a: None if o.route is None else float(o.route.probability >= 0.5),
+    m.ChosenEditAccuracy: lambda o, a: None if o.right_request is None else float(o.right_request),
 }
 
 
@@ -113,6 +120,48 @@ def reference(cls, found, kind=None, group=None, average="probe", side="after"):
         return sum(means) / len(means)
     everything = [x for v in values.values() for x in v]
     return sum(everything) / len(everything)
+
+
+def judged(found):
+    """(probability, in scope) of the outcomes that the router is judged by."""
+    kinds = {ProbeKind.EDIT_SUCCESS: 1, ProbeKind.GENERALIZATION: 1, ProbeKind.LOCALITY: 0}
+    return [(o.route.probability, kinds[o.probe.kind]) for o in found if o.route and o.probe.kind in kinds]
+
+
+def test_the_area_under_the_roc_curve_is_the_chance_of_the_right_order():
+    found = outcomes(200)
+    pairs = judged(found)
+    wins = [(p > q) + 0.5 * (p == q) for p, inside in pairs if inside for q, other in pairs if not other]
+    metric = m.ScopeAUROC()
+    assert math.isnan(float(metric.compute()))
+    for start in range(0, 200, 50):
+        metric.update(found[start : start + 50])
+    assert float(metric.compute()) == pytest.approx(sum(wins) / len(wins), abs=1e-5)
+    assert float(pickle.loads(pickle.dumps(metric)).compute()) == float(metric.compute())
+    metric.reset()
+    assert math.isnan(float(metric.compute()))
+
+
+def test_average_precision_and_the_curve_are_those_of_a_plain_count():
+    found = outcomes(200)
+    pairs = judged(found)
+    positives = sum(inside for _, inside in pairs)
+    area, last = 0.0, 0.0
+    for threshold in sorted({p for p, _ in pairs}, reverse=True):
+        hits = [inside for p, inside in pairs if p >= threshold]
+        recall = sum(hits) / positives
+        area += (recall - last) * sum(hits) / len(hits)
+        last = recall
+    metric = m.ScopeAveragePrecision()
+    metric.update(found)
+    assert float(metric.compute()) == pytest.approx(area, abs=1e-4)
+    for point in m.scope_curve(found)[1:100:7]:
+        hits = [inside for p, inside in pairs if p >= point["threshold"] - 1e-6]
+        assert point["recall"] == pytest.approx(sum(hits) / positives, abs=1e-6)
+        assert point["precision"] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
+        false = (len(hits) - sum(hits)) / (len(pairs) - positives)
+        assert point["false_hit_rate"] == pytest.approx(false, abs=1e-6)
+    assert m.scope_curve([]) == []
 
 
 @pytest.mark.parametrize("settings", [
@@ -139,6 +188,10 @@ def _share(rank, port, queue):
     found = outcomes(90)
     collection = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.EDIT_SUCCESS, "B")])
     collection.update(found[:69] if rank == 0 else found[69:])
+    # One process that saw no route at all must not leave the other one waiting.
+    area = m.ScopeAUROC()
+    area.update(found if rank == 0 else [])
+    queue.put((f"area {rank}", float(area.compute())))
     queue.put((rank, {name: float(value) for name, value in collection.compute().items()}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -152,7 +205,8 @@ def test_two_processes_with_uneven_shares_equal_one():
         port = free.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
     mp.spawn(_share, args=(port, queue), nprocs=2)
-    results = dict(queue.get() for _ in range(2))
+    results = dict(queue.get() for _ in range(4))
+    assert results["area 0"] == results["area 1"] > 0
     alone = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.EDIT_SUCCESS, "B")])
     alone.update(outcomes(90))
     expected = {name: float(value) for name, value in alone.compute().items()}
