@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,8 +28,8 @@ class MemoryEditing(TrainedEditing):
     """Trains SERAC's scope classifier and counterfactual model.
 
     The memory of a step holds the requests of its whole batch. A rephrase is in the scope of its own request (a
-    positive pair) and of no other (easy negatives); a locality prompt is in the scope of none (hard negatives against
-    the request that it belongs to, easy ones against the others).
+    positive pair) and of no other (easy negatives); a locality prompt is in the scope of none. Hard negatives are
+    another record's prompt with this record's subject in it: the same subject, asked about something else.
 
     Args:
         editor: SERAC.
@@ -40,6 +41,8 @@ class MemoryEditing(TrainedEditing):
             matching request, apart (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
             (1 - s) · p_base, s being the largest scope probability, on rephrases, and its divergence from the base on
             locality prompts; only where the counterfactual model has the base's tokens.
+        subject_negatives: Whether to make those hard negatives. Without them a classifier trained on unrelated locality
+            prompts learns to look at the subject alone.
         train_scope: Whether the scope classifier is trained.
         train_counterfactual: Whether the counterfactual model is trained.
         scope_weight: Weight of the classifier's loss; the counterfactual model's has weight one.
@@ -63,6 +66,7 @@ class MemoryEditing(TrainedEditing):
         validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
         objective: Literal["supervised", "mixed"] = "supervised",
+        subject_negatives: bool = True,
         train_scope: bool = True,
         train_counterfactual: bool = True,
         scope_weight: float = 1.0,
@@ -75,7 +79,7 @@ class MemoryEditing(TrainedEditing):
         super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk)
         if not (train_scope or train_counterfactual):
             raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
-        self.objective = objective
+        self.objective, self.subject_negatives = objective, subject_negatives
         self.train_scope, self.train_counterfactual = train_scope, train_counterfactual
         self.scope_weight = scope_weight
         self.learning_rate, self.scope_learning_rate = learning_rate, scope_learning_rate
@@ -103,14 +107,17 @@ class MemoryEditing(TrainedEditing):
         memory, first = lists_of_all_processes(batch.requests)
         own = [self._request_of(batch, row) for row in range(len(batch.outer_texts))]
         classifier = self.editor.parts.classifier
+        prompts = [prompt for prompt, _ in batch.outer_texts]
+        if self.subject_negatives and self.objective == "supervised":
+            prompts += hard_negatives(memory, range(first, first + len(batch.requests)))
         with torch.set_grad_enabled(self.train_scope):
             keys = classifier.remember([request.prompt for request in memory])
-            log_p = classifier.log_similarity([prompt for prompt, _ in batch.outer_texts], keys)
+            log_p = classifier.log_similarity(prompts, keys)
         values: dict[str, Tensor | float]
         if self.objective == "mixed":
             loss, values = self._mixed(batch, log_p, memory)
         else:
-            loss, values = self._supervised(batch, log_p, memory, [first + at for at in own])
+            loss, values = self._supervised(batch, log_p, prompts, memory, [first + at for at in own])
         if not bool(loss.isfinite()):
             raise NonFiniteError(f"the loss of the batch that begins with {batch.names[0]!r} is not finite")
         bars = ("loss", "edit_loss", "scope_loss", "locality_loss")
@@ -118,12 +125,12 @@ class MemoryEditing(TrainedEditing):
         return loss
 
     def _supervised(
-        self, batch: TrainingBatch, log_p: Tensor, memory: list[EditRequest], own: list[int]
+        self, batch: TrainingBatch, log_p: Tensor, prompts: list[str], memory: list[EditRequest], own: list[int]
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         loss = log_p.new_zeros(())
         values: dict[str, Tensor | float] = {}
         if self.train_scope:
-            in_scope, counted = _pairs(batch, memory, own)
+            in_scope, counted = _pairs(prompts, batch.rephrases, memory, own)
             positive, negative = scope_losses(log_p, in_scope.to(log_p.device), counted.to(log_p.device))
             scope = self._mean(positive) + self._mean(negative)
             loss = loss + self.scope_weight * scope
@@ -210,18 +217,54 @@ def _asked_about(requests: Sequence[EditRequest], text: tuple[str, str]) -> Edit
     return next((request for request in requests if request.target == text[1].strip()), requests[0])
 
 
-def _pairs(batch: TrainingBatch, memory: Sequence[EditRequest], own: Sequence[int]) -> tuple[Tensor, Tensor]:
+def hard_negatives(memory: Sequence[EditRequest], places: Iterable[int]) -> list[str]:
+    """For some of the requests, another one's prompt with their own subject in the place of that one's.
+
+    The other one is the next in the order of the prompts whose words, the subject's aside, are for the most part
+    others: with the same words it would be likely to ask for the same. The order does not depend on how requests are
+    divided between processes. A request without a subject, or without such another one, has none.
+
+    Args:
+        memory: All requests of the step.
+        places: Places of the requests that are wanted.
+    """
+    order = sorted(range(len(memory)), key=lambda place: (memory[place].prompt, memory[place].target))
+    found = []
+    for place in places:
+        own, at = memory[place], order.index(place)
+        for other in (memory[next] for next in (*order[at + 1 :], *order[:at])):
+            span = other.subject_span
+            if own.subject is not None and span is not None and _overlap(own, other) < 0.5:
+                found.append(other.prompt[: span[0]] + own.subject + other.prompt[span[1] :])
+                break
+    return found
+
+
+def _overlap(first: EditRequest, second: EditRequest) -> float:
+    """Share of the words of two prompts, without their subjects, that are in both."""
+    words = []
+    for request in (first, second):
+        start, end = request.subject_span or (0, 0)
+        rest = request.prompt[:start] + request.prompt[end:]
+        words.append(set(re.findall(r"\w+", rest.lower())))
+    return len(words[0] & words[1]) / max(len(words[0] | words[1]), 1)
+
+
+def _pairs(
+    prompts: Sequence[str], rephrases: int, memory: Sequence[EditRequest], own: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """(Q, M) bool: the pairs in scope, and those that are judged."""
-    in_scope = torch.zeros(len(batch.outer_texts), len(memory), dtype=torch.bool)
+    in_scope = torch.zeros(len(prompts), len(memory), dtype=torch.bool)
     counted = torch.ones_like(in_scope)
-    prompts = [request.prompt for request in memory]
-    for row, (prompt, _) in enumerate(batch.outer_texts):
-        if row < batch.rephrases:
+    remembered = [request.prompt for request in memory]
+    for row, prompt in enumerate(prompts):
+        asked = {prompt}
+        if row < rephrases:
             in_scope[row, own[row]] = True
-        asked = {prompt, prompts[own[row]]} if row < batch.rephrases else {prompt}
-        for at, remembered in enumerate(prompts):
+            asked.add(remembered[own[row]])
+        for at, text in enumerate(remembered):
             # The same prompt twice in a batch is neither in nor out of scope of the other one.
-            if remembered in asked and not in_scope[row, at]:
+            if text in asked and not in_scope[row, at]:
                 counted[row, at] = False
     return in_scope, counted
 

@@ -14,7 +14,8 @@ from lightning_edit.functional.scope import log_complement, scope_losses
 from lightning_edit.models import load_language_model
 from lightning_edit.models.counterfactual import given
 from lightning_edit.modules import MemoryEditing
-from lightning_edit.records import EditRecord
+from lightning_edit.modules.memory import hard_negatives
+from lightning_edit.records import EditRecord, EditRequest
 from tests.modules.test_training import write_config
 from tests.testers import REQUESTS
 from tests.tiny_models import language_model
@@ -60,7 +61,8 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module):
     loss = module.training_step(batch_of(module), 0)
     classifier, model = module.editor.parts.classifier, module.language_model
     positive, negative = [], []
-    for row, (prompt, _) in enumerate(REPHRASES + LOCALITY):
+    swapped = ["On which continent is France?", "On which continent is Germany?", "The capital of Brazil is"]
+    for row, prompt in enumerate([text for text, _ in REPHRASES + LOCALITY] + swapped):
         for column, request in enumerate(REQUESTS):
             distance = (classifier.embed([prompt]) - classifier.embed([request.prompt])).double().square().sum()
             p = torch.exp(-classifier.log_scale.exp() * distance)
@@ -70,7 +72,7 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module):
             nll(other, given(request, prompt), target)
             for request, (prompt, target) in zip(REQUESTS, REPHRASES, strict=True)
         ]
-    expected = sum(positive) / 3 + sum(negative) / 15 + sum(answers) / 3
+    expected = sum(positive) / 3 + sum(negative) / 24 + sum(answers) / 3
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
     assert set(module.logged) == {f"train/{name}" for name in (
         "loss", "scope_loss", "edit_loss", "hit_rate", "false_hit_rate",
@@ -78,6 +80,19 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module):
     loss.backward()
     assert all(parameter.grad is not None for parameter in module.editor.parameters())
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_hard_negatives_ask_something_else_about_the_same_subject():
+    # Not "What is the capital of France? It is", which has most of its words in common with France's own prompt.
+    expected = ["On which continent is France?", "On which continent is Germany?", "The capital of Brazil is"]
+    assert hard_negatives(REQUESTS, range(3)) == expected
+    # The same ones, however the requests are divided.
+    assert sorted(hard_negatives(REQUESTS[::-1], range(3))) == sorted(expected)
+    assert hard_negatives(REQUESTS, [1]) == expected[1:2]
+    plain = [EditRequest("Who wrote Faust?", "Rome", "Faust"), EditRequest("The capital is", "Rome")]
+    assert hard_negatives(plain, range(2)) == []
+    twins = [EditRequest(f"The capital of {name} is", "Rome", name) for name in ("France", "Spain")]
+    assert hard_negatives(twins, range(2)) == []
 
 
 def test_the_mixed_loss_is_that_of_a_plain_loop(module):
