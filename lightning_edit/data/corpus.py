@@ -190,8 +190,8 @@ def _from_hub(source: str, field: str, split: str) -> Iterator[str]:
         found = load_dataset(source, split=split, streaming=True)
     except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
         raise SourceNotFoundError(
-            f"the corpus {source!r} is neither a local file nor reachable on the Hub ({type(error).__name__}); pass a "
-            ".txt, .jsonl or .parquet file"
+            f"the corpus {source!r} is neither a local file nor reachable on the Hub ({type(error).__name__}: "
+            f"{error}); pass a .txt, .jsonl or .parquet file"
         ) from error
     yield from _texts(found, source, field)
 

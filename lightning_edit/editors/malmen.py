@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -143,7 +144,7 @@ class _Differences:
         return carrier
 
 
-class _Solution:
+class _Solution(ABC):
     """The solution of one site's normal equation.
 
     Args:
@@ -152,13 +153,13 @@ class _Solution:
 
     solution: Tensor
 
+    @abstractmethod
     def stacked(self, solution: Tensor) -> StackedDelta:
         """The changes made of (a copy of) the solution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def carry(self, gradient: Tensor) -> Tensor:
         """() carries the gradient of the solution into the editor's parameters."""
-        raise NotImplementedError
 
 
 class _Primal(_Solution):

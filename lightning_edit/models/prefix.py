@@ -180,6 +180,9 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
     try:
         short = SuffixPasses(model, texts, starts, layer)
         found = short.head_logits(rows, short.batch, _last(short.batch))
+    except torch.cuda.OutOfMemoryError:
+        # The whole texts need more memory still.
+        raise
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
         # Whatever a foreign cache raises, the whole texts can still be run.
         return _given_up(model, whole, repr(error))

@@ -96,7 +96,8 @@ def outer_gradients(
     the whole batch. The other arguments are those of :func:`outer_losses`.
     """
     rephrases = mean_over_processes(batch.rephrases, model.device)
-    localities = max(mean_over_processes(len(batch.locality_rows), model.device), 1.0 / len(batch.outer))
+    # Without locality prompts, in any process, their sum is zero and what it is divided by does not matter.
+    localities = mean_over_processes(len(batch.locality_rows), model.device) or 1.0
     edit = torch.zeros(batch.rephrases, device=model.device, dtype=proposal.leaves[0].dtype)
     locality = torch.zeros(len(batch.locality_rows), device=model.device, dtype=edit.dtype)
     gradients = [torch.zeros_like(leaf) for leaf in proposal.leaves]

@@ -193,8 +193,8 @@ class MemoryEditing(TrainedEditing):
 
     def _mean(self, losses: Tensor) -> Tensor:
         """The mean over the losses of all processes, such that averaged gradients are those of the whole."""
-        count = mean_over_processes(len(losses), losses.device)
-        return losses.sum() / max(count, 1e-9) if count else losses.sum()
+        # Without any loss, in any process, the sum is zero and what it is divided by does not matter.
+        return losses.sum() / (mean_over_processes(len(losses), losses.device) or 1.0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters that are trained, with a learning rate of their own for each part."""

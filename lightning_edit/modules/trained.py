@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,7 @@ class TrunkSettings:
     folder: str | None = None
 
 
-class TrainedEditing(EditingModule):
+class TrainedEditing(EditingModule, ABC):
     """Trains an editor with automatic optimisation: Adam, a warm-up, and a schedule of the learning rates.
 
     Args:
@@ -73,9 +74,9 @@ class TrainedEditing(EditingModule):
         self.trunk_settings = trunk
         self._kept: Trunk | None = None
 
+    @abstractmethod
     def lowest_layer(self) -> int:
         """The lowest block whose output training changes."""
-        raise NotImplementedError
 
     def trunk(self) -> Trunk:
         """The hidden states below the lowest block that training reaches."""

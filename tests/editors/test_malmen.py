@@ -30,7 +30,7 @@ class TestMALMENInTheOtherForm(TestMALMEN):
         monkeypatch.setattr(malmen, "_Dual", malmen._Primal)
 
 
-def made(model, primal=False, monkeypatch=None, **settings):
+def made(model, **settings):
     torch.manual_seed(0)
     editor = MALMEN(sites=[1, 2], rank=4, step_size=0.02, **settings)
     editor.setup(model)
