@@ -31,6 +31,7 @@ STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
 BATCH = 16
 JOINT = {"MALMEN": 64}
 """Records edited jointly, where it is not one."""
+STAGES = ("asking the unedited model, per record", "editing, per record", "asking the edited model, per record")
 
 
 def main() -> None:
@@ -98,21 +99,24 @@ def evaluate(
     done = {line["record"] for line in lines}
     joint = JOINT.get(type(editor).__name__, 1)
     size = max(BATCH, joint)
-    spent = {"editing, per record": 0.0, "evaluating, per record": 0.0}
+    spent = dict.fromkeys(STAGES, 0.0)
     measured = 0
     for at in range(0, len(records), size):
         chunk = records[at : at + size]
         if all(record.id in done for record in chunk):
             continue
         groups = [chunk[start : start + joint] for start in range(0, len(chunk), joint)]
-        start = time.perf_counter()
-        edits = editor.edit_each_group(
-            evaluator.model, [[request for record in group for request in record.requests] for group in groups]
-        )
-        edited = time.perf_counter()
-        outcomes = evaluator.evaluate(chunk, edits, [index // joint for index in range(len(chunk))])
+        begin = time.perf_counter()
+        with evaluator.prepared(editor, chunk):
+            start = time.perf_counter()
+            edits = editor.edit_each_group(
+                evaluator.model, [[request for record in group for request in record.requests] for group in groups]
+            )
+            edited = time.perf_counter()
+            outcomes = evaluator.evaluate(chunk, edits, [index // joint for index in range(len(chunk))])
+        spent["asking the unedited model, per record"] += start - begin
         spent["editing, per record"] += edited - start
-        spent["evaluating, per record"] += time.perf_counter() - edited
+        spent["asking the edited model, per record"] += time.perf_counter() - edited
         measured += len(chunk)
         fresh = [prediction(outcome, evaluator.model.encoder.decode) for outcome in outcomes]
         with path.open("a", encoding="utf-8") as file:

@@ -74,19 +74,20 @@ class TokenBatch:
         used = self.attention_mask[rows].any(0)
         return TokenBatch(**{name: value[rows][:, used] for name, value in vars(self).items()})
 
-    def chunks(self, tokens: int) -> Iterator[Tensor]:
-        """Divides the rows into parts of at most ``tokens`` padded tokens, rows of similar length together.
+    def chunks(self, tokens: int, enough: int | None = None) -> Iterator[Tensor]:
+        """Divides the rows into parts, rows of similar length together.
 
         Args:
-            tokens: The limit; a longer row is a part of its own.
+            tokens: Limit of a part's padded tokens; a longer row is a part of its own.
+            enough: See :func:`similar_lengths`.
 
         Yields:
-            (K) int64 rows of a part, ascending; all rows at once where they fit.
+            (K) int64 rows of a part, ascending; without ``enough`` all rows at once where they fit.
         """
-        if self.input_ids.numel() <= tokens:
+        if enough is None and self.input_ids.numel() <= tokens:
             yield torch.arange(len(self), device=self.input_ids.device)
             return
-        for part in similar_lengths(self.attention_mask.sum(1).tolist(), tokens):
+        for part in similar_lengths(self.attention_mask.sum(1).tolist(), tokens, enough=enough):
             yield torch.tensor(sorted(part), device=self.input_ids.device)
 
     @property
@@ -110,13 +111,21 @@ class TokenBatch:
         return self.target_mask.sum(1)
 
 
-def similar_lengths(lengths: Sequence[int], tokens: int, key: Sequence[int] | None = None) -> Iterator[list[int]]:
-    """Groups texts of similar length into batches of at most ``tokens`` padded tokens.
+_LONGER = 1.25
+"""A batch that is large enough takes no text that is so many times as long as its shortest one."""
+
+
+def similar_lengths(
+    lengths: Sequence[int], tokens: int, key: Sequence[int] | None = None, enough: int | None = None
+) -> Iterator[list[int]]:
+    """Groups texts of similar length into batches.
 
     Args:
         lengths: Length of each text.
-        tokens: The limit; a longer text is a batch of its own.
+        tokens: Limit of a batch's padded tokens; a longer text is a batch of its own.
         key: What to sort by before the length.
+        enough: A batch with so many padded tokens ends before a text that is much longer than its shortest one, which
+            saves padding; batches end at the limit alone if none are given.
 
     Yields:
         The indices of a batch.
@@ -125,8 +134,11 @@ def similar_lengths(lengths: Sequence[int], tokens: int, key: Sequence[int] | No
     batch: list[int] = []
     longest = 0
     for index in order:
+        padded = longest * len(batch)
         longest = max(longest, lengths[index])
-        if batch and longest * (len(batch) + 1) > tokens:
+        is_full = longest * (len(batch) + 1) > tokens
+        is_enough = enough is not None and padded >= enough and lengths[index] > _LONGER * lengths[batch[0]]
+        if batch and (is_full or is_enough):
             yield batch
             batch, longest = [], lengths[index]
         batch.append(index)

@@ -50,6 +50,10 @@ class Editor(nn.Module, ABC):
     def setup(self, model: LanguageModel) -> None:
         """Builds what depends on the model's shapes; called once before fitting, loading or editing."""
 
+    def lowest_layer(self, model: LanguageModel) -> int:
+        """The lowest block that the editor reads or changes; what lies below can be kept from the unedited model."""
+        return 0
+
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""

@@ -44,6 +44,10 @@ class GradientEditor(Editor):
         """The edit sites in ``model``, lowest layer first."""
         return model.layer_map.sites(self.sites)
 
+    def lowest_layer(self, model: LanguageModel) -> int:
+        """The block of the lowest edit site."""
+        return min(site.layer for site in self.edit_sites(model))
+
     @abstractmethod
     def stack(self, store: FactorStore) -> Mapping[str, StackedDelta]:
         """Turns gradient factors into the changes of independent edits, site by site."""

@@ -160,6 +160,10 @@ class LocateEditor(Editor):
     def default_layers(self, depth: int) -> list[int]:
         """Layers for a model that nothing is known of but its number of layers."""
 
+    def lowest_layer(self, model: LanguageModel) -> int:
+        """The lowest edited layer."""
+        return self.edited_layers(model)[0]
+
     def edited_layers(self, model: LanguageModel) -> list[int]:
         """The layers to edit, lowest first.
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_edit.functional.losses import target_nll
+from lightning_edit.functional.losses import mean_by_row
+from lightning_edit.models.head import token_losses
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.trunk import Trunk
@@ -55,23 +56,66 @@ def capture_factors(
     Returns:
         Site name to factors, and the (R) losses.
     """
+    with model.enable_grad_through():
+        passes = [
+            _run(trunk or model, batch.select(rows), rows, sites, positions)
+            for rows in batch.chunks(batch.input_ids.numel(), model.tokens_enough)
+        ]
+        read = torch.cat([own.read for own in passes])
+        ids = torch.cat([own.batch.target_ids for own in passes])
+        of_row = torch.cat([own.rows[own.batch.target_rows] for own in passes])
+        losses = mean_by_row(token_losses(model, read, ids), of_row, len(batch))
+        gradients = iter(
+            torch.autograd.grad(losses.sum(), [own.outputs[site.name] for own in passes for site in sites])
+        )
+    parts = [{site.name: own.factors(site.name, next(gradients)) for site in sites} for own in passes]
+    return {site.name: _joined([part[site.name] for part in parts]) for site in sites}, losses.detach()
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass over rows of similar length.
+
+    Args:
+        batch: The rows.
+        rows: (K) int64 which they are.
+        positions: (K, S) bool the tokens whose factors are wanted; None for all that have a gradient.
+        read: (N, hidden size) what the head reads at their answers' positions.
+        inputs: Site name to what the site reads.
+        outputs: Site name to what it writes.
+    """
+
+    batch: TokenBatch
+    rows: Tensor
+    positions: Tensor | None
+    read: Tensor
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def factors(self, site: str, gradient: Tensor) -> GradientFactors:
+        """The factors of one site, given the gradient with respect to its output."""
+        found = _chosen_tokens(self.inputs[site], gradient, self.batch.input_ids.shape, self.positions)
+        return GradientFactors(found.x, found.delta, self.rows[found.rows])
+
+
+def _run(
+    model: LanguageModel | Trunk, batch: TokenBatch, rows: Tensor, sites: Sequence[EditSite], positions: Tensor | None
+) -> _Pass:
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     handles = [site.module.register_forward_hook(_recording(site.name, inputs, outputs)) for site in sites]
     try:
-        with model.enable_grad_through():
-            logits = (trunk or model).answer_logits(batch)
-            losses = target_nll(logits, batch.target_ids, batch.target_rows, len(batch))
-            gradients = torch.autograd.grad(losses.sum(), [outputs[site.name] for site in sites])
+        read = model.head_inputs(batch, batch.answer_mask)
     finally:
         for handle in handles:
             handle.remove()
-    shape = batch.input_ids.shape
-    found = {
-        site.name: _chosen_tokens(inputs[site.name], gradient, shape, positions)
-        for site, gradient in zip(sites, gradients, strict=True)
-    }
-    return found, losses.detach()
+    own = None if positions is None else positions[rows][:, : batch.input_ids.shape[1]]
+    return _Pass(batch, rows, own, read, inputs, outputs)
+
+
+def _joined(parts: Sequence[GradientFactors]) -> GradientFactors:
+    columns = zip(*((part.x, part.delta, part.rows) for part in parts), strict=True)
+    return GradientFactors(*(torch.cat(column) for column in columns))
 
 
 def _recording(
@@ -82,7 +126,8 @@ def _recording(
         # The lowest site's output is where the graph begins.
         recorded = output if output.requires_grad else output.detach().requires_grad_()
         outputs[name] = recorded
-        return recorded
+        # Some architectures go on to change a site's output in place.
+        return recorded.clone()
 
     return hook
 

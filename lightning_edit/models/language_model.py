@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, TokenizationError
-from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
+from lightning_edit.models.head import rate
 from lightning_edit.models.layer_map import LayerMap
+from lightning_edit.models.skipping import skipped
 from lightning_edit.records import Route
 from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch, similar_lengths
 
@@ -76,6 +77,7 @@ class LanguageModel:
         self.name = name or str(model.config.name_or_path) or str(model.config.model_type)
         self.revision = revision
         self.tokens_per_batch = tokens_per_batch
+        self._block_returns: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -137,23 +139,27 @@ class LanguageModel:
         """Whether the model's forward has an argument for positions."""
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
-    @cached_property
+    @property
     def block_returns(self) -> int:
         """Length of the tuple that a block returns; 0 where it returns a tensor."""
-        seen: list[int] = []
+        if self._block_returns is None:
+            token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+            with torch.no_grad(), self._noting_what_blocks_return():
+                self.model(input_ids=token, use_cache=False)
+        return self._block_returns or 0
 
+    @contextmanager
+    def _noting_what_blocks_return(self) -> Iterator[None]:
         def note(module: object, args: object, output: Any) -> None:
-            seen.append(len(output) if isinstance(output, tuple) else 0)
+            self._block_returns = len(output) if isinstance(output, tuple) else 0
 
         handle = self.layer_map.blocks[0].register_forward_hook(note)
         try:
-            with torch.no_grad():
-                self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+            yield
         finally:
             handle.remove()
-        return seen[0]
 
-    def head_logits(self, batch: TokenBatch, positions: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def head_logits(self, batch: TokenBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
         """One forward pass with the language-model head on chosen positions only.
 
         The head's input is replaced where the model's own forward calls it, so whatever the model does with the
@@ -162,12 +168,11 @@ class LanguageModel:
         Args:
             batch: R rows of S tokens, on the model's device.
             positions: (R, S) bool, N of them true.
-            extra: (M, hidden size) head inputs kept from an earlier pass, replayed in the same call.
 
         Returns:
-            Logits (N + M, vocabulary) and the head's own inputs (N, hidden size).
+            Logits (N, vocabulary) and the head's own inputs (N, hidden size).
         """
-        return self.head_logits_of({**self.inputs(batch), "use_cache": False}, positions, extra)
+        return self.head_logits_of({**self.inputs(batch), "use_cache": False}, positions)
 
     def head_logits_of(
         self,
@@ -201,7 +206,53 @@ class LanguageModel:
             handle.remove()
         if outputs is not None:
             outputs.append(output)
-        return output.logits[0], seen[0]
+        # A view whose backward pass needs no second array of the logits' size.
+        return output.logits.squeeze(0), seen[0]
+
+    def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """(N, hidden size) what the head reads at chosen positions, without its logits; see :meth:`head_logits`."""
+        seen: list[Tensor] = []
+
+        def choose_none(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            seen.append(args[0][positions])
+            return (args[0][:1, :0], *args[1:])
+
+        head: Any = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(choose_none)
+        # Asked for here, because later there may be edits on the model that expect other rows.
+        noting = self._noting_what_blocks_return() if self._block_returns is None else nullcontext()
+        try:
+            with noting:
+                self.model(**self.inputs(batch), use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def logits_of(self, inputs: Tensor) -> Tensor:
+        """(N, vocabulary) the logits of (N, hidden size) head inputs, through whatever the model does with them.
+
+        The model's own forward runs on one token with the blocks left out, and the head reads ``inputs`` in its place.
+        """
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        nowhere = torch.zeros_like(token, dtype=torch.bool)
+        with skipped(self.layer_map.blocks, self.block_returns):
+            return self.head_logits_of({"input_ids": token, "use_cache": False}, nowhere, inputs)[0]
+
+    @property
+    def logits_at_once(self) -> int:
+        """Positions whose logits are computed in one product: 16 MB of float32 on a CPU, 512 MB elsewhere.
+
+        Larger arrays a CPU's allocator gives back to the system and asks for again each time, which takes longer than
+        computing them.
+        """
+        numbers = 2**22 if self.device.type == "cpu" else 2**27
+        embeddings: Any = self.model.get_output_embeddings()
+        return max(numbers // int(embeddings.weight.shape[0]), 1)
+
+    @property
+    def tokens_enough(self) -> int:
+        """Padded tokens from which on a forward pass is no faster for each of them: 256 on a CPU, 4,096 elsewhere."""
+        return 256 if self.device.type == "cpu" else 4096
 
     def inputs(self, batch: TokenBatch) -> dict[str, Tensor]:
         """A batch as arguments of the model's own forward."""
@@ -246,7 +297,9 @@ class LanguageModel:
         """
         encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         scores: dict[int, Score] = {}
-        for chunk in similar_lengths([len(text.ids) for text in encoded], self.tokens_per_batch):
+        for chunk in similar_lengths(
+            [len(text.ids) for text in encoded], self.tokens_per_batch, enough=self.tokens_enough
+        ):
             batch = self.encoder.collate([encoded[index] for index in chunk]).to(self.device)
             kept = [references[index] if references else None for index in chunk]
             with around(chunk) if around else nullcontext():
@@ -257,32 +310,26 @@ class LanguageModel:
     def _score_batch(
         self, batch: TokenBatch, texts: list[EncodedText], kept: list[Tensor | None], keep_head_input: bool
     ) -> list[Score]:
-        references = [reference for reference in kept if reference is not None]
-        extra = torch.cat(references) if references else None
-        logits, inputs = self.head_logits(batch, batch.answer_mask, extra)
-        count = inputs.shape[0]
-        own = logits[:count].float()
-        log_probs = own.log_softmax(-1).gather(-1, batch.target_ids[:, None])[:, 0].tolist()
-        predicted = own.argmax(-1).tolist()
-        scores, at, reference_at = [], 0, count
-        for text, reference in zip(texts, kept, strict=True):
-            end = at + len(text.target_ids)
-            divergence = None
-            if reference is not None:
-                reference_end = reference_at + len(reference)
-                divergence = float(kl_divergence(logits[reference_at:reference_end].float(), own[at:end]).mean())
-                reference_at = reference_end
-            scores.append(
-                Score(
-                    text.target_ids,
-                    tuple(predicted[at:end]),
-                    tuple(log_probs[at:end]),
-                    inputs[at:end].clone() if keep_head_input else None,
-                    divergence,
-                )
+        inputs = self.head_inputs(batch, batch.answer_mask)
+        lengths = [len(text.target_ids) for text in texts]
+        has_reference = [reference is not None for reference in kept]
+        compared = torch.tensor(has_reference).repeat_interleave(torch.tensor(lengths)).nonzero()[:, 0]
+        references = [reference.to(inputs) for reference in kept if reference is not None]
+        before = torch.cat(references) if references else inputs[:0]
+        ratings = rate(self, inputs, batch.target_ids, compared.to(inputs.device), before)
+        columns = (inputs, ratings.log_probs, ratings.predicted)
+        own = zip(*(column.split(lengths) for column in columns), strict=True)
+        changes = iter(ratings.divergences.split([n for n, asked in zip(lengths, has_reference, strict=True) if asked]))
+        return [
+            Score(
+                text.target_ids,
+                tuple(predicted.tolist()),
+                tuple(log_probs.tolist()),
+                read.clone() if keep_head_input else None,
+                float(next(changes).mean()) if asked else None,
             )
-            at = end
-        return scores
+            for text, (read, log_probs, predicted), asked in zip(texts, own, has_reference, strict=True)
+        ]
 
     @torch.no_grad()
     def generate(

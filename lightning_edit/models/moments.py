@@ -15,7 +15,7 @@ from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.record import Tap, tapped
-from lightning_edit.models.trunk import skipped
+from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import TokenBatch
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.trunk import Trunk, entering, skipped
+from lightning_edit.models.skipping import entering, skipped
+from lightning_edit.models.trunk import Trunk
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
 _TOLERANCE = 1e-3
@@ -52,7 +53,7 @@ class Passes:
             (N, vocabulary).
         """
         states = None if self.states is None else self.states[rows, : batch.input_ids.shape[1]]
-        return self.trunk.head_logits(batch, positions, states=states)[0]
+        return self.trunk.head_logits(batch, positions, states)
 
 
 class SuffixPasses(Passes):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.trunk import skipped
+from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import EncodedText, similar_lengths
 
 Side = Literal["input", "output"]

@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk_store import (
     Entry,
     Identity,
@@ -36,53 +37,7 @@ _LOG = logging.getLogger(__name__)
 _GROUP = 32
 """Texts in one forward pass of :meth:`Trunk.fill`."""
 _TOLERANCE = 1e-3
-"""Largest relative difference of logits between the short and the full forward pass that counts as rounding."""
-
-
-@contextmanager
-def skipped(blocks: Sequence[nn.Module], returns: int) -> Iterator[None]:
-    """Lets blocks pass on what they are given, for the length of the context.
-
-    Args:
-        blocks: The blocks.
-        returns: Length of the tuple that such a block returns; 0 where it returns a tensor.
-    """
-
-    def pass_on(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *([None] * (returns - 1))) if returns else hidden
-
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.callback(_restore, block)
-            vars(block)["forward"] = pass_on
-        yield
-
-
-def _restore(block: nn.Module) -> None:
-    # The replacement lies on the instance; without it, the class's own forward is found again.
-    vars(block).pop("forward", None)
-
-
-@contextmanager
-def entering(block: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Gives a block other hidden states than the model would, for the length of the context.
-
-    Args:
-        block: The block.
-        hidden: (R, S, hidden size).
-    """
-
-    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    handle = block.register_forward_pre_hook(replace, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+"""Largest relative difference of head inputs between the short and the full forward pass that counts as rounding."""
 
 
 class Trunk:
@@ -109,40 +64,53 @@ class Trunk:
         self._returns = 0
         self._sizes = (0, 0)
 
-    def answer_logits(self, batch: TokenBatch) -> Tensor:
-        """As :meth:`LanguageModel.answer_logits`, without the blocks below the trunk's layer."""
-        return self.head_logits(batch, batch.answer_mask)[0]
-
-    def head_logits(
-        self, batch: TokenBatch, positions: Tensor, extra: Tensor | None = None, states: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`LanguageModel.head_logits`, without the blocks below the trunk's layer.
+    def head_inputs(self, batch: TokenBatch, positions: Tensor, states: Tensor | None = None) -> Tensor:
+        """As :meth:`LanguageModel.head_inputs`, without the blocks below the trunk's layer.
 
         Args:
             batch: R rows.
             positions: (R, S) bool.
-            extra: Head inputs to replay.
             states: What :meth:`states` gave for the batch, if it is at hand.
         """
-        if self.works is None:
-            self._prove(batch, positions)
-        if not self.works:
-            return self.model.head_logits(batch, positions, extra)
-        return self._short(batch, positions, extra, states)
+        if not self._serves(batch):
+            return self._full(batch, positions)
+        return self._short(batch, positions, states)
 
-    def _short(
-        self, batch: TokenBatch, positions: Tensor, extra: Tensor | None, states: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def head_logits(self, batch: TokenBatch, positions: Tensor, states: Tensor | None = None) -> Tensor:
+        """(N, vocabulary) the logits at chosen positions, in one pass; see :meth:`head_inputs`."""
+        if not self._serves(batch):
+            return self.model.head_logits(batch, positions)[0]
+        with self._shortened(batch, states):
+            return self.model.head_logits(batch, positions)[0]
+
+    def answer_logits(self, batch: TokenBatch) -> Tensor:
+        """As :meth:`LanguageModel.answer_logits`, without the blocks below the trunk's layer."""
+        return self.head_logits(batch, batch.answer_mask)
+
+    def _serves(self, batch: TokenBatch) -> bool:
+        if self.works is None:
+            self._prove(batch)
+        return bool(self.works)
+
+    def _full(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        # The model's own method, also while a trunk stands in for it.
+        return LanguageModel.head_inputs(self.model, batch, positions)
+
+    def _short(self, batch: TokenBatch, positions: Tensor, states: Tensor | None = None) -> Tensor:
+        with self._shortened(batch, states):
+            return self._full(batch, positions)
+
+    @contextmanager
+    def _shortened(self, batch: TokenBatch, states: Tensor | None) -> Iterator[None]:
+        """Leaves out the blocks below, for passes over a batch."""
         blocks = self.model.layer_map.blocks
         states = self._gather(batch) if states is None else states
         with skipped(blocks[: self.layer], self._returns), entering(blocks[self.layer], states):
-            return self.model.head_logits(batch, positions, extra)
+            yield
 
     def states(self, batch: TokenBatch) -> Tensor | None:
         """(R, S, hidden size) what enters the trunk's block, for passing on; None where the full pass is taken."""
-        if self.works is None:
-            self._prove(batch, batch.answer_mask)
-        return self._gather(batch) if self.works else None
+        return self._gather(batch) if self._serves(batch) else None
 
     def references(self, batch: TokenBatch, states: Tensor | None = None) -> Tensor:
         """(N, hidden size) head inputs of the unedited model at the batch's answer positions.
@@ -156,7 +124,7 @@ class Trunk:
         if len(found) == len(kept):
             return torch.cat(found).to(device=self.model.device, dtype=self.model.dtype)
         with torch.no_grad():
-            return self.head_logits(batch, batch.answer_mask, states=states)[1]
+            return self.head_inputs(batch, batch.answer_mask, states)
 
     def fill(
         self, texts: Iterable[EncodedText], reference_texts: Iterable[EncodedText] = (), folder: Path | None = None
@@ -181,10 +149,7 @@ class Trunk:
         wanted.update(compared)
         if not wanted:
             return
-        if self.works is None:
-            first = self.model.encoder.collate(list(wanted.values())[:2]).to(self.model.device)
-            self._prove(first, first.answer_mask)
-        if not self.works:
+        if not self._serves(self.model.encoder.collate(list(wanted.values())[:2]).to(self.model.device)):
             return
         dtype = self.dtype or self.model.dtype
         groups = self._within_limit(self._grouped(wanted, compared), len(wanted), dtype, folder)
@@ -196,6 +161,51 @@ class Trunk:
             reference = kept.reference.to(dtype) if kept.reference is not None else None
             memory.put(key, Kept(kept.states.to(dtype), reference))
         self.store = memory
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """For the length of the context, keeps the states of every text that the unedited model scores.
+
+        They are kept in memory; where they reach the limit, all earlier ones are forgotten.
+        """
+        with self._standing_in(self._learn):
+            yield
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """For the length of the context, the model scores what is kept without the blocks below the trunk's layer.
+
+        Edits may be applied to blocks from that layer on. Texts that are not kept take the full forward pass.
+        """
+        with self._standing_in(self._serve):
+            yield
+
+    @contextmanager
+    def _standing_in(self, head_inputs: Callable[[TokenBatch, Tensor], Tensor]) -> Iterator[None]:
+        if self.works is False:
+            yield
+            return
+        vars(self.model)["head_inputs"] = head_inputs
+        try:
+            yield
+        finally:
+            # Without the replacement on the instance, the class's own method is found again.
+            vars(self.model).pop("head_inputs", None)
+
+    def _learn(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        if not self._serves(batch):
+            return self._full(batch, positions)
+        if not isinstance(self.store, MemoryStore) or self.store.bytes > self.limit:
+            self.store = MemoryStore()
+        states, inputs = self._run(batch, positions, whole=True)
+        for key, own in zip(_keys(batch), states, strict=True):
+            self.store.put(key, Kept(own.to(self.dtype or own.dtype)))
+        return inputs
+
+    def _serve(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        if not self.works or any(self.store.get(key) is None for key in _keys(batch)):
+            return self._full(batch, positions)
+        return self._short(batch, positions)
 
     @staticmethod
     def _grouped(wanted: dict[Key, EncodedText], compared: dict[Key, EncodedText]) -> list[_Group]:
@@ -251,31 +261,30 @@ class Trunk:
         return list(zip(_keys(batch), kept, strict=True))
 
     @torch.no_grad()
-    def _prove(self, batch: TokenBatch, positions: Tensor) -> None:
-        """Compares the short pass with the full one."""
+    def _prove(self, batch: TokenBatch) -> None:
+        """Compares the short pass with the full one, at the positions that answer."""
         returned: list[int] = []
+        sizes: list[int] = []
 
         def record(module: nn.Module, args: Any, output: Any) -> None:
             returned.append(len(output) if isinstance(output, tuple) else 0)
             sizes.append((output[0] if isinstance(output, tuple) else output).shape[-1])
 
-        sizes: list[int] = []
-
         handle = self.model.layer_map.blocks[self.layer].register_forward_hook(record)
         try:
-            full, inputs = self.model.head_logits(batch, positions)
+            full = self._full(batch, batch.answer_mask)
         finally:
             handle.remove()
-        self._returns, self._sizes = returned[0], (sizes[0], inputs.shape[-1])
-        short = self._short(batch, positions, None)[0]
+        self._returns, self._sizes = returned[0], (sizes[0], full.shape[-1])
+        short = self._short(batch, batch.answer_mask)
         difference = float((short - full).norm() / full.norm().clamp(min=1e-12))
         # Half precision rounds more coarsely than the tolerance that float32 allows.
         allowed = max(_TOLERANCE, 8 * float(torch.finfo(short.dtype).eps))
         self.works = difference <= allowed
         if not self.works:
             warnings.warn(
-                f"the hidden states below block {self.layer} cannot be reused in {self.model.name}: logits differ by "
-                f"{difference:.1e} (relative) from the full forward pass, which is taken from now on",
+                f"the hidden states below block {self.layer} cannot be reused in {self.model.name}: what the head "
+                f"reads differs by {difference:.1e} (relative) from the full forward pass, which is taken from now on",
                 stacklevel=3,
             )
 
@@ -301,7 +310,7 @@ class Trunk:
         try:
             # The block itself is left out too: edits may be applied to it.
             with skipped([] if whole else blocks[self.layer :], self._returns):
-                inputs = self.model.head_logits(batch, positions)[1]
+                inputs = self._full(batch, positions)
         finally:
             handle.remove()
         return [own[mask].clone() for own, mask in zip(seen[0], batch.attention_mask.bool(), strict=True)], inputs

@@ -124,10 +124,12 @@ class EditingModule(LightningModule):
     def evaluate(self, groups: list[list[EditRecord]], stage: str) -> list[EditOutcome]:
         """Edits each group of records jointly on the clean model and asks all of its records' probes."""
         requests = [[request for record in group for request in record.requests] for group in groups]
-        edits = self.editor.edit_each_group(self.language_model, requests)
         records = [record for group in groups for record in group]
         edit_of_record = [index for index, group in enumerate(groups) for _ in group]
-        return self._evaluators[stage].evaluate(records, edits, edit_of_record)
+        evaluator = self._evaluators[stage]
+        with evaluator.prepared(self.editor, records):
+            edits = self.editor.edit_each_group(self.language_model, requests)
+            return evaluator.evaluate(records, edits, edit_of_record)
 
     def validation_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""

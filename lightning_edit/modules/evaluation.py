@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lightning_edit.editors.base import Editor
 from lightning_edit.edits import EditBatch, Scorer
 from lightning_edit.models.language_model import LanguageModel, Score
+from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
 
@@ -21,11 +24,14 @@ class EvaluationSettings:
         extra_tokens: Free generation ends this many tokens after the length of the probe's longest answer.
         fluency_tokens: Length of the generations that fluency is measured on; 0 measures no fluency. Records without
             prompts for it use their edit prompts, as KnowEdit does.
+        trunk_gigabytes: Hidden states that are kept from scoring the unedited model, so that scoring the edited one
+            needs only the blocks from the lowest edited one on; 0 keeps none.
     """
 
     generate: bool = True
     extra_tokens: int = 8
     fluency_tokens: int = 0
+    trunk_gigabytes: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,27 @@ class Evaluator:
     def __init__(self, model: LanguageModel, settings: EvaluationSettings) -> None:
         self.model, self.settings = model, settings
         self._before: dict[tuple[str, str, str | None, int], _Said] = {}
+        self._trunk: Trunk | None = None
+
+    @contextmanager
+    def prepared(self, editor: Editor, records: Sequence[EditRecord]) -> Iterator[None]:
+        """Asks the unedited model; within the context, what it computed below the editor's lowest layer is used again.
+
+        Args:
+            editor: The editor that edits the records within the context.
+            records: What :meth:`evaluate` will be given.
+        """
+        trunk = self._trunk_below(editor.lowest_layer(self.model))
+        with trunk.learning():
+            self.ask_before(self.questions(records))
+        with trunk.serving():
+            yield
+
+    def _trunk_below(self, layer: int) -> Trunk:
+        limit = int(self.settings.trunk_gigabytes * 2**30)
+        if self._trunk is None or self._trunk.layer != layer:
+            self._trunk = Trunk(self.model, layer if limit else 0, limit)
+        return self._trunk
 
     def evaluate(
         self, records: Sequence[EditRecord], edits: EditBatch, edit_of_record: Sequence[int] | None = None

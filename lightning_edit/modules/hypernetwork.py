@@ -16,15 +16,16 @@ from lightning_edit.editors.hypernetwork import HypernetworkEditor, Proposal
 from lightning_edit.edits import StackedDelta
 from lightning_edit.edits.hooks import added_terms
 from lightning_edit.errors import ConfigurationError, NonFiniteError
-from lightning_edit.functional.divergence import kl_divergence
-from lightning_edit.functional.losses import mean_by_row, target_nll
+from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.functional.surrogate import surrogate_loss
 from lightning_edit.metrics.base import Average
+from lightning_edit.models.head import losses_and_divergences
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.evaluation import EvaluationSettings
 from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
+from lightning_edit.tokenization import TokenBatch
 
 
 def outer_losses(
@@ -44,25 +45,31 @@ def outer_losses(
     Returns:
         (rephrases) and (locality prompts) losses in nats.
     """
-    outer, rows = batch.outer, batch.locality_rows
-    reference = None
-    states = trunk.states(outer)
-    if len(rows):
-        unedited = outer.select(rows)
-        own = None if states is None else states[rows, : unedited.input_ids.shape[1]]
-        reference = trunk.references(unedited, own)
-    terms = {name: stacked.term(batch.edit_of_outer) for name, stacked in changes.items()}
-    with added_terms(model, terms):
-        logits, inputs = trunk.head_logits(outer, outer.answer_mask, reference, states)
-    count = inputs.shape[0]
-    of_row = outer.target_rows
-    is_edit = of_row < batch.rephrases
-    predicted = logits[:count]
-    edit = target_nll(predicted[is_edit], outer.target_ids[is_edit], of_row[is_edit], batch.rephrases)
-    if reference is None:
-        return edit, edit.new_zeros(0)
-    divergence = kl_divergence(logits[count:].detach(), predicted[~is_edit])
-    return edit, mean_by_row(divergence, of_row[~is_edit] - batch.rephrases, len(rows))
+    outer = batch.outer
+    inputs, ids, of_row, before = [], [], [], []
+    for rows in outer.chunks(outer.input_ids.numel(), model.tokens_enough):
+        part = outer.select(rows)
+        states = trunk.states(part)
+        with added_terms(model, {name: stacked.term(batch.edit_of_outer[rows]) for name, stacked in changes.items()}):
+            inputs.append(trunk.head_inputs(part, part.answer_mask, states))
+        ids.append(part.target_ids)
+        of_row.append(rows[part.target_rows])
+        before += _unedited(trunk, part, (rows >= batch.rephrases).nonzero()[:, 0], states)
+    read, asked, row = torch.cat(inputs), torch.cat(ids), torch.cat(of_row)
+    is_edit = row < batch.rephrases
+    kept = read[~is_edit]
+    reference = torch.cat([kept[:0].detach(), *before])
+    losses, divergence = losses_and_divergences(model, read[is_edit], asked[is_edit], kept, reference)
+    edit = mean_by_row(losses, row[is_edit], batch.rephrases)
+    return edit, mean_by_row(divergence, row[~is_edit] - batch.rephrases, len(batch.locality_rows))
+
+
+def _unedited(trunk: Trunk, batch: TokenBatch, rows: Tensor, states: Tensor | None) -> list[Tensor]:
+    """The (N, hidden size) head inputs of the unedited model at the answers of some rows, if there are any."""
+    if not len(rows):
+        return []
+    own = batch.select(rows)
+    return [trunk.references(own, None if states is None else states[rows, : own.input_ids.shape[1]])]
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ class HypernetworkEditing(TrainedEditing):
 
     def lowest_layer(self) -> int:
         """The block of the lowest edit site."""
-        return min(site.layer for site in self.editor.edit_sites(self.language_model))
+        return self.editor.lowest_layer(self.language_model)
 
     def _check_finite(self, batch: TrainingBatch, proposal: Proposal, outer: OuterResult) -> None:
         losses = torch.cat([outer.edit, outer.locality])

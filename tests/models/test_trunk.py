@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from lightning_edit.editors import GradientStep
+from lightning_edit.models.skipping import skipped
 from lightning_edit.models.trunk import Trunk
+from lightning_edit.records import EditRequest
 from tests.tiny_models import FAMILIES, language_model
 
 TEXTS = [("The capital of France is", "Rome"), ("What is the capital of Germany? It is", "Paris the city")]
@@ -103,3 +106,65 @@ def test_the_model_is_whole_after_an_exception():
         trunk.answer_logits(batch)
     assert not any("forward" in vars(block) for block in model.layer_map.blocks)
     assert not model.layer_map.blocks[1]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_unedited_model_scored_serves_the_edited_one(family, monkeypatch):
+    model = language_model(family)
+    prompts, targets = [prompt for prompt, _ in TEXTS], [target for _, target in TEXTS]
+    editor = GradientStep(sites=[-1], step_size=0.5)
+    requests = [EditRequest(*text) for text in TEXTS]
+    batch = editor.edit_each(model, requests)
+    with batch.applied(model, [0, 1]) as edited:
+        expected = edited.score(prompts, targets)
+    trunk = Trunk(model, editor.lowest_layer(model))
+    with trunk.learning():
+        before = model.score(prompts, targets)
+    monkeypatch.setattr(trunk, "_full", spy := Spy(trunk._full))
+    with trunk.serving():
+        with editor.edit_each(model, requests).applied(model, [0, 1]) as edited:
+            found = edited.score(prompts, targets)
+        assert set(spy.ran) == {False}, "blocks below the lowest edit site ran again"
+        assert len(model.score([*prompts, "A prompt that nobody has asked"], [*targets, "yes"])) == 3
+    assert "head_inputs" not in vars(model)
+    assert trunk.works
+    for one, same, unedited in zip(found, expected, before, strict=True):
+        torch.testing.assert_close(one.log_probs, same.log_probs, rtol=1e-3, atol=1e-3)
+        assert one.log_probs != unedited.log_probs
+
+
+class Spy:
+    """Runs a trunk's full pass and notes whether its first block did any work."""
+
+    def __init__(self, run):
+        self.run, self.ran = run, []
+
+    def __call__(self, batch, positions):
+        block = self.run.__self__.model.layer_map.blocks[0]
+        self.ran.append("forward" not in vars(block))
+        return self.run(batch, positions)
+
+
+def test_a_full_memory_forgets_and_goes_on():
+    model = language_model("llama")
+    trunk = Trunk(model, 1, limit=1)
+    with trunk.learning():
+        first = model.score(["The capital of France is"], ["Rome"])
+        model.score(["The capital of Germany is"], ["Paris"])
+    assert len(trunk.store._kept) == 1
+    with trunk.serving():
+        again = model.score(["The capital of France is"], ["Rome"])
+    torch.testing.assert_close(again[0].log_probs, first[0].log_probs)
+
+
+def test_leaving_blocks_out_keeps_what_a_device_map_put_on_them():
+    model = language_model("llama")
+    block = model.layer_map.blocks[0]
+    placed = block.forward
+    vars(block)["forward"] = placed
+    try:
+        with skipped([block], model.block_returns):
+            assert vars(block)["forward"] is not placed
+        assert vars(block)["forward"] is placed
+    finally:
+        del vars(block)["forward"]

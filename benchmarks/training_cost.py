@@ -1,0 +1,243 @@
+"""Where the time of a MEND training step goes on SmolLM2-135M-Instruct.
+
+python -m benchmarks.training_cost --data FOLDER
+
+FOLDER holds the published files. Measured on fixed batches of ZsRE records: what each of the choices that save time
+contributes (they are taken away one after another), how the cost grows with the batch, with the number of edit sites
+and with the depth of the lowest one, what the kept hidden states' precision changes, and how far a step is from the
+time that its arithmetic alone takes at the speed of this machine's matrix products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.environment import write_result
+from lightning_edit.data import ZsRE
+from lightning_edit.data.batches import TrainingBatch, TrainingCollator, TrainingRecords
+from lightning_edit.editors import MEND
+from lightning_edit.models import LanguageModel, load_language_model
+from lightning_edit.models.trunk import Trunk
+from lightning_edit.modules import HypernetworkEditing
+from lightning_edit.records import EditRecord
+
+BATCH = 8
+STEPS = 8
+SITES = [-6, -5, -4, -3, -2, -1]
+
+
+class Step:
+    """A training step, with its own editor and optimizer, on fixed batches.
+
+    Args:
+        model: The base model.
+        records: Their records.
+        batch: Records in a batch.
+        sites: The edit sites.
+        kept: Whether the hidden states below the lowest site are kept.
+        dtype: Precision in which they are kept.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        records: list[EditRecord],
+        batch: int = BATCH,
+        sites: list[int] | None = None,
+        kept: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        torch.manual_seed(0)
+        editor = MEND(sites=sites or SITES, rank=64, shared=True)
+        self.batch_size = batch
+        self.module = HypernetworkEditing(editor)
+        self.module.attach(model)
+        self.module.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
+        editor.train()
+        self.optimizer = torch.optim.Adam(editor.parameters(), lr=1e-6)
+        dataset, collate = TrainingRecords(records), TrainingCollator(model.encoder)
+        self.batches: list[TrainingBatch] = [
+            collate([dataset[0, index] for index in range(at, at + batch)])
+            for at in range(0, len(records) - batch + 1, batch)
+        ]
+        trunk = Trunk(model, self.module.lowest_layer(), dtype=dtype)
+        if kept:
+            drawn = [dataset.candidates(record) for record in records]
+            encode = model.encoder.encode
+            trunk.fill([encode(*t) for own, _ in drawn for t in own], [encode(*t) for _, own in drawn for t in own])
+        self.module._kept = trunk
+
+    def __call__(self, index: int) -> Tensor:
+        loss = self.module.training_step(self.batches[index % len(self.batches)], 0)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def seconds_per_record(step: Step, steps: int = STEPS) -> float:
+    step(0)
+    start = time.perf_counter()
+    for index in range(steps):
+        step(index + 1)
+    return round((time.perf_counter() - start) / (steps * step.batch_size), 4)
+
+
+@contextmanager
+def head_at_all_positions(model: LanguageModel) -> Iterator[None]:
+    """The language-model head on every position, from whose logits those that are read are then chosen."""
+
+    def head_logits_of(
+        inputs: dict[str, Any], positions: Tensor, extra: Tensor | None = None, outputs: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        output = model.model(**inputs, output_hidden_states=True)
+        logits, hidden = output.logits[positions], output.hidden_states[-1][positions]
+        if extra is not None:
+            head: Any = model.model.get_output_embeddings()
+            logits = torch.cat([logits, head(extra)])
+        return logits, hidden
+
+    with mock.patch.object(model, "head_logits_of", head_logits_of):
+        yield
+
+
+@contextmanager
+def backward_through_all_layers(model: LanguageModel) -> Iterator[None]:
+    """Every backward pass goes on down to the embeddings."""
+    reached: list[Tensor] = []
+    grad = torch.autograd.grad
+
+    def begin(module: object, args: object, output: Tensor) -> Tensor:
+        reached[:] = [output.detach().requires_grad_()] if torch.is_grad_enabled() else [output]
+        return reached[0]
+
+    def through(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        wanted = [*inputs, *(value for value in reached if value.requires_grad)]
+        return grad(outputs, wanted, *args, **kwargs)[: len(inputs)]
+
+    embeddings: Any = model.model.get_input_embeddings()
+    handle = embeddings.register_forward_hook(begin)
+    try:
+        with mock.patch.object(torch.autograd, "grad", through):
+            yield
+    finally:
+        handle.remove()
+
+
+def contributions(model: LanguageModel, records: list[EditRecord]) -> dict[str, float]:
+    """Seconds per record, each line without one more of the choices than the line before."""
+    found = {"all choices": seconds_per_record(Step(model, records))}
+    found["without the kept hidden states"] = seconds_per_record(Step(model, records, kept=False))
+    with ExitStack() as stack:
+        stack.enter_context(head_at_all_positions(model))
+        found["and the head on all positions"] = seconds_per_record(Step(model, records, kept=False))
+        stack.enter_context(backward_through_all_layers(model))
+        found["and backward passes through all layers"] = seconds_per_record(Step(model, records, kept=False))
+        single = Step(model, records, batch=1, kept=False)
+        found["and one record at a time"] = seconds_per_record(single, STEPS * 2)
+    return found
+
+
+def growth(model: LanguageModel, records: list[EditRecord]) -> dict[str, dict[str, float]]:
+    """Seconds per step."""
+
+    def of(batch: int, sites: list[int]) -> float:
+        own = Step(model, records[: batch * 5], batch, sites)
+        return round(seconds_per_record(own, 4) * batch, 4)
+
+    return {
+        "batch": {str(batch): of(batch, SITES) for batch in (1, 2, 4, 8, 16, 32)},
+        "number of sites, from the last layer down": {
+            str(count): of(BATCH, list(range(-count, 0))) for count in (1, 2, 4, 6, 8, 12)
+        },
+        "depth of the only site": {str(layer): of(BATCH, [layer]) for layer in (29, 24, 18, 12, 6, 1)},
+    }
+
+
+def storage(model: LanguageModel, records: list[EditRecord]) -> dict[str, Any]:
+    """Losses of the first steps with nothing kept, and with hidden states kept in two precisions."""
+
+    def losses(**settings: Any) -> Tensor:
+        step = Step(model, records, **settings)
+        return torch.stack([step(index) for index in range(STEPS)])
+
+    exact = losses(kept=False)
+    found: dict[str, Any] = {"losses, nothing kept": [round(float(value), 5) for value in exact]}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        difference = (losses(dtype=dtype) / exact - 1).abs()
+        found[f"largest relative difference, kept in {name}"] = float(f"{float(difference.max()):.2e}")
+    return found
+
+
+def floor(model: LanguageModel, records: list[EditRecord]) -> dict[str, Any]:
+    """Operations of a step, and the time that they take at the speed of a large matrix product."""
+    step = Step(model, records)
+    step(0)
+    with FlopCounterMode(display=False) as counter:
+        step(1)
+    rate = speed_of_products()
+    start = time.perf_counter()
+    step(1)
+    seconds = time.perf_counter() - start
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step(1)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    operations = counter.get_total_flops()
+    return {
+        "GFLOP in a step": round(operations / 1e9, 2),
+        "GFLOP/s of a large matrix product": round(rate / 1e9, 1),
+        "seconds at that speed": round(operations / rate, 4),
+        "seconds of the step": round(seconds, 4),
+        "share of the arithmetic's floor": round(operations / rate / seconds, 3),
+        "share of the time by operation": {
+            event.key: round(event.self_cpu_time_total / total, 3) for event in events[:12]
+        },
+    }
+
+
+def speed_of_products(size: int = 2048) -> float:
+    """Operations per second of a float32 matrix product on this machine."""
+    first, second = torch.randn(size, size), torch.randn(size, size)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.mm(first, second)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
+    options = parser.parse_args()
+    model = load_language_model("smollm2-135m-instruct")
+    source = ZsRE(str(next(options.data.rglob("zsre_mend_train_10000*.json"))), split="train", limit=160)
+    records = source.read().records
+    few = records[: BATCH * (STEPS + 1)]
+    result: dict[str, Any] = {"batch": BATCH, "sites": SITES}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "seconds per record": lambda: contributions(model, few),
+        "seconds per step": lambda: growth(model, records),
+        "precision of the kept hidden states": lambda: storage(model, few),
+        "floor": lambda: floor(model, few),
+    }
+    for name, part in parts.items():
+        result[name] = part()
+        print(name, result[name], flush=True)
+    write_result(__file__, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Losses at single positions, whose logits are never all there at once.
+
+Logits are as many as the vocabulary has words. Each function here gives a loss and, where it is asked for, its gradient
+with respect to the logits in as few arrays of that size as it takes; :func:`position_losses` joins them to the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LogitsLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
+"""Given the logits (n, V) of some positions, and whether the slope is wanted: the n losses, and ∂l/∂logits."""
+
+
+def nll_and_slope(logits: Tensor, target_ids: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Negative log-likelihood -log p(t) of tokens, and its gradient p - e_t.
+
+    Args:
+        logits: (n, V) logits.
+        target_ids: (n) int64 the tokens t.
+        slope: Whether the gradient is wanted.
+
+    Returns:
+        (n) losses in nats, and the (n, V) gradient or None.
+    """
+    log_p = logits.log_softmax(-1)
+    chosen = target_ids[:, None]
+    losses = -log_p.gather(-1, chosen)[:, 0]
+    if not slope:
+        return losses, None
+    p = log_p.exp_()
+    return losses, p.scatter_add_(-1, chosen, p.new_full((1, 1), -1.0).expand_as(chosen))
+
+
+def kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """KL(p || q) with p = softmax(before) and q = softmax(after), and its gradient q - p with respect to ``after``.
+
+    Args:
+        before: (n, V) logits of the unedited model.
+        after: (n, V) logits of the edited model.
+        slope: Whether the gradient is wanted.
+
+    Returns:
+        (n) divergences in nats, and the (n, V) gradient or None.
+    """
+    log_p, log_q = before.log_softmax(-1), after.log_softmax(-1)
+    p = log_p.exp()
+    losses = torch.linalg.vecdot(p, log_p.sub_(log_q))
+    return losses, log_q.exp_().sub_(p) if slope else None
+
+
+def even_slices(count: int, limit: int) -> Iterator[slice]:
+    """Slices of at most ``limit`` positions each, as even as can be: few rows take a product as long as many."""
+    number = -(-count // limit)
+    for index in range(number):
+        yield slice(count * index // number, count * (index + 1) // number)
+
+
+def position_losses(inputs: Tensor, logits_of: Callable[[Tensor], Tensor], loss: LogitsLoss, at_once: int) -> Tensor:
+    """Losses l_n = f_n(logits(h_n)), each of one position's head input alone.
+
+    With gradients enabled, ∂l_n/∂h_n is computed beside each loss and kept in place of the logits: the backward pass is
+    a product of (N) and (N, H).
+
+    Args:
+        inputs: (N, H) head inputs.
+        logits_of: (n, H) head inputs to (n, V) logits.
+        loss: f.
+        at_once: Positions whose logits are there at once.
+
+    Returns:
+        (N) losses, differentiable once with respect to ``inputs``.
+    """
+    wanted = inputs.requires_grad and torch.is_grad_enabled()
+    losses: Tensor = _PositionLosses.apply(inputs, logits_of, loss, at_once, wanted)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _PositionLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        logits_of: Callable[[Tensor], Tensor],
+        loss: LogitsLoss,
+        at_once: int,
+        wanted: bool,
+    ) -> Tensor:
+        losses, slopes = [inputs.new_zeros(0)], [inputs[:0]]
+        for part in even_slices(len(inputs), at_once):
+            with torch.set_grad_enabled(wanted):
+                own = inputs[part].detach().requires_grad_(wanted)
+                logits = logits_of(own)
+            found, slope = loss(logits.detach(), part, wanted)
+            if slope is not None:
+                slopes += torch.autograd.grad(logits, own, slope.to(logits))
+            losses.append(found)
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(losses)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return gradient.to(slopes)[:, None] * slopes, None, None, None, None
