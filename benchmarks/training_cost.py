@@ -27,6 +27,7 @@ from benchmarks.environment import write_result
 from lightning_edit.data import ZsRE
 from lightning_edit.data.batches import TrainingBatch, TrainingCollator, TrainingRecords
 from lightning_edit.editors import MEND
+from lightning_edit.editors.factor_cache import FactorCache
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules import HypernetworkEditing
@@ -46,6 +47,7 @@ class Step:
         batch: Records in a batch.
         sites: The edit sites.
         kept: Whether the hidden states below the lowest site are kept.
+        factors: Whether the gradient factors of the requests are kept.
         dtype: Precision in which they are kept.
     """
 
@@ -56,6 +58,7 @@ class Step:
         batch: int = BATCH,
         sites: list[int] | None = None,
         kept: bool = True,
+        factors: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
         torch.manual_seed(0)
@@ -72,11 +75,15 @@ class Step:
             for at in range(0, len(records) - batch + 1, batch)
         ]
         trunk = Trunk(model, self.module.lowest_layer(), dtype=dtype)
+        encode = model.encoder.encode
         if kept:
             drawn = [dataset.candidates(record) for record in records]
-            encode = model.encoder.encode
             trunk.fill([encode(*t) for own, _ in drawn for t in own], [encode(*t) for _, own in drawn for t in own])
         self.module._kept = trunk
+        if factors:
+            cache = self.module._factors = FactorCache(2**34)
+            texts = [encode(request.prompt, request.target) for record in records for request in record.requests]
+            cache.fill(model, texts, editor.edit_sites(model), trunk)
 
     def __call__(self, index: int) -> Tensor:
         loss = self.module.training_step(self.batches[index % len(self.batches)], 0)
@@ -138,13 +145,15 @@ def backward_through_all_layers(model: LanguageModel) -> Iterator[None]:
 def contributions(model: LanguageModel, records: list[EditRecord]) -> dict[str, float]:
     """Seconds per record, each line without one more of the choices than the line before."""
     found = {"all choices": seconds_per_record(Step(model, records))}
-    found["without the kept hidden states"] = seconds_per_record(Step(model, records, kept=False))
+    found["without the kept gradient factors"] = seconds_per_record(Step(model, records, factors=False))
+    plain = {"kept": False, "factors": False}
+    found["and without the kept hidden states"] = seconds_per_record(Step(model, records, **plain))
     with ExitStack() as stack:
         stack.enter_context(head_at_all_positions(model))
-        found["and the head on all positions"] = seconds_per_record(Step(model, records, kept=False))
+        found["and the head on all positions"] = seconds_per_record(Step(model, records, **plain))
         stack.enter_context(backward_through_all_layers(model))
-        found["and backward passes through all layers"] = seconds_per_record(Step(model, records, kept=False))
-        single = Step(model, records, batch=1, kept=False)
+        found["and backward passes through all layers"] = seconds_per_record(Step(model, records, **plain))
+        single = Step(model, records, batch=1, **plain)
         found["and one record at a time"] = seconds_per_record(single, STEPS * 2)
     return found
 
@@ -172,7 +181,7 @@ def storage(model: LanguageModel, records: list[EditRecord]) -> dict[str, Any]:
         step = Step(model, records, **settings)
         return torch.stack([step(index) for index in range(STEPS)])
 
-    exact = losses(kept=False)
+    exact = losses(kept=False, factors=False)
     found: dict[str, Any] = {"losses, nothing kept": [round(float(value), 5) for value in exact]}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         difference = (losses(dtype=dtype) / exact - 1).abs()

@@ -3,8 +3,8 @@
 python -m benchmarks.training_speed --data FOLDER [--reference LINES] [--only NAME …]
 
 FOLDER holds the published files. Every run is a whole Trainer.fit in a process of its own: three epochs of the first
-1,000 ZsRE records, the hidden states below the edit sites kept in memory, whose building is counted. LINES is a file of
-JSON lines with the seconds per record of the reference implementations, measured on the same machine with the same
+1,000 ZsRE records, the hidden states below the edit sites and the gradient factors of the requests kept in memory; the
+time of computing them is counted. LINES is a file of JSON lines with the seconds per record of the reference implementations, measured on the same machine with the same
 model, records, edit sites, rank and batch: {"run": NAME, "reference": …, "commit": …, "seconds_per_record": …}.
 """
 
@@ -31,7 +31,7 @@ from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 RECORDS, EPOCHS = 1000, 3
 SITES = [-6, -5, -4, -3, -2, -1]
 LIMIT = 20.0
-"""Gigabytes of hidden states that may be kept."""
+"""Gigabytes of hidden states, and of gradient factors, that may be kept."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Run:
         if self.editor == "SERAC":
             return MemoryEditing(SERAC(), trunk=trunk)
         editor = {"MEND": MEND, "MALMEN": MALMEN}[self.editor](sites=SITES, rank=64, shared=True)
-        return HypernetworkEditing(editor, trunk=trunk, learning_rate=1e-6, step_size_learning_rate=1e-6)
+        return HypernetworkEditing(
+            editor, trunk=trunk, factor_gigabytes=LIMIT, learning_rate=1e-6, step_size_learning_rate=1e-6
+        )
 
 
 RUNS = {

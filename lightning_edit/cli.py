@@ -14,6 +14,7 @@ _COMMANDS = {
     "generate": "what the base and the edited model say, side by side",
     "trace": "show by causal tracing where a model keeps facts",
     "merge": "write an edit into the weights and save a Hugging Face model",
+    "export": "write a trained editor alone, in a file small enough to ship",
 }
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 

@@ -1,4 +1,4 @@
-"""What the command line does with single edits: make, show and merge them."""
+"""What the command line does beside training: make, show and merge edits, trace facts, export editors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from lightning_edit.components import build
 from lightning_edit.data.known import read_known_facts
 from lightning_edit.data.reading import read_requests
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.checkpoint import KEY, load_editor, read_checkpoint
+from lightning_edit.editors.checkpoint import KEY, export_checkpoint, load_editor, read_checkpoint
 from lightning_edit.edits import Edit, EditSequence, load_edit
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.files import replace_folder
@@ -133,6 +134,23 @@ def merge(
         model.model.save_pretrained(temporary)
         model.tokenizer.save_pretrained(temporary)
     Console().print(f"merged model {folder}", soft_wrap=True)
+
+
+def export(
+    ckpt_path: str,
+    output: str,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16",
+) -> None:
+    """Writes a checkpoint with a trained editor alone, without what only going on with training needs.
+
+    Args:
+        ckpt_path: Checkpoint of a run.
+        output: The file to write.
+        dtype: Precision of the editor's parameters in the file; they are float32 again when it is loaded.
+    """
+    model = load_language_model(**read_checkpoint(ckpt_path)[KEY]["base"]["settings"])
+    written = export_checkpoint(ckpt_path, output, model, getattr(torch, dtype))
+    Console().print(f"editor written   {written} ({written.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 def trace(

@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from lightning_edit.errors import ConfigurationError, TokenizationError
 from lightning_edit.records import Span
 
+TextKey = tuple[int, ...]
+"""Number of target tokens and all token ids of a text: what its hidden states, answers and gradients depend on."""
+
 
 @dataclass(frozen=True)
 class EncodedText:
@@ -32,6 +35,11 @@ class EncodedText:
     def target_ids(self) -> tuple[int, ...]:
         """Token ids of the target."""
         return self.ids[slice(*self.target)]
+
+    @property
+    def key(self) -> TextKey:
+        """See :data:`TextKey`."""
+        return (len(self.target_ids), *self.ids)
 
 
 @dataclass
@@ -89,6 +97,14 @@ class TokenBatch:
             return
         for part in similar_lengths(self.attention_mask.sum(1).tolist(), tokens, enough=enough):
             yield torch.tensor(sorted(part), device=self.input_ids.device)
+
+    @property
+    def keys(self) -> list[TextKey]:
+        """The key of each row; see :data:`TextKey`."""
+        found = []
+        for ids, mask, target in zip(self.input_ids, self.attention_mask.bool(), self.target_mask, strict=True):
+            found.append((int(target.sum()), *ids[mask].tolist()))
+        return found
 
     @property
     def answer_mask(self) -> Tensor:

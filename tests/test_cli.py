@@ -8,6 +8,9 @@ import pytest
 import yaml
 
 from lightning_edit.cli import main
+from lightning_edit.components import build
+from lightning_edit.editors import Editor
+from lightning_edit.models.loading import LanguageModelSettings
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -20,7 +23,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.strip().splitlines()[-1] == "[]"
-    for command in ("fit", "validate", "test", "predict", "edit", "generate", "merge", "trace"):
+    for command in ("fit", "validate", "test", "predict", "edit", "generate", "merge", "trace", "export"):
         assert f"\n  {command} " in output
 
 
@@ -99,14 +102,32 @@ def find(folder, source):
     return next(path for path in folder.rglob("*.json") if path.name == Path(source["init_args"]["source"]).name)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
-)
+def named(paths):
+    return pytest.mark.parametrize("path", sorted(paths), ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+@named([*(ROOT / "configs" / "data").glob("*.yaml"), *(ROOT / "configs" / "trainer").glob("*.yaml")])
 def test_every_file_belongs_to_an_experiment(path):
-    if path.parent.name == "experiment":
-        return
     name = f"../{path.parent.name}/{path.name}"
     assert any(name in experiment.read_text() for experiment in EXPERIMENTS), f"no experiment uses {name}"
+
+
+@named((ROOT / "configs" / "editor").rglob("*.yaml"))
+def test_every_editor_file_builds_its_editor_and_belongs_to_a_model(path):
+    content = yaml.safe_load(path.read_text())
+    editor = build(content, Editor, str(path))
+    assert isinstance(editor, Editor)
+    if path.parent.name == "editor":
+        return
+    assert (ROOT / "configs" / "model" / f"{path.parent.name}.yaml").is_file()
+    assert content["init_args"]["statistics"] == f"statistics/{path.parent.name}"
+    missing = {"steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight"} - set(content["init_args"])
+    assert not missing, "every setting of a published model is written out"
+
+
+@named((ROOT / "configs" / "model").glob("*.yaml"))
+def test_every_model_file_holds_settings_of_a_model(path):
+    assert LanguageModelSettings(**yaml.safe_load(path.read_text())).name_or_path
 
 
 def test_interpolation_works_across_files_and_flags(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class TestReport(Callback):
             "settings": {
                 "editor": {"name": type(module.editor).__name__, **module.editor.hyperparameters},
                 "language_model": vars(module.settings),
-                "evaluation": vars(module.evaluation),
+                "evaluation": asdict(module.evaluation),
                 "checkpoint": trainer.ckpt_path,
             },
             "seed": _seed(),

@@ -89,6 +89,8 @@ class EditDataModule(LightningDataModule):
         self.locality_draws, self.eval_requests_per_edit = locality_draws, eval_requests_per_edit
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
         self.corpus, self.corpus_skip = corpus, 0
+        # Set by a module whose edits are made one after another: the order of the records, a group at a time.
+        self.keep_order = False
         self._rows: Tensor | None = None
         self.reports: dict[str, ReadReport] = {}
         self._resume_at = (0, 0)
@@ -129,6 +131,11 @@ class EditDataModule(LightningDataModule):
     def groups(self, stage: str) -> list[tuple[ProbeKind, str]]:
         """The pairs of kind and group among a stage's probes."""
         return group_names(self.records(stage))
+
+    def evaluation_groups(self, stage: str) -> list[list[EditRecord]]:
+        """The records of a stage in their order, in groups that are edited jointly."""
+        records, unit = self.records(stage), self.eval_requests_per_edit
+        return [records[at : at + unit] for at in range(0, len(records), unit)]
 
     def corpus_rows(self) -> Tensor:
         """(N, L) int32 the packed corpus.
@@ -196,8 +203,8 @@ class EditDataModule(LightningDataModule):
     def _evaluation(self, stage: str) -> DataLoader[list[list[EditRecord]]]:
         records = self.records(stage)
         lengths = [sum(len(probe.prompt) for probe in record.all_probes) for record in records]
-        unit = self.eval_requests_per_edit
-        batches = EvaluationBatches(lengths, self.eval_batch_size, *self._process(), unit=unit)
+        unit, size = self.eval_requests_per_edit, 1 if self.keep_order else self.eval_batch_size
+        batches = EvaluationBatches(lengths, size, *self._process(), unit=unit, keep_order=self.keep_order)
         return DataLoader(cast(Any, RecordGroups(records)), batch_sampler=batches, collate_fn=list)
 
     def _process(self) -> tuple[int, int]:

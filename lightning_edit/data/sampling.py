@@ -93,14 +93,22 @@ class EvaluationBatches(Sampler[list[list[int]]]):
         rank: This process.
         world_size: Number of processes.
         unit: Records of a group, which are edited jointly: consecutive ones; the last group may be smaller.
+        keep_order: Leave the groups in the order of the records.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1, unit: int = 1
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        unit: int = 1,
+        keep_order: bool = False,
     ) -> None:
         everything = list(range(len(lengths)))
         groups = [everything[at : at + unit] for at in range(0, len(everything), unit)]
-        groups.sort(key=lambda group: sum(lengths[index] for index in group))
+        if not keep_order:
+            groups.sort(key=lambda group: sum(lengths[index] for index in group))
         own, size = groups[rank::world_size], max(batch_size // unit, 1)
         self.batches = [own[start : start + size] for start in range(0, len(own), size)]
 

@@ -10,6 +10,7 @@ import torch
 from lightning_edit import components
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.files import replace_file
 from lightning_edit.models.fingerprint import Fingerprint
 from lightning_edit.models.language_model import LanguageModel
 
@@ -61,6 +62,34 @@ def check_checkpoint(content: dict[str, Any], model: LanguageModel) -> str | Non
     """Refuses a checkpoint of another base; returns a warning about another precision, if there is one."""
     base = content[KEY]["base"]
     return model.check_base(Fingerprint.from_dict(base["fingerprint"]), "checkpoint", base["name"])
+
+
+def export_checkpoint(path: str | Path, output: str | Path, model: LanguageModel, dtype: torch.dtype) -> Path:
+    """Writes a checkpoint that holds an editor alone: without the optimiser's state, its parameters in a precision.
+
+    Buffers, such as running statistics, keep theirs. The file serves as any checkpoint, but not to train on.
+
+    Args:
+        path: The checkpoint of a run.
+        output: The file to write; it appears whole or not at all.
+        model: The base model.
+        dtype: Precision of the parameters in the file; loading makes them float32 again.
+
+    Raises:
+        ConfigurationError: If a parameter is beyond the range of ``dtype``, or as for :func:`load_editor`.
+    """
+    content, editor = read_checkpoint(path), load_editor(path, model)
+    parameters = dict(editor.named_parameters())
+    state = {}
+    for name, value in editor.state_dict().items():
+        kept = value.to(dtype) if name in parameters else value
+        if not bool(kept.isfinite().all()):
+            raise ConfigurationError(f"{path}: {name} is beyond the range of {dtype}; export in float32")
+        state[PREFIX + name] = kept
+    kept_entries = {key: content[key] for key in (KEY, "pytorch-lightning_version", "epoch", "global_step")}
+    with replace_file(Path(output)) as temporary:
+        torch.save({**kept_entries, "state_dict": state}, temporary)
+    return Path(output)
 
 
 def load_editor(path: str | Path, model: LanguageModel) -> Editor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.factor_cache import FactorCache
 from lightning_edit.editors.factors import FactorStore
 from lightning_edit.edits import EditBatch, EditSequence, Provenance, StackedDelta, WeightEditBatch
 from lightning_edit.errors import ConfigurationError, NonFiniteError
@@ -83,6 +84,7 @@ class GradientEditor(Editor):
         edit_of_row: Tensor,
         names: Sequence[str],
         trunk: Trunk | None = None,
+        cache: FactorCache | None = None,
     ) -> FactorStore:
         """The gradient factors of requests, in passes of at most ``model.tokens_per_batch`` padded tokens.
 
@@ -92,6 +94,7 @@ class GradientEditor(Editor):
             edit_of_row: (R) int64 the edit that each belongs to.
             names: A name for each, for messages.
             trunk: Hidden states kept from below the lowest site.
+            cache: Factors kept of the unedited model.
 
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the request and the site.
@@ -99,8 +102,10 @@ class GradientEditor(Editor):
         store = self.new_store(int(edit_of_row.max()) + 1)
         for chunk in batch.chunks(model.tokens_per_batch):
             part = batch if len(chunk) == len(batch) else batch.select(chunk)
-            own = [names[row] for row in chunk.tolist()]
-            store.append(self._factors(model, part, own, trunk), edit_of_row[chunk])
+            factors = cache.get(part) if cache is not None else None
+            if factors is None:
+                factors = self._factors(model, part, [names[row] for row in chunk.tolist()], trunk)
+            store.append(factors, edit_of_row[chunk])
         return store
 
     def _factors(

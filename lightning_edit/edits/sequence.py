@@ -84,6 +84,12 @@ class EditSequence:
                 scorer = stack.enter_context(other.applied(model))
             yield scorer
 
+    def relative_norms(self, model: LanguageModel) -> dict[str, float]:
+        """|ΔW| / |W| of every site that the edits change, in Frobenius norms."""
+        folded = fold([edit for edit in self.edits if isinstance(edit, WeightEdit)])
+        weights = {name: model.layer_map.named_site(name).weight.float().norm() for name in folded}
+        return {name: float(delta.dense().norm()) / float(weights[name]) for name, delta in folded.items()}
+
     def merge(self, model: LanguageModel) -> None:
         """Writes all edits into the weights; see :meth:`Edit.merge`."""
         if self.edits:

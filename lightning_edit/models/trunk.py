@@ -23,14 +23,13 @@ from lightning_edit.models.trunk_store import (
     Entry,
     Identity,
     Kept,
-    Key,
     MemoryStore,
     TrunkStore,
     digest_of_texts,
     needed_bytes,
     open_or_build,
 )
-from lightning_edit.tokenization import EncodedText, TokenBatch
+from lightning_edit.tokenization import EncodedText, TextKey, TokenBatch
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ class Trunk:
             batch: R rows.
             states: What :meth:`states` gave for them, if it is at hand.
         """
-        kept = [self.store.get(key) for key in _keys(batch)]
+        kept = [self.store.get(key) for key in batch.keys]
         found = [own.reference for own in kept if own is not None and own.reference is not None]
         if len(found) == len(kept):
             return torch.cat(found).to(device=self.model.device, dtype=self.model.dtype)
@@ -144,8 +143,8 @@ class Trunk:
             BaseModelMismatchError: If that folder holds the cache of something else.
             ConfigurationError: If the disk has no room for it.
         """
-        wanted = {_key(text): text for text in texts}
-        compared = {_key(text): text for text in reference_texts}
+        wanted = {text.key: text for text in texts}
+        compared = {text.key: text for text in reference_texts}
         wanted.update(compared)
         if not wanted:
             return
@@ -198,17 +197,17 @@ class Trunk:
         if not isinstance(self.store, MemoryStore) or self.store.bytes > self.limit:
             self.store = MemoryStore()
         states, inputs = self._run(batch, positions, whole=True)
-        for key, own in zip(_keys(batch), states, strict=True):
+        for key, own in zip(batch.keys, states, strict=True):
             self.store.put(key, Kept(own.to(self.dtype or own.dtype)))
         return inputs
 
     def _serve(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        if not self.works or any(self.store.get(key) is None for key in _keys(batch)):
+        if not self.works or any(self.store.get(key) is None for key in batch.keys):
             return self._full(batch, positions)
         return self._short(batch, positions)
 
     @staticmethod
-    def _grouped(wanted: dict[Key, EncodedText], compared: dict[Key, EncodedText]) -> list[_Group]:
+    def _grouped(wanted: dict[TextKey, EncodedText], compared: dict[TextKey, EncodedText]) -> list[_Group]:
         groups = []
         for some, referenced in ((wanted.keys() - compared.keys(), False), (compared.keys(), True)):
             ordered = [wanted[key] for key in sorted(some, key=lambda key: (len(key), key))]
@@ -245,12 +244,12 @@ class Trunk:
         _LOG.info("hidden states %s %s", "written to" if built else "read from", own)
         return store
 
-    def _computed(self, groups: list[_Group]) -> Iterator[tuple[Key, Kept]]:
+    def _computed(self, groups: list[_Group]) -> Iterator[tuple[TextKey, Kept]]:
         for group in tqdm(groups, desc="hidden states below the edit sites", leave=False, disable=not groups):
             yield from self._compute_group(group)
 
     @torch.no_grad()
-    def _compute_group(self, group: _Group) -> list[tuple[Key, Kept]]:
+    def _compute_group(self, group: _Group) -> list[tuple[TextKey, Kept]]:
         batch = self.model.encoder.collate(group.texts).to(self.model.device)
         positions = batch.answer_mask if group.referenced else torch.zeros_like(batch.answer_mask)
         states, inputs = self._run(batch, positions, whole=group.referenced)
@@ -258,7 +257,7 @@ class Trunk:
         if group.referenced:
             references = [own.clone() for own in inputs.split(batch.target_lengths.tolist())]
         kept = [Kept(own, reference) for own, reference in zip(states, references, strict=True)]
-        return list(zip(_keys(batch), kept, strict=True))
+        return list(zip(batch.keys, kept, strict=True))
 
     @torch.no_grad()
     def _prove(self, batch: TokenBatch) -> None:
@@ -290,7 +289,7 @@ class Trunk:
 
     def _gather(self, batch: TokenBatch) -> Tensor:
         """(R, S, hidden size) the states of a batch, with zeros at its padding."""
-        kept = [self.store.get(key) for key in _keys(batch)]
+        kept = [self.store.get(key) for key in batch.keys]
         found = [own.states for own in kept if own is not None]
         if len(found) == len(kept):
             own = [states.to(device=self.model.device, dtype=self.model.dtype) for states in found]
@@ -329,7 +328,7 @@ class _Group:
     referenced: bool
 
     def entries(self) -> list[Entry]:
-        return [Entry(_key(text), len(text.ids), len(text.target_ids) if self.referenced else 0) for text in self.texts]
+        return [Entry(text.key, len(text.ids), len(text.target_ids) if self.referenced else 0) for text in self.texts]
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -337,19 +336,6 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     probe = tokenizer("The Eiffel Tower, Zürich; 3.5% of x?\n")["input_ids"]
     content = json.dumps([sorted(tokenizer.get_vocab().items()), list(probe)])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _key(text: EncodedText) -> Key:
-    """Number of target tokens and all token ids, which together say what a text's states and answers depend on."""
-    return (len(text.target_ids), *text.ids)
-
-
-def _keys(batch: TokenBatch) -> list[Key]:
-    """The key of each row."""
-    keys = []
-    for ids, mask, target in zip(batch.input_ids, batch.attention_mask.bool(), batch.target_mask, strict=True):
-        keys.append((int(target.sum()), *ids[mask].tolist()))
-    return keys
 
 
 def _recording(seen: list[Tensor]) -> Callable[..., None]:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
 from lightning_edit.files import replace_folder
+from lightning_edit.tokenization import TextKey
 
-Key = tuple[int, ...]
-"""Number of target tokens and all token ids of a text: what its states and answers depend on."""
 FORMAT = 1
 _MANIFEST = "trunk.json"
 _SPARE = 64 * 2**20
@@ -45,7 +44,7 @@ class TrunkStore(ABC):
     """Hidden states by text."""
 
     @abstractmethod
-    def get(self, key: Key) -> Kept | None:
+    def get(self, key: TextKey) -> Kept | None:
         """What is kept of a text, if anything."""
 
     @property
@@ -58,15 +57,15 @@ class MemoryStore(TrunkStore):
     """States in memory."""
 
     def __init__(self) -> None:
-        self._kept: dict[Key, Kept] = {}
+        self._kept: dict[TextKey, Kept] = {}
         self._bytes = 0
 
-    def put(self, key: Key, kept: Kept) -> None:
+    def put(self, key: TextKey, kept: Kept) -> None:
         """Keeps a text's states."""
         self._kept[key] = kept
         self._bytes += kept.states.nbytes + (kept.reference.nbytes if kept.reference is not None else 0)
 
-    def get(self, key: Key) -> Kept | None:
+    def get(self, key: TextKey) -> Kept | None:
         """See :meth:`TrunkStore.get`."""
         return self._kept.get(key)
 
@@ -113,7 +112,7 @@ class Entry:
         answers: Rows of its reference; 0 where none is kept.
     """
 
-    key: Key
+    key: TextKey
     length: int
     answers: int
 
@@ -131,13 +130,13 @@ class DiskStore(TrunkStore):
     def __init__(self, folder: Path, entries: list[Entry], sizes: tuple[int, int], dtype: torch.dtype) -> None:
         self._states = _mapped(folder / "states", sum(entry.length for entry in entries), sizes[0], dtype)
         self._references = _mapped(folder / "references", sum(entry.answers for entry in entries), sizes[1], dtype)
-        self._at: dict[Key, tuple[int, int, int, int]] = {}
+        self._at: dict[TextKey, tuple[int, int, int, int]] = {}
         start = answer = 0
         for entry in entries:
             self._at[entry.key] = (start, start + entry.length, answer, answer + entry.answers)
             start, answer = start + entry.length, answer + entry.answers
 
-    def get(self, key: Key) -> Kept | None:
+    def get(self, key: TextKey) -> Kept | None:
         """See :meth:`TrunkStore.get`."""
         if key not in self._at:
             return None
@@ -156,7 +155,7 @@ def open_or_build(
     entries: list[Entry],
     sizes: tuple[int, int],
     dtype: torch.dtype,
-    compute: Callable[[], Iterable[tuple[Key, Kept]]],
+    compute: Callable[[], Iterable[tuple[TextKey, Kept]]],
 ) -> tuple[DiskStore, bool]:
     """Opens a cache, or builds it where there is none or a broken one; safe when several processes ask at once.
 
@@ -234,7 +233,7 @@ def _is_whole(
     return all(_checksum(file) == checksums.get(file.name) for file in files)
 
 
-def _build(folder: Path, identity: Identity, computed: Iterable[tuple[Key, Kept]], dtype: torch.dtype) -> None:
+def _build(folder: Path, identity: Identity, computed: Iterable[tuple[TextKey, Kept]], dtype: torch.dtype) -> None:
     with replace_folder(folder) as temporary:
         with (temporary / "states").open("wb") as states, (temporary / "references").open("wb") as references:
             for _, kept in computed:
@@ -271,7 +270,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def digest_of_texts(keys: Iterable[Key]) -> str:
+def digest_of_texts(keys: Iterable[TextKey]) -> str:
     """Digest of texts, in any order."""
     digest = hashlib.sha256()
     for key in sorted(keys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule
@@ -16,7 +17,8 @@ from lightning_edit.metrics.base import Average
 from lightning_edit.metrics.collection import edit_metrics
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings, load_language_model
-from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
+from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings
+from lightning_edit.modules.sequential import SequentialRun, flat
 from lightning_edit.records import EditOutcome, EditRecord, ProbeKind
 from lightning_edit.tokenization import PromptEncoder
 
@@ -70,6 +72,7 @@ class EditingModule(LightningModule):
         self._language_model: LanguageModel | None = None
         self._evaluators: dict[str, Evaluator] = {}
         self._metrics: dict[str, MetricCollection] = {}
+        self._runs: dict[str, SequentialRun] = {}
 
     @property
     def language_model(self) -> LanguageModel:
@@ -119,7 +122,31 @@ class EditingModule(LightningModule):
             return
         settings = self.validation if stage == "validate" and self.trainer.state.fn == "fit" else self.evaluation
         self._evaluators[stage] = Evaluator(self.language_model, settings)
+        self._runs.pop(stage, None)
+        if settings.sequential is not None:
+            self._prepare_sequence(datamodule, stage, settings.sequential)
         self._metrics[stage] = edit_metrics(datamodule.groups(stage), self.average).to(self.device)
+
+    def _prepare_sequence(self, datamodule: Any, stage: str, settings: SequentialSettings) -> None:
+        if self.trainer.world_size > 1:
+            raise ConfigurationError(
+                "evaluation.sequential: a sequence of edits cannot be divided between processes; use trainer.devices 1"
+            )
+        datamodule.keep_order = True
+        groups = datamodule.evaluation_groups(stage)
+        folder = Path(settings.folder or self.trainer.log_dir or self.trainer.default_root_dir)
+        self._runs[stage] = SequentialRun(
+            self.language_model, self.editor, self._evaluators[stage], settings, groups, folder
+        )
+
+    def _step_of_sequence(self, run: SequentialRun, number: int) -> list[EditOutcome]:
+        known = len(run.rows)
+        outcomes = run.step(number)
+        for row in run.rows[known:]:
+            values = {f"sequence/{name}": value for name, value in flat(row).items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=int(row["edits"]))
+        return outcomes
 
     def evaluate(self, groups: list[list[EditRecord]], stage: str) -> list[EditOutcome]:
         """Edits each group of records jointly on the clean model and asks all of its records' probes."""
@@ -133,20 +160,24 @@ class EditingModule(LightningModule):
 
     def validation_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
-        return self._measured(batch, "validate")
+        return self._measured(batch, batch_idx, "validate")
 
     def test_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
-        return self._measured(batch, "test")
+        return self._measured(batch, batch_idx, "test")
 
     def predict_step(self, batch: list[list[EditRecord]], batch_idx: int) -> Prediction:
         """The outcomes of a batch of groups of records."""
-        return Prediction(self.evaluate(batch, "predict"))
+        return Prediction(self._asked(batch, batch_idx, "predict"))
 
-    def _measured(self, batch: list[list[EditRecord]], stage: str) -> dict[str, Any]:
-        outcomes = self.evaluate(batch, stage)
+    def _measured(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> dict[str, Any]:
+        outcomes = self._asked(batch, batch_idx, stage)
         self._metrics[stage].update(outcomes)
         return {"outcomes": outcomes}
+
+    def _asked(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> list[EditOutcome]:
+        run = self._runs.get(stage)
+        return self.evaluate(batch, stage) if run is None else self._step_of_sequence(run, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the measures as "val/…"."""

@@ -10,9 +10,37 @@ from torch import Tensor
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits import EditBatch, Scorer
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel, Score
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
+
+
+@dataclass(frozen=True)
+class SequentialSettings:
+    """How a sequence of edits is measured.
+
+    Args:
+        every: Measure after every so many edits; 0 measures at the end alone.
+        text: Plain text that perplexity is measured on; no perplexity if none is given.
+        tokens: Tokens of it.
+        stop_above: End the sequence once the perplexity is so many times the unedited model's; never if None.
+        folder: Folder for the edits and the measures, from which a sequence that was stopped goes on; the run's own
+            folder, without the edits, if none is given.
+
+    Raises:
+        ConfigurationError: If the sequence is to be stopped by a perplexity that is not measured.
+    """
+
+    every: int = 0
+    text: str | None = None
+    tokens: int = 20_000
+    stop_above: float | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.stop_above is not None and self.text is None:
+            raise ConfigurationError("evaluation.sequential.stop_above needs the text that perplexity is measured on")
 
 
 @dataclass(frozen=True)
@@ -26,12 +54,15 @@ class EvaluationSettings:
             prompts for it use their edit prompts, as KnowEdit does.
         trunk_gigabytes: Hidden states that are kept from scoring the unedited model, so that scoring the edited one
             needs only the blocks from the lowest edited one on; 0 keeps none.
+        sequential: Edit one after another in the order of the records, each on top of all before, instead of each on
+            the clean model; ``data.eval_requests_per_edit`` records make one edit.
     """
 
     generate: bool = True
     extra_tokens: int = 8
     fluency_tokens: int = 0
     trunk_gigabytes: float = 0.5
+    sequential: SequentialSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +159,29 @@ class Evaluator:
         if self.settings.generate:
             with edits.applied(self.model, rows) as scorer:
                 after = self._generate(scorer, questions, after)
+        return self._outcomes(records, questions, before, after)
+
+    def evaluate_under(self, records: Sequence[EditRecord], scorer: Scorer) -> list[EditOutcome]:
+        """Asks every probe of every record of one edited model.
+
+        Args:
+            records: N records.
+            scorer: The edited model.
+
+        Returns:
+            The outcomes, record by record.
+        """
+        questions = self.questions(records)
+        before = [self._before[self._key(question)] for question in questions]
+        after = self._score(scorer, questions, [said.head_input for said in before])
+        if self.settings.generate:
+            after = self._generate(scorer, questions, after)
+        return self._outcomes(records, questions, before, after)
+
+    @staticmethod
+    def _outcomes(
+        records: Sequence[EditRecord], questions: Sequence[_Question], before: Sequence[_Said], after: Sequence[_Said]
+    ) -> list[EditOutcome]:
         return [
             EditOutcome(
                 records[question.record].id,
@@ -166,10 +220,7 @@ class Evaluator:
 
     def ask_before(self, questions: Sequence[_Question]) -> list[_Said]:
         """The unedited model's answers, asked once."""
-        keys = [
-            (question.probe.prompt, question.probe.answer, question.probe.rival, question.limit)
-            for question in questions
-        ]
+        keys = [self._key(question) for question in questions]
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._before}
         if new:
             said = self._score(self.model, list(new.values()), None)
@@ -177,6 +228,10 @@ class Evaluator:
                 said = self._generate(self.model, list(new.values()), said)
             self._before.update(zip(new, said, strict=True))
         return [self._before[key] for key in keys]
+
+    @staticmethod
+    def _key(question: _Question) -> tuple[str, str, str | None, int]:
+        return question.probe.prompt, question.probe.answer, question.probe.rival, question.limit
 
     def _score(
         self, scorer: Scorer, questions: Sequence[_Question], references: Sequence[Tensor | None] | None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import mean_over_processes
+from lightning_edit.editors.factor_cache import FactorCache
 from lightning_edit.editors.gradient import GradientEditor
 from lightning_edit.editors.hypernetwork import HypernetworkEditor, Proposal
 from lightning_edit.edits import StackedDelta
@@ -141,6 +142,8 @@ class HypernetworkEditing(TrainedEditing):
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
         trunk: How the hidden states below the lowest block that training reaches are kept.
+        factor_gigabytes: Size of the gradient factors that are kept in memory: they belong to the unedited model, and
+            are computed once for each training request instead of in every epoch. 0 keeps none.
     """
 
     editor: GradientEditor
@@ -159,8 +162,10 @@ class HypernetworkEditing(TrainedEditing):
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
         trunk: TrunkSettings = TrunkSettings(),
+        factor_gigabytes: float = 0.0,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk)
+        self._factors = FactorCache(int(factor_gigabytes * 2**30))
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
 
@@ -175,13 +180,25 @@ class HypernetworkEditing(TrainedEditing):
             NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
         """
         model, trunk, editor = self.language_model, self.trunk(), self._hypernetwork()
-        store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk)
+        store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk, self._factors)
         editor.learn_statistics(store)
         proposal = editor.propose(store)
         outer = outer_gradients(model, batch, proposal, trunk, self.edit_weight, self.locality_weight)
         self._check_finite(batch, proposal, outer)
         self._log_step(batch, proposal, outer)
         return surrogate_loss(outer.objective, proposal.carry(outer.gradients))
+
+    def fill_caches(self, datamodule: Any) -> None:
+        """Also computes the gradient factors of every training request."""
+        super().fill_caches(datamodule)
+        if self._factors.limit:
+            editor, model = self._hypernetwork(), self.language_model
+            texts = [
+                self.encoder.encode(request.prompt, request.target)
+                for record in datamodule.records("fit")
+                for request in record.requests
+            ]
+            self._factors.fill(model, texts, editor.edit_sites(model), self.trunk(), editor.tokens == "answer")
 
     def _hypernetwork(self) -> HypernetworkEditor:
         if not isinstance(self.editor, HypernetworkEditor):

@@ -99,12 +99,16 @@ class TrainedEditing(EditingModule, ABC):
         texts, compared = datamodule.training_texts()
         self.trunk().fill(texts, compared, self.trunk_folder())
 
-    def on_fit_start(self) -> None:
+    def fill_caches(self, datamodule: Any) -> None:
         """Computes what training cannot change, once for every training text."""
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        rehearsal = getattr(self.trainer, "fast_dev_run", False)
-        if self.trunk_settings.gigabytes > 0 and not rehearsal and datamodule is not None:
+        if self.trunk_settings.gigabytes > 0:
             self.fill_trunk(datamodule)
+
+    def on_fit_start(self) -> None:
+        """Fills what is kept of the unedited model."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None and not getattr(self.trainer, "fast_dev_run", False):
+            self.fill_caches(datamodule)
 
     def log_step(self, values: dict[str, Tensor | float], batch_size: int, bar: tuple[str, ...]) -> None:
         """Logs values of a training step as "train/…", some of them in the progress bar."""

@@ -13,8 +13,8 @@ import yaml
 
 from lightning_edit.cli import main
 from lightning_edit.editors import MEND, load_editor
-from lightning_edit.editors.checkpoint import KEY
-from lightning_edit.errors import BaseModelMismatchError
+from lightning_edit.editors.checkpoint import KEY, export_checkpoint
+from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
 from lightning_edit.models import load_language_model
 from tests.testers import REQUESTS, target_log_probs
 
@@ -31,6 +31,7 @@ def write_config(folder, tiny_folder, **trainer):
                 "schedule": "cosine",
                 "warmup_steps": 2,
                 "trunk": {"gigabytes": 1.0},
+                "factor_gigabytes": 1.0,
             },
         },
         "data": {
@@ -101,6 +102,38 @@ def test_from_checkpoint_edits_as_the_run_would(run, tiny_folder):
     with again.edit(model, REQUESTS[:1]).applied(model) as edited:
         assert target_log_probs(edited, REQUESTS) == first
     assert first != target_log_probs(model, REQUESTS)
+
+
+def test_an_exported_editor_is_small_and_serves_as_its_checkpoint_does(run, tiny_folder, tmp_path, capsys):
+    model = load_language_model(str(tiny_folder))
+    last, files = run / "checkpoints" / "last.ckpt", {}
+    for dtype in ("float32", "float16"):
+        files[dtype] = tmp_path / f"{dtype}.ckpt"
+        assert main(["export", "--ckpt_path", str(last), "--output", str(files[dtype]), "--dtype", dtype]) == 0
+        assert "editor written" in capsys.readouterr().out
+    sizes = [file.stat().st_size for file in (last, files["float32"], files["float16"])]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(load(files["float16"])) == {KEY, "pytorch-lightning_version", "epoch", "global_step", "state_dict"}
+    said = {}
+    for name, path in {"run": last, **files}.items():
+        with load_editor(path, model).edit(model, REQUESTS[:1]).applied(model) as edited:
+            said[name] = target_log_probs(edited, REQUESTS)
+    assert said["float32"] == said["run"]
+    assert said["float16"] != said["run"]
+    torch.testing.assert_close(said["float16"], said["run"], rtol=1e-2, atol=1e-2)
+    # The Trainer takes it, too, for everything but training on.
+    assert main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", str(files["float16"])]) == 0
+
+
+def test_a_parameter_beyond_half_precision_is_not_exported(run, tiny_folder, tmp_path):
+    content = load(run / "checkpoints" / "last.ckpt")
+    name = next(name for name in content["state_dict"] if name.endswith("weight") or "step_sizes" in name)
+    content["state_dict"][name] = torch.full_like(content["state_dict"][name], 1e6)
+    torch.save(content, tmp_path / "large.ckpt")
+    model = load_language_model(str(tiny_folder))
+    with pytest.raises(ConfigurationError, match=r"beyond the range of torch\.float16; export in float32"):
+        export_checkpoint(tmp_path / "large.ckpt", tmp_path / "small.ckpt", model, torch.float16)
+    assert not (tmp_path / "small.ckpt").exists()
 
 
 def test_a_checkpoint_is_refused_for_another_base(run, tiny_folder, tmp_path):

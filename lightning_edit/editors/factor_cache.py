@@ -1,0 +1,104 @@
+"""Gradient factors of requests that are asked for again and again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lightning_edit.models.capture import GradientFactors, capture_factors
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.trunk import Trunk
+from lightning_edit.tokenization import EncodedText, TextKey, TokenBatch
+
+_LOG = logging.getLogger(__name__)
+
+_GROUP = 32
+"""Requests in one pass of :meth:`FactorCache.fill`."""
+
+Factors = Mapping[str, GradientFactors]
+"""Site name to gradient factors."""
+
+
+class FactorCache:
+    """The gradient factors of requests under the unedited model, which training an editor does not change.
+
+    They are kept in memory, in float32: (fan-in + fan-out) numbers for each token and site.
+
+    Args:
+        limit: Bytes to keep; the factors of further requests are computed each time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self._kept: dict[TextKey, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def fill(
+        self,
+        model: LanguageModel,
+        texts: Iterable[EncodedText],
+        sites: Sequence[EditSite],
+        trunk: Trunk | None = None,
+        answers_only: bool = False,
+    ) -> None:
+        """Computes and keeps the factors of requests, with a progress bar, up to the limit.
+
+        The requests are sorted and grouped by themselves alone, so that the same requests give the same factors to the
+        last bit, and a run that was interrupted goes on exactly.
+
+        Args:
+            model: The unedited model.
+            texts: Requests that will be asked for.
+            sites: The edit sites.
+            trunk: Hidden states kept from below the lowest site.
+            answers_only: Keep the factors at the answers' positions alone.
+        """
+        wanted = {text.key: text for text in texts}
+        order = [wanted[key] for key in sorted(wanted, key=lambda key: (len(key), key))]
+        groups = [order[at : at + _GROUP] for at in range(0, len(order), _GROUP)]
+        for group in tqdm(groups, desc="gradient factors of the requests", leave=False, disable=not groups):
+            batch = model.encoder.collate(group).to(model.device)
+            positions = batch.answer_mask if answers_only else None
+            found, losses = capture_factors(model, batch, sites, trunk, positions)
+            if not self._keep(batch, found, losses):
+                break
+        _LOG.info("gradient factors of %d of %d requests kept, %.2f GB", len(self), len(order), self.bytes / 2**30)
+
+    def _keep(self, batch: TokenBatch, found: Factors, losses: Tensor) -> bool:
+        """Keeps the factors of a batch if they fit; what is not finite is left to be found where it is used."""
+        needed = sum(own.x.nbytes + own.delta.nbytes for own in found.values())
+        if self.bytes + needed > self.limit:
+            return False
+        self.bytes += needed
+        for row, key in enumerate(batch.keys):
+            if bool(losses[row].isfinite()):
+                self._kept[key] = {
+                    site: (own.x[own.rows == row], own.delta[own.rows == row]) for site, own in found.items()
+                }
+        return True
+
+    def get(self, batch: TokenBatch) -> dict[str, GradientFactors] | None:
+        """The factors of a batch, if those of all of its rows are kept.
+
+        Args:
+            batch: R requests.
+        """
+        kept = [self._kept.get(key) for key in batch.keys]
+        rows = [own for own in kept if own is not None]
+        if len(rows) < len(kept):
+            return None
+        return {site: _joined([own[site] for own in rows]) for site in rows[0]}
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> GradientFactors:
+    """The factors of all rows, in their order."""
+    x, delta = (torch.cat(column) for column in zip(*parts, strict=True))
+    counts = torch.tensor([len(own) for own, _ in parts], device=x.device)
+    return GradientFactors(x, delta, torch.arange(len(parts), device=x.device).repeat_interleave(counts))

@@ -1,0 +1,43 @@
+"""Perplexity of a language model on plain text."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_edit.models.head import token_losses
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.tokenization import TokenBatch
+
+
+@torch.no_grad()
+def perplexity(model: LanguageModel, rows: Tensor, rows_per_pass: int = 8) -> float:
+    """exp(-1/N Σ log p(x_t | x_<t)) over the tokens of packed rows, the first of each row aside.
+
+    Args:
+        model: The model; edits may be applied to it.
+        rows: (R, L) token ids.
+        rows_per_pass: Rows in one forward pass.
+
+    Returns:
+        The perplexity; infinite or NaN where the model's predictions are.
+    """
+    total, count = 0.0, 0
+    for part in rows.long().split(rows_per_pass):
+        batch = _as_batch(part.to(model.device))
+        losses = token_losses(model, model.head_inputs(batch, batch.answer_mask), batch.target_ids)
+        total, count = total + float(losses.double().sum()), count + len(losses)
+    try:
+        return math.exp(total / max(count, 1))
+    except OverflowError:
+        return math.inf
+
+
+def _as_batch(ids: Tensor) -> TokenBatch:
+    """Rows whose every token but the first is a target."""
+    target = torch.ones_like(ids, dtype=torch.bool)
+    target[:, 0] = False
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return TokenBatch(ids, torch.ones_like(ids), positions, target, torch.zeros_like(target))

@@ -1,0 +1,183 @@
+"""Edits one after another, never taken back: what is left of the earlier ones, and of the model."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_edit.data.corpus import TextCorpus
+from lightning_edit.editors.base import Editor
+from lightning_edit.edits import EditSequence, load_edit
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.files import replace_file
+from lightning_edit.metrics import edit_metrics
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.perplexity import perplexity
+from lightning_edit.modules.evaluation import Evaluator, SequentialSettings
+from lightning_edit.records import EditOutcome, EditRecord, group_names
+
+SCHEDULE_FILE = "sequence.jsonl"
+
+
+class SequentialRun:
+    """A sequence of edits, each made on top of all before.
+
+    Args:
+        model: The base model.
+        editor: The editor.
+        evaluator: Asks the probes; the unedited model is asked all of them before the first edit.
+        settings: How the sequence is measured.
+        groups: The records, in the order of the edits; those of a group are edited jointly.
+        folder: Where the measures are written.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        editor: Editor,
+        evaluator: Evaluator,
+        settings: SequentialSettings,
+        groups: Sequence[Sequence[EditRecord]],
+        folder: Path,
+    ) -> None:
+        self.model, self.editor, self.evaluator, self.settings = model, editor, evaluator, settings
+        self.groups, self.folder = [list(group) for group in groups], folder
+        self.sequence = EditSequence()
+        self.rows: list[dict[str, Any]] = []
+        self.stopped = False
+        self._text = self._read_text()
+        records = [record for group in self.groups for record in group]
+        evaluator.ask_before(evaluator.questions(records))
+        self._names = group_names(records)
+        self._perplexity_before = None if self._text is None else perplexity(model, self._text)
+        if settings.folder is not None:
+            self._resume()
+
+    def _read_text(self) -> Tensor | None:
+        if self.settings.text is None:
+            return None
+        return TextCorpus(self.settings.text, tokens=self.settings.tokens).read(self.model.tokenizer)
+
+    def _resume(self) -> None:
+        """Takes up the edits and measures that the folder holds.
+
+        Raises:
+            ConfigurationError: If they belong to other requests or another editor.
+        """
+        path = self.folder / SCHEDULE_FILE
+        if path.exists():
+            self.rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for number, group in enumerate(self.groups):
+            place = self._edit_folder(number)
+            if not place.exists():
+                break
+            edit = load_edit(place)
+            found = edit.provenance
+            # Through JSON, as the edit's own settings went: it has no tuples.
+            settings = json.loads(json.dumps(self.editor.hyperparameters))
+            mine = (type(self.editor).__name__, settings, _requests(group))
+            if mine != (found.method, found.hyperparameters, list(found.requests)):
+                raise ConfigurationError(
+                    f"{place} holds an edit of other requests or of another editor; name another folder in "
+                    "evaluation.sequential.folder, or delete it"
+                )
+            self.sequence = self.sequence.then(edit)
+        self.rows = [row for row in self.rows if row["edits"] <= self.edited]
+
+    def _edit_folder(self, number: int) -> Path:
+        return self.folder / f"edit-{number:05d}"
+
+    @property
+    def edited(self) -> int:
+        """Number of records edited so far."""
+        return sum(len(group) for group in self.groups[: len(self.sequence)])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no more edits are to be made."""
+        return self.stopped or len(self.sequence) == len(self.groups)
+
+    def step(self, number: int) -> list[EditOutcome]:
+        """Makes an edit, and measures if it is time to.
+
+        Args:
+            number: Number of the group to edit; groups that are edited already, or come behind the end, are passed.
+
+        Returns:
+            The outcomes of all records edited, after the last edit; none before.
+        """
+        if number == len(self.sequence) and not self.is_done:
+            group = self.groups[number]
+            edit = self.editor.edit(self.model, _requests(group), after=self.sequence)
+            if self.settings.folder is not None:
+                edit.save(self._edit_folder(number))
+            self.sequence = self.sequence.then(edit)
+        if number != len(self.sequence) - 1:
+            return []
+        due = self.settings.every and self.edited // self.settings.every > self._measured // self.settings.every
+        if not (due or self.is_done):
+            return []
+        outcomes = self._measure()
+        return outcomes if self.is_done else []
+
+    @property
+    def _measured(self) -> int:
+        return int(self.rows[-1]["edits"]) if self.rows else 0
+
+    def _measure(self) -> list[EditOutcome]:
+        records = [record for group in self.groups[: len(self.sequence)] for record in group]
+        with self.sequence.applied(self.model) as scorer:
+            outcomes = self.evaluator.evaluate_under(records, scorer)
+            now = None if self._text is None else perplexity(self.model, self._text)
+        latest = {record.id for record in self.groups[len(self.sequence) - 1]}
+        row: dict[str, Any] = {
+            "edits": self.edited,
+            "all": self._measures(outcomes),
+            "latest": self._measures([outcome for outcome in outcomes if outcome.record_id in latest]),
+            "earlier": self._measures([outcome for outcome in outcomes if outcome.record_id not in latest]),
+            "relative_norm": self.sequence.relative_norms(self.model),
+        }
+        if now is not None and self._perplexity_before is not None:
+            row |= {"perplexity": now, "perplexity_before": self._perplexity_before}
+            self._check(now / self._perplexity_before)
+        self.rows = [*(own for own in self.rows if own["edits"] < self.edited), row]
+        with replace_file(self.folder / SCHEDULE_FILE) as temporary:
+            temporary.write_text("".join(json.dumps(own) + "\n" for own in self.rows), encoding="utf-8")
+        return outcomes
+
+    def _check(self, ratio: float) -> None:
+        limit = self.settings.stop_above
+        if limit is not None and not ratio <= limit:
+            self.stopped = True
+            warnings.warn(
+                f"the perplexity after {self.edited} edits is {ratio:.3g} times the unedited model's; the sequence "
+                "ends here (evaluation.sequential.stop_above)",
+                stacklevel=2,
+            )
+
+    def _measures(self, outcomes: list[EditOutcome]) -> dict[str, float]:
+        metrics = edit_metrics(self._names)
+        metrics.update(outcomes)
+        values = {name: float(value) for name, value in metrics.compute().items()}
+        return {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
+
+
+def flat(row: dict[str, Any]) -> dict[str, float]:
+    """A row of the schedule for a logger: names with slashes to numbers."""
+    values: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            values.update({f"{name}/{inner}": own for inner, own in value.items()})
+        else:
+            values[name] = value
+    return values
+
+
+def _requests(group: Sequence[EditRecord]) -> list[Any]:
+    return [request for record in group for request in record.requests]

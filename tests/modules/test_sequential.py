@@ -1,0 +1,171 @@
+"""Edits one after another, never taken back."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from lightning_edit.cli import main
+from lightning_edit.data import WorldFacts
+from lightning_edit.editors import GradientStep
+from lightning_edit.edits import EditSequence
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.metrics import edit_metrics
+from lightning_edit.models.perplexity import perplexity
+from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings
+from lightning_edit.modules.sequential import SCHEDULE_FILE, SequentialRun
+from lightning_edit.records import group_names
+from tests.modules.test_training import write_config
+from tests.tiny_models import FAMILIES, language_model
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 40
+
+
+@pytest.fixture
+def records():
+    return WorldFacts("validation", limit=6).read().records
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def sequence_of(records, folder, text=None, size=1, step_size=0.05, keep=False, **settings):
+    model = language_model("llama")
+    own = SequentialSettings(text=text, tokens=512, folder=str(folder) if keep else None, **settings)
+    evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=own))
+    groups = [records[at : at + size] for at in range(0, len(records), size)]
+    return SequentialRun(model, GradientStep([-1], step_size), evaluator, own, groups, folder)
+
+
+def kept_sequence_of(records, folder, **settings):
+    return sequence_of(records, folder, keep=True, **settings)
+
+
+def accuracy(model, records, scorer):
+    """Edit success by hand: the mean over the records of the share of right tokens."""
+    requests = [record.requests[0] for record in records]
+    scores = scorer.score([request.prompt for request in requests], [request.target for request in requests])
+    right = [torch.tensor(score.predicted_ids) == torch.tensor(score.target_ids) for score in scores]
+    return sum(float(own.float().mean()) for own in right) / len(right)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_edit_is_made_on_top_of_all_before_and_what_is_left_is_measured(records, tmp_path, text, size):
+    run = sequence_of(records, tmp_path, text, size, every=2)
+    outcomes = [run.step(number) for number in range(len(run.groups))]
+    assert not any(outcomes[:-1])
+    assert {outcome.record_id for outcome in outcomes[-1]} == {record.id for record in records}
+    assert [row["edits"] for row in run.rows] == [2, 4, 6]
+    # By hand: one edit after another, nothing taken back.
+    model, editor, sequence = run.model, GradientStep([-1], 0.05), EditSequence()
+    rows = iter(run.rows)
+    for at in range(0, len(records), size):
+        group = records[at : at + size]
+        sequence = sequence.then(editor.edit(model, [record.requests[0] for record in group], after=sequence))
+        done = records[: at + size]
+        if len(done) % 2:
+            continue
+        row = next(rows)
+        with sequence.applied(model) as edited:
+            assert row["all"]["edit_success/token_accuracy"] == pytest.approx(accuracy(model, done, edited), abs=1e-6)
+            earlier = row["earlier"].get("edit_success/token_accuracy", math.nan)
+            expected = accuracy(model, done[:-size], edited) if done[:-size] else math.nan
+            assert earlier == pytest.approx(expected, abs=1e-6, nan_ok=True)
+            assert row["perplexity"] == pytest.approx(perplexity(model, run._text), rel=1e-5)
+    (site, norm), *_ = run.rows[-1]["relative_norm"].items()
+    change = sum(edit.deltas[site].dense() for edit in sequence.edits)
+    weight = model.layer_map.named_site(site).weight
+    assert norm == pytest.approx(float(change.norm() / weight.norm()), rel=1e-4)
+    assert [json.loads(line) for line in (tmp_path / SCHEDULE_FILE).read_text().splitlines()] == run.rows
+
+
+def test_the_unedited_answers_are_taken_before_the_first_edit(records, tmp_path):
+    run = sequence_of(records, tmp_path)
+    fresh = Evaluator(run.model, EvaluationSettings(generate=False))
+    for number in range(len(records)):
+        outcomes = run.step(number)
+    expected = fresh.ask_before(fresh.questions(records))
+    assert [outcome.before.predicted_ids for outcome in outcomes] == [said.answer.predicted_ids for said in expected]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 6])
+def test_a_stopped_sequence_goes_on_where_it_was(records, tmp_path, text, monkeypatch, stopped_at):
+    settings = {"text": text, "every": 2}
+    first = kept_sequence_of(records, tmp_path / "whole", **settings)
+    expected = [first.step(number) for number in range(len(records))][-1]
+    begun = kept_sequence_of(records, tmp_path / "cut", **settings)
+    for number in range(stopped_at):
+        begun.step(number)
+    again = kept_sequence_of(records, tmp_path / "cut", **settings)
+    assert len(again.sequence) == stopped_at
+    made = []
+    edit = again.editor.edit
+    monkeypatch.setattr(again.editor, "edit", lambda *args, **kwargs: made.append(1) or edit(*args, **kwargs))
+    outcomes = [again.step(number) for number in range(len(records))][-1]
+    assert len(made) == len(records) - stopped_at
+    assert [outcome.after.predicted_ids for outcome in outcomes] == [o.after.predicted_ids for o in expected]
+    assert [row["edits"] for row in again.rows] == [2, 4, 6]
+    for one, same in zip(again.rows, first.rows, strict=True):
+        assert one["all"] == pytest.approx(same["all"], abs=1e-4)
+        assert one["perplexity"] == pytest.approx(same["perplexity"], rel=1e-4)
+
+
+def test_edits_of_other_requests_are_refused(records, tmp_path):
+    begun = kept_sequence_of(records, tmp_path)
+    begun.step(0)
+    with pytest.raises(ConfigurationError, match="edit of other requests or of another editor"):
+        kept_sequence_of(records[::-1], tmp_path)
+
+
+def test_a_sequence_ends_where_the_model_breaks(records, tmp_path, text):
+    run = sequence_of(records, tmp_path, text, step_size=500.0, every=1, stop_above=2.0)
+    with pytest.warns(UserWarning, match="the sequence ends here"):
+        outcomes = [run.step(number) for number in range(len(records))]
+    assert run.stopped
+    assert len(run.sequence) == 1
+    assert {outcome.record_id for outcome in outcomes[0]} == {records[0].id}
+    assert not any(outcomes[1:])
+
+
+def test_stopping_by_a_perplexity_that_is_not_measured_is_an_error():
+    with pytest.raises(ConfigurationError, match="needs the text that perplexity is measured on"):
+        SequentialSettings(stop_above=2.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_perplexity_is_that_of_the_full_logits(family):
+    model = language_model(family)
+    rows = torch.randint(3, 90, (5, 12), generator=torch.Generator().manual_seed(0))
+    logits = model.model(rows).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), rows[:, 1:].flatten())
+    assert perplexity(model, rows, rows_per_pass=2) == pytest.approx(float(expected.exp()), rel=1e-4)
+
+
+def test_on_the_command_line(tmp_path, tiny_folder, text):
+    config = write_config(tmp_path, tiny_folder)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["class_path"] = "lightning_edit.modules.EditingModule"
+    content["model"]["init_args"] = {
+        "language_model": {"name_or_path": str(tiny_folder)},
+        "editor": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [-1]}},
+        "evaluation": {"generate": False, "sequential": {"every": 2, "text": text, "tokens": 512}},
+    }
+    config.write_text(yaml.safe_dump(content))
+    assert main(["test", "--config", str(config)]) == 0
+    (written,) = tmp_path.rglob(SCHEDULE_FILE)
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
+    assert [row["edits"] for row in rows] == [2, 4, 5]
+    metrics = json.loads((written.parent / "metrics.json").read_text())
+    assert metrics["counts"]["records"] == 5
+    assert metrics["metrics"]["edit_success/token_accuracy"] == pytest.approx(
+        rows[-1]["all"]["edit_success/token_accuracy"], abs=1e-5
+    )
+    records = WorldFacts("validation", limit=5).read().records
+    assert set(edit_metrics(group_names(records)).keys()) >= set(rows[-1]["all"])
