@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import read_result, write_result
-from lightning_edit.callbacks.report import prediction
+from benchmarks.evaluating import evaluate, summary
 from lightning_edit.data import KnowEditZsRE, ZsRE
 from lightning_edit.editors import Editor, GradientStep, load_editor
 from lightning_edit.editors.checkpoint import read_checkpoint
@@ -31,7 +30,6 @@ STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
 BATCH = 16
 JOINT = {"MALMEN": 64}
 """Records edited jointly, where it is not one."""
-STAGES = ("asking the unedited model, per record", "editing, per record", "asking the edited model, per record")
 
 
 def main() -> None:
@@ -55,10 +53,11 @@ def main() -> None:
         else:
             editor = load_editor(checkpoint, model)
         name = type(editor).__name__
-        lines, seconds = evaluate(evaluator, editor, records, options.work / f"{name}.jsonl")
+        joint = JOINT.get(name, 1)
+        lines, seconds = evaluate(evaluator, editor, records, options.work / f"{name}.jsonl", max(BATCH, joint), joint)
         result[name] = {
             "settings": editor.hyperparameters,
-            "records edited jointly": JOINT.get(name, 1),
+            "records edited jointly": joint,
             "checkpoint": describe_checkpoint(checkpoint) if checkpoint else None,
             "seconds": seconds,
             "all records": summary(lines, {record.id for record in records}),
@@ -88,57 +87,6 @@ def choose_step_size(model: LanguageModel, records: list[EditRecord]) -> float:
         chosen = [value for name, value in values.items() if name.endswith(wanted)]
         scores[size] = sum(chosen) / len(chosen)
     return max(scores, key=lambda size: scores[size])
-
-
-def evaluate(
-    evaluator: Evaluator, editor: Editor, records: list[EditRecord], path: Path
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The predictions of all records, going on behind those that are in the file, and seconds of the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {line["record"] for line in lines}
-    joint = JOINT.get(type(editor).__name__, 1)
-    size = max(BATCH, joint)
-    spent = dict.fromkeys(STAGES, 0.0)
-    measured = 0
-    for at in range(0, len(records), size):
-        chunk = records[at : at + size]
-        if all(record.id in done for record in chunk):
-            continue
-        groups = [chunk[start : start + joint] for start in range(0, len(chunk), joint)]
-        begin = time.perf_counter()
-        with evaluator.prepared(editor, chunk):
-            start = time.perf_counter()
-            edits = editor.edit_each_group(
-                evaluator.model, [[request for record in group for request in record.requests] for group in groups]
-            )
-            edited = time.perf_counter()
-            outcomes = evaluator.evaluate(chunk, edits, [index // joint for index in range(len(chunk))])
-        spent["asking the unedited model, per record"] += start - begin
-        spent["editing, per record"] += edited - start
-        spent["asking the edited model, per record"] += time.perf_counter() - edited
-        measured += len(chunk)
-        fresh = [prediction(outcome, evaluator.model.encoder.decode) for outcome in outcomes]
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in fresh)
-        lines += fresh
-        print(f"{at + len(chunk)}/{len(records)} records", flush=True)
-    return lines, {name: round(value / max(measured, 1), 3) for name, value in spent.items()}
-
-
-def summary(lines: list[dict[str, Any]], ids: set[str]) -> dict[str, Any]:
-    """Means per kind and group over the probes of some records."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for line in lines:
-        if line["record"] in ids:
-            key = f"{line['kind']}/{line['group']}".rstrip("/").lower()
-            for name, value in line["measures"].items():
-                values.setdefault(key, {}).setdefault(name, []).append(value)
-    means = {
-        key: {name: round(sum(found) / len(found), 4) for name, found in sorted(own.items())}
-        for key, own in sorted(values.items())
-    }
-    return {"records": len(ids), **means}
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def edit(
         chosen = load_editor(ckpt_path, model)
     else:
         model = load_language_model(**given)
-        chosen = _configured_editor(str(editor), statistics)
+        chosen = configured_editor(str(editor), statistics)
         chosen.setup(model)
     made = chosen.edit(model, wanted)
     show(model, made, [*(request.prompt for request in wanted), *(ask or [])], max_new_tokens)
@@ -227,7 +227,17 @@ def _requests(prompt: str | None, target: str | None, subject: str | None, path:
     return [EditRequest(prompt, target, subject, id="0")]
 
 
-def _configured_editor(path: str, statistics: str | None) -> Editor:
+def configured_editor(path: str, statistics: str | None = None) -> Editor:
+    """The editor of a YAML file with class_path and init_args.
+
+    Args:
+        path: The file.
+        statistics: Folder of fitted statistics, in place of the one that the file names.
+
+    Raises:
+        SourceNotFoundError: If there is no such file.
+        ConfigurationError: If it describes no editor.
+    """
     if not Path(path).is_file():
         raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
     content = OmegaConf.to_container(OmegaConf.load(path))

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as processes
+from torch import Tensor
 
 from lightning_edit.functional.moments import Moments
 
@@ -44,3 +45,10 @@ def mean_over_processes(count: int, device: torch.device) -> float:
     total = torch.tensor(float(count), device=device)
     processes.all_reduce(total)
     return float(total) / processes.get_world_size()
+
+
+def sum_over_processes(own: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; the tensor is overwritten."""
+    if not _alone():
+        processes.all_reduce(own)
+    return own

@@ -98,6 +98,18 @@ class TokenBatch:
         for part in similar_lengths(self.attention_mask.sum(1).tolist(), tokens, enough=enough):
             yield torch.tensor(sorted(part), device=self.input_ids.device)
 
+    def parts(self, enough: int) -> Iterator[tuple[Tensor, TokenBatch]]:
+        """Parts of rows of similar length, which have little padding.
+
+        Args:
+            enough: See :func:`similar_lengths`.
+
+        Yields:
+            (K) int64 rows of a part, ascending, and the part.
+        """
+        for rows in self.chunks(self.input_ids.numel(), enough):
+            yield rows, self.select(rows)
+
     @property
     def keys(self) -> list[TextKey]:
         """The key of each row; see :data:`TextKey`."""

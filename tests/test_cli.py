@@ -72,10 +72,12 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
     }
     config = yaml.safe_load(path.read_text())
     module = config["model"]["class_path"].rpartition(".")[2]
-    name, value = {"MemoryEditing": ("adapted_layers", "1"), "LocateEditing": ("layers", "[1]")}.get(
-        module, ("sites", "[1, 2]")
-    )
-    small[f"--model.editor.init_args.{name}"] = value
+    own = yaml.safe_load((path.parent / config["model"]["init_args"]["editor"]).read_text())["init_args"]
+    by_argument = {"adapted_layers": "1", "sites": "[1, 2]"}
+    name = next((argument for argument in by_argument if argument in own), "layers")
+    small[f"--model.editor.init_args.{name}"] = by_argument.get(name, "[1]")
+    if "sequential" in config["model"]["init_args"].get("evaluation", {}):
+        small["--model.evaluation.sequential.text"] = "corpus.txt"
     data = (
         yaml.safe_load((path.parent / config["data"]).read_text())
         if isinstance(config["data"], str)
@@ -92,7 +94,8 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
     if "corpus" in data:
         (tmp_path / "corpus.txt").write_text("The capital of France is Paris. " * 200)
         small |= {"--data.corpus.source": "corpus.txt", "--data.corpus.length": "32"}
-        small["--model.editor.init_args.statistics"] = "statistics"
+        if "statistics" in own:
+            small["--model.editor.init_args.statistics"] = "statistics"
     command = "test" if module == "EditingModule" else "fit"
     assert main([command, "--config", str(path), *(word for pair in small.items() for word in pair)]) == 0
 

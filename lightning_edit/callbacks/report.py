@@ -129,7 +129,7 @@ class TestReport(Callback):
         }
         _write_predictions(folder / PREDICTIONS_FILE, outcomes, pl_module)
         write_json(folder / METRICS_FILE, self._summary(measures, outcomes, trainer, pl_module))
-        print_measures(measures, outcomes)
+        print_measures(measures, outcomes, pl_module.protocol)
         Console().print(
             f"metrics      {folder / METRICS_FILE}\npredictions  {folder / PREDICTIONS_FILE}", soft_wrap=True
         )
@@ -143,6 +143,7 @@ class TestReport(Callback):
         return {
             "metrics": measures,
             "average": module.average,
+            "protocol": module.protocol,
             "counts": {
                 "records": len({outcome.record_id for outcome in outcomes}),
                 "probes": dict(Counter(f"{outcome.probe.kind}/{outcome.probe.group}" for outcome in outcomes)),
@@ -200,13 +201,13 @@ probability      beats: the answer is more probable than its rival
 unedited model   same: predicts the same tokens; text: generates the same text; KL: divergence in nats"""
 
 
-def print_measures(measures: dict[str, float], outcomes: list[EditOutcome]) -> None:
+def print_measures(measures: dict[str, float], outcomes: list[EditOutcome], protocol: str) -> None:
     """Prints a table with a row for each kind and group of probes."""
     rows = dict.fromkeys(name.rpartition("/")[0] for name in measures if "/" in name)
     table = Table(
         box=SIMPLE,
         padding=(0, 0, 0, 1),
-        title=f"{len({outcome.record_id for outcome in outcomes})} records, each edited on the clean model",
+        title=f"{len({outcome.record_id for outcome in outcomes})} records, {protocol}",
     )
     table.add_column("probes", overflow="fold", min_width=14)
     for title, _ in _COLUMNS:

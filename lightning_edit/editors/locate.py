@@ -69,6 +69,8 @@ class LocateEditor(Editor):
         clamp_norm: Largest |δ| in units of |h|.
         kl_weight: Weight of the divergence on "<subject> is a".
         stop_below: End the search once its loss is below this; never if None. The authors' code stops at 0.05.
+        loss_layer: Layer whose output the final norm and the head read for the target's loss in the search; the last
+            one if None, as in all published settings.
     """
 
     capabilities = Capabilities(needs_subject=True, needs_fit=True, needs_grad=True)
@@ -87,6 +89,7 @@ class LocateEditor(Editor):
         clamp_norm: float = 4.0,
         kl_weight: float = 0.0625,
         stop_below: float | None = None,
+        loss_layer: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -104,6 +107,7 @@ class LocateEditor(Editor):
         self.contradictions = contradictions
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
         self.clamp_norm, self.kl_weight, self.stop_below = clamp_norm, kl_weight, stop_below
+        self.loss_layer = loss_layer
         self._statistics: Statistics | None = None
         self._contexts = None if contexts is None else Contexts(tuple(tuple(group) for group in contexts))
         self._sampled: tuple[str, Contexts] | None = None
@@ -156,6 +160,21 @@ class LocateEditor(Editor):
             self.steps, self.learning_rate, self.weight_decay, self.clamp_norm, self.kl_weight, self.stop_below
         )
 
+    def loss_layer_of(self, model: LanguageModel, sites: Sequence[EditSite]) -> int | None:
+        """Index of the layer that the target's loss reads; None for the last.
+
+        Raises:
+            ConfigurationError: If it lies below an edited one, whose change it could not see.
+        """
+        if self.loss_layer is None:
+            return None
+        layer, highest = model.layer_map.index(self.loss_layer), max(site.layer for site in sites)
+        if layer < highest:
+            raise ConfigurationError(
+                f"editor.loss_layer: layer {layer} lies below the edited layer {highest}, and would not see its change"
+            )
+        return None if layer == len(model.layer_map) - 1 else layer
+
     @abstractmethod
     def default_layers(self, depth: int) -> list[int]:
         """Layers for a model that nothing is known of but its number of layers."""
@@ -197,7 +216,8 @@ class LocateEditor(Editor):
         flat = [request for group in kept for request in group]
         group_of = [index for index, group in enumerate(kept) for _ in group]
         contexts = self.contexts_for(model)
-        values = search_values(model, flat, contexts.templates, self.taps(model, sites), self.value_settings())
+        settings = replace(self.value_settings(), loss_layer=self.loss_layer_of(model, sites))
+        values = search_values(model, flat, contexts.templates, self.taps(model, sites), settings)
         problems = [value.problem for value in values]
         good = [at for at, problem in enumerate(problems) if problem is None]
         job = Job(

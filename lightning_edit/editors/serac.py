@@ -22,8 +22,8 @@ class SERAC(Editor):
     Args:
         encoder: Sentence encoder of the scope classifier: Hub id, local folder, or the bundled name
             "all-minilm-l6-v2". Scope is then the distance of embeddings, p = exp(-γ |f(x) - f(x_e)|²).
-        train_encoder: Whether the encoder itself is trained and stored, or only a projection behind it. The paper
-            trains all of it; the projection keeps the checkpoint small.
+        encoder_layers: How many of the encoder's uppermost layers are trained and stored, beside a projection behind
+            it. The paper trains all of it (-1); few layers keep the checkpoint small.
         cross_attention: A sequence classifier that reads both prompts together, in place of the embeddings.
         counterfactual: Another causal language model that answers in scope: Hub id or path. By default it is the base
             itself with a LoRA adapter.
@@ -38,7 +38,7 @@ class SERAC(Editor):
     def __init__(
         self,
         encoder: str = "all-minilm-l6-v2",
-        train_encoder: bool = False,
+        encoder_layers: int = 0,
         cross_attention: str | None = None,
         counterfactual: str | None = None,
         rank: int = 8,
@@ -47,7 +47,7 @@ class SERAC(Editor):
         threshold: float = 0.5,
     ) -> None:
         super().__init__()
-        self.encoder, self.train_encoder, self.cross_attention = encoder, train_encoder, cross_attention
+        self.encoder, self.encoder_layers, self.cross_attention = encoder, encoder_layers, cross_attention
         self.counterfactual, self.rank, self.alpha = counterfactual, rank, alpha
         self.adapted_layers, self.threshold = adapted_layers, threshold
         self.scope: ScopeClassifier | None = None
@@ -57,7 +57,7 @@ class SERAC(Editor):
         """Loads the scope classifier and builds the counterfactual model."""
         if self.scope is None:
             self.scope = (
-                EmbeddingScope(self.encoder, self.train_encoder)
+                EmbeddingScope(self.encoder, self.encoder_layers)
                 if self.cross_attention is None
                 else CrossAttentionScope(self.cross_attention)
             )

@@ -17,6 +17,7 @@ from lightning_edit.functional.losses import mean_by_row, target_nll
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.prefix import shortest_passes
 from lightning_edit.models.record import Tap, as_rows, first_tensor
+from lightning_edit.models.skipping import skipped
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
@@ -38,6 +39,8 @@ class ValueSettings:
         satisfied_weight: Weight of the target's loss in the step after one in which every target token was the most
             probable one in every context (PMET).
         satisfied_kl: End in such a step if the weighted divergence is at most this; never if None (PMET).
+        loss_layer: Index of the block whose output the final norm and the head read for the target's loss; the last
+            one if None. The divergence is always that of the whole model.
     """
 
     steps: int
@@ -48,6 +51,7 @@ class ValueSettings:
     stop_below: float | None = None
     satisfied_weight: float = 1.0
     satisfied_kl: float | None = None
+    loss_layer: int | None = None
 
 
 @dataclass
@@ -145,6 +149,7 @@ class _Search:
         self.passes = shortest_passes(model, texts, starts, min(tap.layer for tap in taps.values()))
         self.batch = self.passes.batch
         self.position = self.passes.start - self.passes.offset
+        self._returns = model.block_returns
         self.names = [request.id or request.prompt for request in requests]
         self.found = [FoundValue({}, {}) for _ in requests]
         self.parameters: list[dict[str, Tensor]] = [{} for _ in requests]
@@ -198,10 +203,21 @@ class _Search:
     def _logits(self, rows: Tensor) -> tuple[Tensor, TokenBatch, Tensor]:
         """Logits at the answers and at the essence prompts' subjects, the texts, and which rows the logits are of."""
         batch = self.batch.select(rows)
-        read = batch.answer_mask.clone()
+        answers, essences = batch.answer_mask, torch.zeros_like(batch.answer_mask)
         essence = (rows % self.rows_each == self.rows_each - 1).nonzero()[:, 0]
-        read[essence, self.position[rows][essence]] = True
-        return self.passes.head_logits(rows, batch, read), batch, read.nonzero()[:, 0]
+        essences[essence, self.position[rows][essence]] = True
+        read = answers | essences
+        return self._read(rows, batch, answers, essences), batch, read.nonzero()[:, 0]
+
+    def _read(self, rows: Tensor, batch: TokenBatch, answers: Tensor, essences: Tensor) -> Tensor:
+        """Logits at the answers and at the essence prompts' subjects, row after row."""
+        read, layer = answers | essences, self.settings.loss_layer
+        if layer is None:
+            return self.passes.head_logits(rows, batch, read)
+        whole = self.passes.head_logits(rows, batch, read)
+        with skipped(self.model.layer_map.blocks[layer + 1 :], self._returns):
+            early = self.passes.head_logits(rows, batch, read)
+        return torch.where(answers[read][:, None], early, whole)
 
     @contextmanager
     def _shifted(self, active: Sequence[int], rows: Tensor) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_edit.distributed import sum_over_processes
 from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -44,11 +46,19 @@ class MomentSums:
         self.tokens += len(next(iter(keys.values())))
         self.batches += 1
 
-    def merged(self, others: list[MomentSums]) -> MomentSums:
-        """The sums of disjoint parts of a corpus."""
-        parts = [self, *others]
-        sums = {site: torch.stack([part.sums[site] for part in parts]).sum(0) for site in self.sums}
-        return MomentSums(sums, sum(part.tokens for part in parts), sum(part.batches for part in parts))
+    def of_all_processes(self, sites: Sequence[EditSite]) -> MomentSums:
+        """The sums of all processes, each of which had its own part of a corpus.
+
+        Args:
+            sites: The sites; a process without any batch has no sums of its own.
+        """
+        device = sites[0].weight.device
+        counts = sum_over_processes(torch.tensor([self.tokens, self.batches], device=device))
+        sums = {}
+        for site in sites:
+            nothing = torch.zeros(site.fan_in, site.fan_in, dtype=torch.float64)
+            sums[site.name] = sum_over_processes(self.sums.get(site.name, nothing).to(device, copy=True))
+        return MomentSums(sums, *counts.tolist())
 
     def moments(self) -> dict[str, Tensor]:
         """Site name to (M, M) float32 second moment."""

@@ -26,6 +26,10 @@ class ScopeClassifier(nn.Module, ABC):
         """(M, …) what is kept of M remembered prompts."""
 
     @abstractmethod
+    def pretrained(self) -> list[nn.Parameter]:
+        """Trainable parameters of a pretrained model, which want a smaller learning rate than new ones."""
+
+    @abstractmethod
     def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
         """(Q, M) float32 log-probability that each of Q prompts is in the scope of each remembered one.
 
@@ -43,26 +47,31 @@ class EmbeddingScope(ScopeClassifier):
 
     Args:
         encoder: A sentence encoder: Hub id, local folder, or the bundled name "all-minilm-l6-v2".
-        train_encoder: Whether the encoder itself is trained, and stored with the editor, or its projection alone.
+        trained_layers: How many of the encoder's uppermost layers are trained, and stored with the editor; 0 trains the
+            projection alone, -1 all of the encoder.
 
     Raises:
         ConfigurationError: If sentence-transformers is not installed.
         SourceNotFoundError: If there is no such encoder.
     """
 
-    def __init__(self, encoder: str = "all-minilm-l6-v2", train_encoder: bool = False) -> None:
+    def __init__(self, encoder: str = "all-minilm-l6-v2", trained_layers: int = 0) -> None:
         super().__init__()
-        loaded = load_sentence_encoder(encoder)
-        loaded.requires_grad_(train_encoder)
-        self.encoder, self.train_encoder = encoder, train_encoder
-        if train_encoder:
-            self.trained_encoder = loaded
-        # Outside the registry a frozen encoder is neither stored nor cast with the editor.
+        loaded = load_sentence_encoder(encoder).requires_grad_(False)
+        self.encoder, self.trained_layers = encoder, trained_layers
+        if trained_layers:
+            self.trained = loaded if trained_layers < 0 else _uppermost(loaded, trained_layers)
+            self.trained.requires_grad_(True)
+        # Outside the registry, what is frozen is neither stored nor cast with the editor.
         self._held = (loaded,)
         size = int(loaded.get_embedding_dimension())
         self.projection = nn.Linear(size, size, bias=False)
         nn.init.eye_(self.projection.weight)
         self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def pretrained(self) -> list[nn.Parameter]:
+        """Those of the encoder's trained layers."""
+        return list(self.trained.parameters()) if self.trained_layers else []
 
     def remember(self, prompts: Sequence[str]) -> Tensor:
         """(M, D) unit embeddings."""
@@ -71,7 +80,7 @@ class EmbeddingScope(ScopeClassifier):
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """(N, D) float32 unit vectors f(x)."""
         device = self.projection.weight.device
-        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.trained_layers != 0 and torch.is_grad_enabled()):
             own = self._encode(list(prompts), device)
         projected = self.projection(own.to(self.projection.weight.dtype))
         unit: Tensor = nn.functional.normalize(projected, dim=-1)
@@ -79,7 +88,7 @@ class EmbeddingScope(ScopeClassifier):
 
     def _encode(self, prompts: list[str], device: torch.device) -> Tensor:
         encoder = self._held[0].to(device)
-        encoder.train(self.training and self.train_encoder)
+        encoder.train(self.training and self.trained_layers != 0)
         parts: dict[int, Tensor] = {}
         for chunk in similar_lengths([len(prompt) for prompt in prompts], 8192):
             features = encoder.preprocess([prompts[index] for index in chunk])
@@ -94,6 +103,19 @@ class EmbeddingScope(ScopeClassifier):
         distances = 2 - 2 * self.embed(prompts) @ memory.T
         similarity: Tensor = -self.log_scale.exp() * distances.clamp(min=0)
         return similarity
+
+
+def _uppermost(encoder: nn.Module, count: int) -> nn.ModuleList:
+    """The last layers of an encoder: of the longest list of modules in it.
+
+    Raises:
+        ConfigurationError: If it has fewer.
+    """
+    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]
+    layers = max(lists, key=len, default=nn.ModuleList())
+    if count > len(layers):
+        raise ConfigurationError(f"the sentence encoder has {len(layers)} layers, of which {count} cannot be trained")
+    return nn.ModuleList(list(layers)[-count:])
 
 
 class CrossAttentionScope(ScopeClassifier):
@@ -122,6 +144,10 @@ class CrossAttentionScope(ScopeClassifier):
                 "local folder"
             ) from error
         self.name_or_path, self.pairs_per_batch = name_or_path, pairs_per_batch
+
+    def pretrained(self) -> list[nn.Parameter]:
+        """All of them."""
+        return list(self.classifier.parameters())
 
     def remember(self, prompts: Sequence[str]) -> Tensor:
         """(M, L) int64 token ids of the prompts, padded with -1."""

@@ -127,6 +127,15 @@ class EditingModule(LightningModule):
             self._prepare_sequence(datamodule, stage, settings.sequential)
         self._metrics[stage] = edit_metrics(datamodule.groups(stage), self.average).to(self.device)
 
+    @property
+    def protocol(self) -> str:
+        """How records are edited in testing and prediction, in words."""
+        joint = getattr(getattr(self.trainer, "datamodule", None), "eval_requests_per_edit", 1)
+        number = f"{joint} at a time, " if joint > 1 else ""
+        if self.evaluation.sequential is not None:
+            return f"edited one after another, {number}each edit on top of all before"
+        return f"edited jointly, {number}on the clean model" if joint > 1 else "each edited on the clean model"
+
     def _prepare_sequence(self, datamodule: Any, stage: str, settings: SequentialSettings) -> None:
         if self.trainer.world_size > 1:
             raise ConfigurationError(

@@ -48,8 +48,7 @@ def outer_losses(
     """
     outer = batch.outer
     inputs, ids, of_row, before = [], [], [], []
-    for rows in outer.chunks(outer.input_ids.numel(), model.tokens_enough):
-        part = outer.select(rows)
+    for rows, part in outer.parts(model.tokens_enough):
         states = trunk.states(part)
         with added_terms(model, {name: stacked.term(batch.edit_of_outer[rows]) for name, stacked in changes.items()}):
             inputs.append(trunk.head_inputs(part, part.answer_mask, states))

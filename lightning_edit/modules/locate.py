@@ -8,10 +8,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lightning_edit.data.datamodule import EditDataModule
-from lightning_edit.distributed import lists_of_all_processes
 from lightning_edit.editors.locate import LocateEditor
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.base import Average
@@ -69,6 +69,9 @@ class LocateEditing(EditingModule):
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
         self._sums = MomentSums.resume(self._partial(), self._identity())
         self._data().corpus_skip = self._sums.batches
+        if self.trainer.world_size > 1 and not list(self.parameters()):
+            # Data parallelism refuses a module without parameters, and this one has nothing to train.
+            self.placeholder = nn.Parameter(torch.zeros(()))
         if self._sums.batches:
             _LOG.info("going on behind %d batches (%d tokens)", self._sums.batches, self._sums.tokens)
 
@@ -107,9 +110,8 @@ class LocateEditing(EditingModule):
 
     def on_train_end(self) -> None:
         """Merges the sums of all processes and writes the statistics from the first."""
-        parts, _ = lists_of_all_processes([self._sums])
+        whole = self._sums.of_all_processes(self._sites)
         if self.trainer.is_global_zero:
-            whole = parts[0].merged(parts[1:])
             corpus, model = self._data().corpus, self.language_model
             source = Corpus(corpus.name if corpus else "", corpus.length if corpus else 0, whole.tokens)
             statistics = KeyStatistics(whole.moments(), source, model.name, model.fingerprint)
@@ -125,4 +127,5 @@ class LocateEditing(EditingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The statistics live in their folder; the checkpoint knows how far they are."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"].pop("placeholder", None)
         checkpoint["statistics_batches"] = self._sums.batches

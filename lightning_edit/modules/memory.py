@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,12 +12,15 @@ from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import lists_of_all_processes, mean_over_processes
 from lightning_edit.editors.serac import SERAC
 from lightning_edit.errors import ConfigurationError, NonFiniteError
-from lightning_edit.functional.losses import mean_by_row
+from lightning_edit.functional.losses import mean_by_row, target_nll
 from lightning_edit.functional.scope import log_complement, scope_losses
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.counterfactual import given
+from lightning_edit.models.head import token_losses
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.scope_examples import ScopeExample, judged_pairs, subject_examples
 from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import TokenBatch
@@ -28,8 +30,9 @@ class MemoryEditing(TrainedEditing):
     """Trains SERAC's scope classifier and counterfactual model.
 
     The memory of a step holds the requests of its whole batch. A rephrase is in the scope of its own request (a
-    positive pair) and of no other (easy negatives); a locality prompt is in the scope of none. Hard negatives are
-    another record's prompt with this record's subject in it: the same subject, asked about something else.
+    positive pair) and of no other (easy negatives); a locality prompt is in the scope of none. Hard examples are what
+    the record itself asks in other wordings (positive), and what another record asks, about this record's subject
+    (negative); see :func:`subject_examples`.
 
     Args:
         editor: SERAC.
@@ -41,13 +44,14 @@ class MemoryEditing(TrainedEditing):
             matching request, apart (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
             (1 - s) · p_base, s being the largest scope probability, on rephrases, and its divergence from the base on
             locality prompts; only where the counterfactual model has the base's tokens.
-        subject_negatives: Whether to make those hard negatives. Without them a classifier trained on unrelated locality
+        subject_examples: Whether to make those hard examples. Without them a classifier trained on unrelated locality
             prompts learns to look at the subject alone.
         train_scope: Whether the scope classifier is trained.
         train_counterfactual: Whether the counterfactual model is trained.
         scope_weight: Weight of the classifier's loss; the counterfactual model's has weight one.
         learning_rate: Adam's learning rate for the counterfactual model. (The authors use 1e-5 for whole models.)
-        scope_learning_rate: Adam's learning rate for the scope classifier.
+        scope_learning_rate: Adam's learning rate for the scope classifier's projection and scale.
+        encoder_learning_rate: Adam's learning rate for the pretrained layers that are trained with them.
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
         trunk: How the hidden states below the lowest block that training reaches are kept.
@@ -66,12 +70,13 @@ class MemoryEditing(TrainedEditing):
         validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
         objective: Literal["supervised", "mixed"] = "supervised",
-        subject_negatives: bool = True,
+        subject_examples: bool = True,
         train_scope: bool = True,
         train_counterfactual: bool = True,
         scope_weight: float = 1.0,
         learning_rate: float = 5e-4,
         scope_learning_rate: float = 1e-3,
+        encoder_learning_rate: float = 5e-5,
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
         trunk: TrunkSettings = TrunkSettings(),
@@ -79,10 +84,11 @@ class MemoryEditing(TrainedEditing):
         super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk)
         if not (train_scope or train_counterfactual):
             raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
-        self.objective, self.subject_negatives = objective, subject_negatives
+        self.objective, self.subject_examples = objective, subject_examples
         self.train_scope, self.train_counterfactual = train_scope, train_counterfactual
         self.scope_weight = scope_weight
         self.learning_rate, self.scope_learning_rate = learning_rate, scope_learning_rate
+        self.encoder_learning_rate = encoder_learning_rate
 
     def lowest_layer(self) -> int:
         """The lowest adapted block."""
@@ -107,17 +113,20 @@ class MemoryEditing(TrainedEditing):
         memory, first = lists_of_all_processes(batch.requests)
         own = [self._request_of(batch, row) for row in range(len(batch.outer_texts))]
         classifier = self.editor.parts.classifier
-        prompts = [prompt for prompt, _ in batch.outer_texts]
-        if self.subject_negatives and self.objective == "supervised":
-            prompts += hard_negatives(memory, range(first, first + len(batch.requests)))
+        examples = [
+            ScopeExample(prompt, first + own[row] if row < batch.rephrases else None)
+            for row, (prompt, _) in enumerate(batch.outer_texts)
+        ]
+        if self.subject_examples and self.objective == "supervised":
+            examples += subject_examples(memory, range(first, first + len(batch.requests)))
         with torch.set_grad_enabled(self.train_scope):
             keys = classifier.remember([request.prompt for request in memory])
-            log_p = classifier.log_similarity(prompts, keys)
+            log_p = classifier.log_similarity([example.prompt for example in examples], keys)
         values: dict[str, Tensor | float]
         if self.objective == "mixed":
             loss, values = self._mixed(batch, log_p, memory)
         else:
-            loss, values = self._supervised(batch, log_p, prompts, memory, [first + at for at in own])
+            loss, values = self._supervised(batch, log_p, examples, memory)
         if not bool(loss.isfinite()):
             raise NonFiniteError(f"the loss of the batch that begins with {batch.names[0]!r} is not finite")
         bars = ("loss", "edit_loss", "scope_loss", "locality_loss")
@@ -125,25 +134,24 @@ class MemoryEditing(TrainedEditing):
         return loss
 
     def _supervised(
-        self, batch: TrainingBatch, log_p: Tensor, prompts: list[str], memory: list[EditRequest], own: list[int]
+        self, batch: TrainingBatch, log_p: Tensor, examples: list[ScopeExample], memory: list[EditRequest]
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         loss = log_p.new_zeros(())
         values: dict[str, Tensor | float] = {}
         if self.train_scope:
-            in_scope, counted = _pairs(prompts, batch.rephrases, memory, own)
+            in_scope, counted = judged_pairs(examples, memory)
             positive, negative = scope_losses(log_p, in_scope.to(log_p.device), counted.to(log_p.device))
             scope = self._mean(positive) + self._mean(negative)
             loss = loss + self.scope_weight * scope
             values |= {"scope_loss": scope.detach()}
             hit = log_p.detach().exp().max(dim=1).values >= self.editor.threshold
-            values |= {"hit_rate": hit[: batch.rephrases].float().mean()}
-            if len(hit) > batch.rephrases:
-                values |= {"false_hit_rate": hit[batch.rephrases :].float().mean()}
+            inside = torch.tensor([example.owner is not None for example in examples], device=hit.device)
+            values |= {"hit_rate": hit[inside].float().mean()}
+            if not bool(inside.all()):
+                values |= {"false_hit_rate": hit[~inside].float().mean()}
         if self.train_counterfactual:
-            rows = list(range(batch.rephrases))
-            logits, asked = self._counterfactual(batch, rows, [memory[own[row]] for row in rows])
-            losses = _nll(logits.log_softmax(-1), asked)
-            edit = self._mean(losses)
+            requests = [memory[example.owner] for example in examples[: batch.rephrases] if example.owner is not None]
+            edit = self._mean(self._answer_losses(batch, requests))
             loss = loss + edit
             values |= {"edit_loss": edit.detach()}
         return loss, values
@@ -157,8 +165,7 @@ class MemoryEditing(TrainedEditing):
                 "objective: mixed needs a counterfactual model with the base's own tokens; use supervised"
             )
         best, which = log_p.max(dim=1)
-        rows = list(range(len(batch.outer_texts)))
-        logits, asked = self._counterfactual(batch, rows, [memory[at] for at in which.tolist()])
+        logits, asked = self._answer_logits(batch, [memory[at] for at in which.tolist()])
         with torch.no_grad():
             plain = base.answer_logits(batch.outer).log_softmax(-1)
         share = best[asked.target_rows][:, None]
@@ -168,21 +175,29 @@ class MemoryEditing(TrainedEditing):
         locality = self._mean(divergence[batch.rephrases :])
         return edit + locality, {"edit_loss": edit.detach(), "locality_loss": locality.detach()}
 
-    def _counterfactual(
-        self, batch: TrainingBatch, rows: list[int], requests: list[EditRequest]
-    ) -> tuple[Tensor, TokenBatch]:
-        """Logits of the counterfactual model for some of the texts, each behind a request, and the texts as asked."""
-        counterfactual, base = self.editor.parts.counterfactual, self.language_model
-        with counterfactual.speaking(base) as other:
-            texts = [
-                other.encoder.encode(given(request, batch.outer_texts[row][0]), batch.outer_texts[row][1])
-                for row, request in zip(rows, requests, strict=True)
-            ]
-            asked = other.encoder.collate(texts).to(other.device)
-            # The trunk belongs to the base; a model of its own has none.
-            source = self.trunk() if other is base else other
+    def _answer_losses(self, batch: TrainingBatch, requests: list[EditRequest]) -> Tensor:
+        """(R) the counterfactual model's loss on each rephrase, behind its request."""
+        base = self.language_model
+        inputs, ids, of_row = [], [], []
+        with self.editor.parts.counterfactual.speaking(base) as other:
+            asked = _shown(other, batch.outer_texts, requests)
+            if other is not base:
+                # A model of its own has no trunk, and its head is trained, too.
+                return target_nll(other.answer_logits(asked), asked.target_ids, asked.target_rows, len(asked))
+            for rows, part in asked.parts(other.tokens_enough):
+                inputs.append(self.trunk().head_inputs(part, part.answer_mask))
+                ids.append(part.target_ids)
+                of_row.append(rows[part.target_rows])
+            losses = token_losses(other, torch.cat(inputs), torch.cat(ids))
+        return mean_by_row(losses, torch.cat(of_row), len(asked))
+
+    def _answer_logits(self, batch: TrainingBatch, requests: list[EditRequest]) -> tuple[Tensor, TokenBatch]:
+        """Logits of the counterfactual model for all texts, each behind a request, and the texts as asked."""
+        base = self.language_model
+        with self.editor.parts.counterfactual.speaking(base) as other:
+            asked = _shown(other, batch.outer_texts, requests)
             with torch.set_grad_enabled(self.train_counterfactual):
-                return source.answer_logits(asked), asked
+                return (self.trunk() if other is base else other).answer_logits(asked), asked
 
     @staticmethod
     def _request_of(batch: TrainingBatch, row: int) -> int:
@@ -203,8 +218,10 @@ class MemoryEditing(TrainedEditing):
             own = list(parts.counterfactual.parameters())
             groups.append({"params": own, "lr": self.learning_rate, "name": "counterfactual"})
         if self.train_scope:
-            own = list(parts.classifier.parameters())
-            groups.append({"params": own, "lr": self.scope_learning_rate, "name": "scope"})
+            pretrained = parts.classifier.pretrained()
+            new = [own for own in parts.classifier.parameters() if all(own is not other for other in pretrained)]
+            rates = {"scope": (new, self.scope_learning_rate), "encoder": (pretrained, self.encoder_learning_rate)}
+            groups += [{"params": own, "lr": rate, "name": name} for name, (own, rate) in rates.items() if own]
         return groups
 
     def configure_optimizers(self) -> Any:
@@ -217,56 +234,11 @@ def _asked_about(requests: Sequence[EditRequest], text: tuple[str, str]) -> Edit
     return next((request for request in requests if request.target == text[1].strip()), requests[0])
 
 
-def hard_negatives(memory: Sequence[EditRequest], places: Iterable[int]) -> list[str]:
-    """For some of the requests, another one's prompt with their own subject in the place of that one's.
-
-    The other one is the next in the order of the prompts whose words, the subject's aside, are for the most part
-    others: with the same words it would be likely to ask for the same. The order does not depend on how requests are
-    divided between processes. A request without a subject, or without such another one, has none.
-
-    Args:
-        memory: All requests of the step.
-        places: Places of the requests that are wanted.
-    """
-    order = sorted(range(len(memory)), key=lambda place: (memory[place].prompt, memory[place].target))
-    found = []
-    for place in places:
-        own, at = memory[place], order.index(place)
-        for other in (memory[next] for next in (*order[at + 1 :], *order[:at])):
-            span = other.subject_span
-            if own.subject is not None and span is not None and _overlap(own, other) < 0.5:
-                found.append(other.prompt[: span[0]] + own.subject + other.prompt[span[1] :])
-                break
-    return found
-
-
-def _overlap(first: EditRequest, second: EditRequest) -> float:
-    """Share of the words of two prompts, without their subjects, that are in both."""
-    words = []
-    for request in (first, second):
-        start, end = request.subject_span or (0, 0)
-        rest = request.prompt[:start] + request.prompt[end:]
-        words.append(set(re.findall(r"\w+", rest.lower())))
-    return len(words[0] & words[1]) / max(len(words[0] | words[1]), 1)
-
-
-def _pairs(
-    prompts: Sequence[str], rephrases: int, memory: Sequence[EditRequest], own: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """(Q, M) bool: the pairs in scope, and those that are judged."""
-    in_scope = torch.zeros(len(prompts), len(memory), dtype=torch.bool)
-    counted = torch.ones_like(in_scope)
-    remembered = [request.prompt for request in memory]
-    for row, prompt in enumerate(prompts):
-        asked = {prompt}
-        if row < rephrases:
-            in_scope[row, own[row]] = True
-            asked.add(remembered[own[row]])
-        for at, text in enumerate(remembered):
-            # The same prompt twice in a batch is neither in nor out of scope of the other one.
-            if text in asked and not in_scope[row, at]:
-                counted[row, at] = False
-    return in_scope, counted
+def _shown(model: LanguageModel, texts: Sequence[tuple[str, str]], requests: Sequence[EditRequest]) -> TokenBatch:
+    """The first texts, each behind a request."""
+    pairs = zip(texts, requests, strict=False)
+    encoded = [model.encoder.encode(given(request, prompt), answer) for (prompt, answer), request in pairs]
+    return model.encoder.collate(encoded).to(model.device)
 
 
 def _nll(log_probs: Tensor, texts: TokenBatch) -> Tensor:

@@ -195,6 +195,48 @@ def plain_search(model, module, request, templates, settings, size):
     return delta.detach(), losses
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_target_is_read_from_the_loss_layer_and_the_divergence_from_the_last(family):
+    base = build(FAMILIES[family][0](), torch.float64)
+    model = LanguageModel(base, byte_level_tokenizer(), name=family)
+    norm = base.model.norm if family == "llama" else base.transformer.ln_f
+    request, module = REQUESTS[0], model.layer_map.block(0)
+    text = model.encoder.encode(request.prompt, request.target, request.subject_span)
+    essence = model.encoder.encode(f"{request.subject} is a", "", (0, len(request.subject)))
+    settings = ValueSettings(2, 0.05, 0.0, 100.0, 0.7, loss_layer=1)
+    [own] = search_values(model, [request], ["{}"], {"value": Tap(module, "output", 0)}, settings)
+
+    def states(text, delta):
+        def add(_, __, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden.clone()
+            hidden[0, last_subject_token(text)] += delta
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handle = module.register_forward_hook(add)
+        try:
+            return base(torch.tensor([text.ids]), output_hidden_states=True)
+        finally:
+            handle.remove()
+
+    def loss(delta):
+        early = base.lm_head(norm(states(text, delta).hidden_states[2][0])).log_softmax(-1)
+        at = torch.arange(*text.target)
+        nll = -early[at - 1, torch.tensor(text.target_ids)].mean()
+        p, q = (states(essence, value).logits[0, last_subject_token(essence)].log_softmax(-1) for value in (0.0, delta))
+        return nll + 0.7 * (p.exp() * (p - q)).sum()
+
+    with torch.no_grad():
+        assert own.losses == pytest.approx([float(loss(0.0)), float(loss(own.delta["value"]))], rel=1e-6)
+
+
+def test_a_loss_layer_below_the_edited_one_is_an_error():
+    model = language_model("llama")
+    editor = ROME(layers=[1], covariance="identity", contexts=[["{}"]], loss_layer=0)
+    with pytest.raises(ConfigurationError, match="layer 0 lies below the edited layer 1"):
+        editor.edit(model, REQUESTS[:1])
+
+
 def test_searching_together_is_searching_alone():
     model = language_model("llama")
     tap = {"value": Tap(model.layer_map.block(1), "output", 1)}

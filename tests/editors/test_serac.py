@@ -6,7 +6,7 @@ import torch
 
 from lightning_edit.editors import SERAC
 from lightning_edit.edits import EditSequence, load_edit
-from lightning_edit.errors import EditError, EditorNotFittedError, SourceNotFoundError
+from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError, SourceNotFoundError
 from lightning_edit.functional.losses import target_nll
 from lightning_edit.models import load_language_model
 from lightning_edit.models.counterfactual import given
@@ -184,9 +184,27 @@ def test_only_the_projection_is_stored_unless_the_encoder_is_trained(editor):
     names = set(editor.state_dict())
     assert {name for name in names if name.startswith("scope.")} == {"scope.projection.weight", "scope.log_scale"}
     assert sum(value.numel() * 4 for value in editor.state_dict().values()) < 2e6
-    trained = EmbeddingScope(train_encoder=True).train()
-    trained.embed(["a text"]).sum().backward()
-    assert any(parameter.grad is not None for parameter in trained.trained_encoder.parameters())
+    sizes = {}
+    for layers in (0, 1, 2, -1):
+        scope = EmbeddingScope(trained_layers=layers).train()
+        scope.embed(["a text"]).sum().backward()
+        trained = {name for name, parameter in scope.named_parameters() if parameter.grad is not None}
+        assert trained == {name for name, _ in scope.named_parameters() if "pooler" not in name} - {"log_scale"}
+        sizes[layers] = sum(value.numel() for value in scope.state_dict().values())
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
+    assert sizes[-1] > sizes[2]
+    with pytest.raises(ConfigurationError, match="has 6 layers, of which 7"):
+        EmbeddingScope(trained_layers=7)
+
+
+def test_trained_layers_come_back_from_a_checkpoint():
+    first, second = EmbeddingScope(trained_layers=1), EmbeddingScope(trained_layers=1)
+    with torch.no_grad():
+        for parameter in first.trained.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    assert not torch.allclose(first.eval().embed(["a text"]), second.eval().embed(["a text"]), atol=1e-3)
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(first.embed(["a text"]), second.embed(["a text"]))
 
 
 @pytest.fixture(scope="module")

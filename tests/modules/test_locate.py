@@ -1,6 +1,8 @@
 """Fitting statistics: against a float64 brute force, whatever the batches, and after a stop; edits made with them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -132,15 +134,16 @@ def test_sums_of_another_corpus_are_not_gone_on_with(tmp_path):
     assert MomentSums.resume(tmp_path / "partial", "one").tokens == 5
 
 
-def test_sums_merge():
-    keys = torch.randn(20, 3)
-    whole, first, second = MomentSums(), MomentSums(), MomentSums()
-    whole.add({"site": keys})
-    first.add({"site": keys[:8]})
-    second.add({"site": keys[8:]})
-    merged = first.merged([second])
-    assert merged.tokens == 20
-    torch.testing.assert_close(merged.moments()["site"], whole.moments()["site"])
+def test_two_processes_collect_the_statistics_of_one(run, tiny_folder, text, tmp_path):
+    config = write_config(tmp_path, tiny_folder, text, batch_size=5, devices=2, strategy="ddp")
+    command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert two.corpus == one.corpus
+    for name, moment in one.moments.items():
+        torch.testing.assert_close(two.moments[name], moment, rtol=1e-5, atol=1e-7)
+    assert not list(tmp_path.glob("*.partial-*"))
 
 
 def test_test_edits_with_the_statistics(run, text):

@@ -14,7 +14,7 @@ from lightning_edit.functional.scope import log_complement, scope_losses
 from lightning_edit.models import load_language_model
 from lightning_edit.models.counterfactual import given
 from lightning_edit.modules import MemoryEditing
-from lightning_edit.modules.memory import hard_negatives
+from lightning_edit.modules.scope_examples import subject_examples
 from lightning_edit.records import EditRecord, EditRequest
 from tests.modules.test_training import write_config
 from tests.testers import REQUESTS
@@ -26,6 +26,24 @@ REPHRASES = [
     ("Brazil lies in", "Europe"),
 ]
 LOCALITY = [("The currency of France is", "the franc"), ("Who wrote Faust?", "Goethe"), ("Two and two is", "four")]
+
+SUBJECT_EXAMPLES = [
+    ("France capital", 0),
+    ("The capital of France is", 0),
+    ("On which continent is France?", None),
+    ("France continent", None),
+    ("The continent of France is", None),
+    ("Germany capital", 1),
+    ("The capital of Germany is", 1),
+    ("On which continent is Germany?", None),
+    ("Germany continent", None),
+    ("The continent of Germany is", None),
+    ("Brazil continent", 2),
+    ("The continent of Brazil is", 2),
+    ("The capital of Brazil is", None),
+    ("Brazil capital", None),
+    ("The capital of Brazil is", None),
+]
 
 
 @pytest.fixture
@@ -61,8 +79,8 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module):
     loss = module.training_step(batch_of(module), 0)
     classifier, model = module.editor.parts.classifier, module.language_model
     positive, negative = [], []
-    swapped = ["On which continent is France?", "On which continent is Germany?", "The capital of Brazil is"]
-    for row, prompt in enumerate([text for text, _ in REPHRASES + LOCALITY] + swapped):
+    prompts = [(text, row) for row, (text, _) in enumerate(REPHRASES)] + [(text, None) for text, _ in LOCALITY]
+    for prompt, row in prompts + SUBJECT_EXAMPLES:
         for column, request in enumerate(REQUESTS):
             distance = (classifier.embed([prompt]) - classifier.embed([request.prompt])).double().square().sum()
             p = torch.exp(-classifier.log_scale.exp() * distance)
@@ -72,7 +90,7 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module):
             nll(other, given(request, prompt), target)
             for request, (prompt, target) in zip(REQUESTS, REPHRASES, strict=True)
         ]
-    expected = sum(positive) / 3 + sum(negative) / 24 + sum(answers) / 3
+    expected = sum(positive) / len(positive) + sum(negative) / len(negative) + sum(answers) / 3
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
     assert set(module.logged) == {f"train/{name}" for name in (
         "loss", "scope_loss", "edit_loss", "hit_rate", "false_hit_rate",
@@ -82,17 +100,23 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module):
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
 
 
-def test_hard_negatives_ask_something_else_about_the_same_subject():
-    # Not "What is the capital of France? It is", which has most of its words in common with France's own prompt.
-    expected = ["On which continent is France?", "On which continent is Germany?", "The capital of Brazil is"]
-    assert hard_negatives(REQUESTS, range(3)) == expected
+def test_subject_examples_ask_the_same_in_other_words_and_something_else_about_the_subject():
+    found = subject_examples(REQUESTS, range(3))
+    assert [(example.prompt, example.owner) for example in found] == SUBJECT_EXAMPLES
     # The same ones, however the requests are divided.
-    assert sorted(hard_negatives(REQUESTS[::-1], range(3))) == sorted(expected)
-    assert hard_negatives(REQUESTS, [1]) == expected[1:2]
-    plain = [EditRequest("Who wrote Faust?", "Rome", "Faust"), EditRequest("The capital is", "Rome")]
-    assert hard_negatives(plain, range(2)) == []
+    again = subject_examples(REQUESTS[::-1], range(3))
+    assert {(example.prompt, None if example.owner is None else 2 - example.owner) for example in again} == set(
+        SUBJECT_EXAMPLES
+    )
+    assert subject_examples(REQUESTS, [1]) == found[5:10]
+    # Without a subject there is nothing to swap; with the same words it is the same question.
+    assert subject_examples([EditRequest("Who wrote Faust?", "Rome")], range(1)) == []
     twins = [EditRequest(f"The capital of {name} is", "Rome", name) for name in ("France", "Spain")]
-    assert hard_negatives(twins, range(2)) == []
+    assert all(example.owner is not None for example in subject_examples(twins, range(2)))
+
+
+def test_a_prompt_without_words_of_its_own_has_no_search_wording():
+    assert subject_examples([EditRequest("France is", "Rome", "France")], [0]) == []
 
 
 def test_the_mixed_loss_is_that_of_a_plain_loop(module):
@@ -136,8 +160,25 @@ def test_parts_are_trained_apart():
         [group] = [group["params"] for group in module.parameter_groups()]
         names = {id(parameter): name for name, parameter in module.editor.named_parameters()}
         assert {names[id(parameter)].split(".")[0] for parameter in group} == {trained}
+    module = MemoryEditing(SERAC(rank=2, adapted_layers=1, encoder_layers=1))
+    module.attach(language_model("llama"))
+    groups = {group["name"]: group for group in module.parameter_groups()}
+    assert [groups[name]["lr"] for name in ("counterfactual", "scope", "encoder")] == [5e-4, 1e-3, 5e-5]
+    parameters = [id(parameter) for group in groups.values() for parameter in group["params"]]
+    assert sorted(parameters) == sorted(map(id, module.editor.parameters()))
     with pytest.raises(ConfigurationError, match="nothing to train"):
         MemoryEditing(SERAC(), train_scope=False, train_counterfactual=False)
+
+
+def test_all_of_a_separate_model_is_trained_its_head_included(tiny_folder, monkeypatch):
+    module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), train_scope=False)
+    module.attach(language_model("llama"))
+    module.train()
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    module.training_step(batch_of(module), 0).backward()
+    head = module.editor.parts.counterfactual.model.get_output_embeddings().weight.grad
+    # The softmax reaches every word of the vocabulary, whether a text holds it or not.
+    assert int((head.abs().sum(1) > 0).sum()) == len(head)
 
 
 def test_log_complement_is_accurate_at_both_ends():
@@ -161,6 +202,7 @@ def run(tmp_path_factory, tiny_folder):
     config = write_config(folder, tiny_folder, max_epochs=1)
     content = yaml.safe_load(config.read_text())
     content["model"]["class_path"] = "lightning_edit.modules.MemoryEditing"
+    del content["model"]["init_args"]["factor_gigabytes"]
     content["model"]["init_args"]["editor"] = {
         "class_path": "lightning_edit.editors.SERAC",
         "init_args": {"rank": 2, "adapted_layers": 2},

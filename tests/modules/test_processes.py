@@ -35,6 +35,7 @@ def runs(request, tmp_path_factory, tiny_folder):
         module["editor"]["init_args"].update({"sites": [1, 2]} if request.param != "SERAC" else {"adapted_layers": 2})
         if request.param == "SERAC":
             content["model"]["class_path"] = "lightning_edit.modules.MemoryEditing"
+            del module["factor_gigabytes"]
         content["trainer"]["callbacks"].append({"class_path": "lightning_edit.callbacks.RunArtifacts"})
         content["trainer"]["strategy"] = "ddp" if processes == 2 else "auto"
         content["data"]["batch_size"] = 4 // processes

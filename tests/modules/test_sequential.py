@@ -164,6 +164,7 @@ def test_on_the_command_line(tmp_path, tiny_folder, text):
     assert [row["edits"] for row in rows] == [2, 4, 5]
     metrics = json.loads((written.parent / "metrics.json").read_text())
     assert metrics["counts"]["records"] == 5
+    assert metrics["protocol"] == "edited one after another, each edit on top of all before"
     assert metrics["metrics"]["edit_success/token_accuracy"] == pytest.approx(
         rows[-1]["all"]["edit_success/token_accuracy"], abs=1e-5
     )

@@ -1,0 +1,194 @@
+"""How fast locate-then-edit methods edit SmolLM2-135M-Instruct, beside a reference implementation.
+
+python -m benchmarks.locate_speed --data FOLDER [--reference LINES] [--only PART …]
+
+FOLDER holds the published files. Edits are CounterFact's first ones, with identity covariances (time does not depend on
+them), 25 evaluations of the loss at most and the reference's own stop at 0.05, ROME at layer 5 with 21 contexts, MEMIT
+at layers 4 to 8 with 6. Each part runs in a process of its own. LINES: JSON lines with {"run": PART, "reference": …,
+"commit": …, and "seconds_per_edit" or "tokens_per_second": …}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.environment import peak_memory, read_result, write_result
+from benchmarks.training_cost import speed_of_products
+from lightning_edit.data import CounterFact
+from lightning_edit.data.corpus import TextCorpus
+from lightning_edit.editors import MEMIT, ROME, Editor
+from lightning_edit.models import LanguageModel, load_language_model
+from lightning_edit.models.moments import MomentSums, keys_of
+from lightning_edit.records import EditRequest
+
+COMMON: dict[str, Any] = {"covariance": "identity", "steps": 25, "stop_below": 0.05}
+
+
+def rome(**settings: Any) -> Editor:
+    return ROME(**{"layers": [5], **COMMON, **settings})
+
+
+def memit(**settings: Any) -> Editor:
+    return MEMIT(**{"layers": [4, 5, 6, 7, 8], **COMMON, "clamp_norm": 4.0, "weight_decay": 1e-3, **settings})
+
+
+def requests_of(data: Path, count: int) -> list[EditRequest]:
+    source = next(data.rglob("counterfact_original*.json"))
+    return [request for record in CounterFact(str(source), limit=count).read().records for request in record.requests]
+
+
+def timed(model: LanguageModel, editor: Editor, groups: list[list[EditRequest]]) -> dict[str, float]:
+    """Seconds per edit of groups, one after another, and optimiser steps per edit."""
+    editor.setup(model)
+    editor.edit(model, groups[0])
+    steps: list[int] = []
+    step = torch.optim.Adam.step
+
+    def counted(self: torch.optim.Adam, closure: None = None) -> None:
+        steps.append(1)
+        step(self, closure)
+
+    number = sum(map(len, groups[1:]))
+    with mock.patch.object(torch.optim.Adam, "step", counted):
+        start = time.perf_counter()
+        for group in groups[1:]:
+            editor.edit(model, group)
+        seconds = time.perf_counter() - start
+    return {
+        "edits": number,
+        "seconds_per_edit": round(seconds / number, 3),
+        "optimizer_steps_per_edit": round(len(steps) / number, 1),
+    }
+
+
+def single(make: Callable[..., Editor], count: int) -> Callable[[LanguageModel, Path], dict[str, Any]]:
+    def run(model: LanguageModel, data: Path) -> dict[str, Any]:
+        return timed(model, make(), [[request] for request in requests_of(data, count + 1)])
+
+    return run
+
+
+def side_by_side(model: LanguageModel, data: Path) -> dict[str, Any]:
+    """32 independent ROME edits in one call."""
+    editor, requests = rome(), requests_of(data, 33)
+    editor.setup(model)
+    editor.edit(model, requests[:1])
+    start = time.perf_counter()
+    editor.edit_each(model, requests[1:])
+    return {"edits": 32, "seconds_per_edit": round((time.perf_counter() - start) / 32, 3)}
+
+
+def joint(model: LanguageModel, data: Path) -> dict[str, Any]:
+    requests = requests_of(data, 33)
+    return timed(model, memit(), [requests[:1], requests[1:]])
+
+
+def statistics(model: LanguageModel, data: Path) -> dict[str, Any]:
+    """Second moments at five layers in one pass."""
+    rows = TextCorpus(str(next(data.rglob("valid.txt"))), tokens=24 * 2048).read(model.tokenizer)
+    sites = [model.layer_map.site(layer) for layer in (4, 5, 6, 7, 8)]
+    sums = MomentSums()
+    sums.add(keys_of(model, rows[:8].long(), sites))
+    start = time.perf_counter()
+    for part in rows[8:].long().split(8):
+        sums.add(keys_of(model, part, sites))
+    seconds = time.perf_counter() - start
+    return {"layers": len(sites), "tokens_per_second": round(rows[8:].numel() / seconds, 1)}
+
+
+def growth(model: LanguageModel, data: Path) -> dict[str, Any]:
+    """Seconds per edit against n, the edited layer, and the length of the prompt, with the arithmetic's floor."""
+    requests, rate = requests_of(data, 129), speed_of_products()
+
+    def of(editor: Editor, group: list[EditRequest]) -> dict[str, float]:
+        editor.setup(model)
+        editor.edit(model, requests[-1:])
+        with FlopCounterMode(display=False) as counter:
+            start = time.perf_counter()
+            editor.edit(model, group)
+            seconds = time.perf_counter() - start
+        floor = counter.get_total_flops() / rate
+        return {"seconds": round(seconds / len(group), 3), "floor": round(floor / len(group), 3)}
+
+    few: dict[str, Any] = {"steps": 10, "stop_below": None}
+    lengths = {}
+    for words in (0, 20, 60, 120):
+        lead = "It is said. " * (words // 3)
+        own = [EditRequest(lead + request.prompt, request.target, request.subject) for request in requests[:2]]
+        lengths[str(len(model.encoder.encode(own[0].prompt).ids))] = of(rome(**few), own[:1])
+    return {
+        "GFLOP/s of a large matrix product": round(rate / 1e9, 1),
+        "MEMIT, 10 evaluations, against n": {str(n): of(memit(**few), requests[:n]) for n in (1, 8, 32, 128)},
+        "ROME, 10 evaluations, against the layer": {
+            str(layer): of(rome(layers=[layer], **few), requests[:1]) for layer in (0, 5, 10, 15, 20, 25)
+        },
+        "ROME, 10 evaluations, against the prompt's tokens": lengths,
+    }
+
+
+PARTS: dict[str, Callable[[LanguageModel, Path], dict[str, Any]]] = {
+    "ROME, single edits": single(rome, 8),
+    "ROME, 32 side by side": side_by_side,
+    "MEMIT, single edits": single(memit, 8),
+    "MEMIT, 32 jointly": joint,
+    "statistics": statistics,
+    "growth": growth,
+}
+
+
+def measure(name: str, data: Path) -> dict[str, Any]:
+    model = load_language_model("smollm2-135m-instruct")
+    found = PARTS[name](model, data)
+    weights = sum(value.numel() * value.element_size() for value in model.model.parameters())
+    return {**found, "memory": {"peak": peak_memory(), "base model": weights}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
+    parser.add_argument("--reference", type=Path, help="measurements of the reference implementation")
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS), help="parts to do again")
+    parser.add_argument("--here", choices=list(PARTS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        print(json.dumps(measure(options.here, options.data)))
+        return
+    kept = read_result(__file__)
+    results: dict[str, Any] = kept.get("runs", {})
+    references: list[dict[str, Any]] = kept.get("references", [])
+    if options.reference:
+        references = [json.loads(line) for line in options.reference.read_text().splitlines()]
+    for name in options.only:
+        command = [sys.executable, "-m", "benchmarks.locate_speed", "--data", str(options.data), "--here", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+        print(name, json.dumps(results[name]), flush=True)
+        write_result(__file__, {"runs": results, "references": references, "ratios": ratios(results, references)})
+
+
+def ratios(results: dict[str, Any], references: list[dict[str, Any]]) -> dict[str, float]:
+    """How many times faster than the references."""
+    found = {}
+    for line in references:
+        own = results.get(line["run"])
+        if own and "seconds_per_edit" in line:
+            found[f"{line['run']}: {line['reference']}"] = round(line["seconds_per_edit"] / own["seconds_per_edit"], 2)
+        elif own:
+            ratio = own["tokens_per_second"] / line["tokens_per_second"]
+            found[f"{line['run']}: {line['reference']}"] = round(ratio, 2)
+    return found
+
+
+if __name__ == "__main__":
+    main()

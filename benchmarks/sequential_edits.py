@@ -1,0 +1,94 @@
+"""200 CounterFact edits on top of one another: what is left of the earlier ones, and of the model.
+
+python -m benchmarks.sequential_edits --data FOLDER [--methods NAME …] [--edits N]
+
+FOLDER holds the published files. ROME edits one record after another, MEMIT and AlphaEdit ten at a time. Statistics are
+those that benchmarks.locate_quality collects; perplexity is measured on WikiText-2's test.txt. A run that was stopped
+goes on at the edit where it was. Writes the numbers, and the curves as a picture beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import read_result, write_result
+from benchmarks.locate_quality import collect_statistics
+from lightning_edit.commands import configured_editor
+from lightning_edit.data import CounterFact
+from lightning_edit.models import load_language_model
+from lightning_edit.modules import EvaluationSettings, Evaluator
+from lightning_edit.modules.evaluation import SequentialSettings
+from lightning_edit.modules.sequential import SequentialRun
+
+AT_A_TIME = {"rome": 1, "memit": 10, "alphaedit": 10}
+EVERY = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
+    parser.add_argument("--methods", nargs="*", choices=list(AT_A_TIME), default=list(AT_A_TIME))
+    parser.add_argument("--edits", type=int, default=200)
+    parser.add_argument("--work", type=Path, default=Path("runs/locate"), help="where intermediate results are kept")
+    options = parser.parse_args()
+
+    statistics = options.work / "statistics"
+    collect_statistics(options.data, statistics, "[4, 5, 6, 7, 8]")
+    model = load_language_model("smollm2-135m-instruct")
+    source = next(options.data.rglob("counterfact_original*.json"))
+    records = CounterFact(str(source), limit=options.edits).read().records
+    result: dict[str, Any] = read_result(__file__).get("methods", {})
+    for method in options.methods:
+        editor = configured_editor(f"configs/editor/{method}.yaml", str(statistics))
+        editor.setup(model)
+        folder = options.work / f"sequence-{method}"
+        settings = SequentialSettings(
+            every=EVERY, text=str(next(options.data.rglob("test.txt"))), tokens=10_240, folder=str(folder)
+        )
+        evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=settings))
+        size = AT_A_TIME[method]
+        groups = [records[at : at + size] for at in range(0, len(records), size)]
+        run = SequentialRun(model, editor, evaluator, settings, groups, folder)
+        for number in range(len(groups)):
+            run.step(number)
+            print(method, f"{run.edited}/{len(records)} edits", flush=True)
+        result[method] = {"settings": editor.hyperparameters, "records in an edit": size, "schedule": run.rows}
+        write_result(__file__, {"methods": result})
+    draw(result, Path(__file__).with_suffix(".png"))
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draws retention, locality and perplexity against the number of edits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    curves = (
+        ("edit success of earlier edits", lambda row: row["earlier"].get("edit_success/token_accuracy")),
+        ("edit success of the latest", lambda row: row["latest"].get("edit_success/token_accuracy")),
+        ("locality against the unedited model", lambda row: _mean(row["all"], "self_agreement")),
+        ("perplexity", lambda row: row["perplexity"]),
+    )
+    for axis, (title, value) in zip(axes, curves, strict=True):
+        for method, found in result.items():
+            points = [(row["edits"], value(row)) for row in found["schedule"]]
+            points = [(edits, own) for edits, own in points if own is not None]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+        axis.set(title=title, xlabel="edits")
+    axes[-1].set_yscale("log")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    print(f"drawn to {path}")
+
+
+def _mean(measures: dict[str, float], name: str) -> float | None:
+    values = [value for key, value in measures.items() if key.endswith(f"/{name}")]
+    return sum(values) / len(values) if values else None
+
+
+if __name__ == "__main__":
+    main()
