@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules import HypernetworkEditing
 from lightning_edit.records import EditRecord
+from lightning_edit.tokenization import TokenBatch
 
 BATCH = 8
 STEPS = 8
@@ -79,6 +81,9 @@ class Step:
         if kept:
             drawn = [dataset.candidates(record) for record in records]
             trunk.fill([encode(*t) for own, _ in drawn for t in own], [encode(*t) for _, own in drawn for t in own])
+        else:
+            # The whole model runs each time.
+            trunk.works = False
         self.module._kept = trunk
         if factors:
             cache = self.module._factors = FactorCache(2**34)
@@ -102,36 +107,33 @@ def seconds_per_record(step: Step, steps: int = STEPS) -> float:
 
 
 @contextmanager
-def head_at_all_positions(model: LanguageModel) -> Iterator[None]:
-    """The language-model head on every position, from whose logits those that are read are then chosen."""
+def head_at_all_positions() -> Iterator[None]:
+    """The forward pass goes on through the language-model head at every position, read or not."""
 
-    def head_logits_of(
-        inputs: dict[str, Any], positions: Tensor, extra: Tensor | None = None, outputs: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        output = model.model(**inputs, output_hidden_states=True)
-        logits, hidden = output.logits[positions], output.hidden_states[-1][positions]
-        if extra is not None:
-            head: Any = model.model.get_output_embeddings()
-            logits = torch.cat([logits, head(extra)])
-        return logits, hidden
+    def head_inputs(model: LanguageModel, batch: TokenBatch, positions: Tensor) -> Tensor:
+        output = model.model(**model.inputs(batch), use_cache=False, output_hidden_states=True)
+        chosen: Tensor = output.hidden_states[-1][positions]
+        return chosen
 
-    with mock.patch.object(model, "head_logits_of", head_logits_of):
+    with mock.patch.object(LanguageModel, "head_inputs", head_inputs):
         yield
 
 
 @contextmanager
 def backward_through_all_layers(model: LanguageModel) -> Iterator[None]:
     """Every backward pass goes on down to the embeddings."""
-    reached: list[Tensor] = []
+    reached: deque[Tensor] = deque(maxlen=8)
     grad = torch.autograd.grad
 
     def begin(module: object, args: object, output: Tensor) -> Tensor:
-        reached[:] = [output.detach().requires_grad_()] if torch.is_grad_enabled() else [output]
-        return reached[0]
+        if not torch.is_grad_enabled():
+            return output
+        reached.append(output.detach().requires_grad_())
+        return reached[-1]
 
     def through(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        wanted = [*inputs, *(value for value in reached if value.requires_grad)]
-        return grad(outputs, wanted, *args, **kwargs)[: len(inputs)]
+        inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        return grad(outputs, [*inputs, *reached], *args, **{**kwargs, "allow_unused": True})[: len(inputs)]
 
     embeddings: Any = model.model.get_input_embeddings()
     handle = embeddings.register_forward_hook(begin)
@@ -149,7 +151,7 @@ def contributions(model: LanguageModel, records: list[EditRecord]) -> dict[str, 
     plain = {"kept": False, "factors": False}
     found["and without the kept hidden states"] = seconds_per_record(Step(model, records, **plain))
     with ExitStack() as stack:
-        stack.enter_context(head_at_all_positions(model))
+        stack.enter_context(head_at_all_positions())
         found["and the head on all positions"] = seconds_per_record(Step(model, records, **plain))
         stack.enter_context(backward_through_all_layers(model))
         found["and backward passes through all layers"] = seconds_per_record(Step(model, records, **plain))

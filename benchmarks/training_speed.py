@@ -29,7 +29,6 @@ from lightning_edit.models import load_language_model
 from lightning_edit.modules import HypernetworkEditing, MemoryEditing
 from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 
-RECORDS, EPOCHS = 1000, 3
 SITES = [-6, -5, -4, -3, -2, -1]
 LIMIT = 20.0
 """Gigabytes of hidden states, and of gradient factors, that may be kept."""
@@ -43,19 +42,25 @@ class Run:
         editor: Name of the method.
         batch: Independent edits in a step.
         joint: Records edited jointly in each of them.
+        kept: Whether hidden states and gradient factors are kept.
+        records: Records of an epoch.
+        epochs: Epochs.
     """
 
     editor: str
     batch: int
     joint: int = 1
+    kept: bool = True
+    records: int = 1000
+    epochs: int = 3
 
     def module(self) -> TrainedEditing:
-        trunk = TrunkSettings(gigabytes=LIMIT)
+        trunk = TrunkSettings(gigabytes=LIMIT if self.kept else 0.0)
         if self.editor == "SERAC":
             return MemoryEditing(SERAC(), trunk=trunk)
         editor = {"MEND": MEND, "MALMEN": MALMEN}[self.editor](sites=SITES, rank=64, shared=True)
         return HypernetworkEditing(
-            editor, trunk=trunk, factor_gigabytes=LIMIT, learning_rate=1e-6, step_size_learning_rate=1e-6
+            editor, trunk=trunk, factor_gigabytes=trunk.gigabytes, learning_rate=1e-6, step_size_learning_rate=1e-6
         )
 
 
@@ -65,6 +70,7 @@ RUNS = {
     "MEND, batch 16": Run("MEND", 16),
     "MALMEN, 256 jointly": Run("MALMEN", 1, 256),
     "SERAC, batch 10": Run("SERAC", 10),
+    "MEND, batch 8, nothing kept, for its memory": Run("MEND", 8, kept=False, records=240, epochs=1),
 }
 
 
@@ -89,10 +95,10 @@ def measure(run: Run, data: Path) -> dict[str, Any]:
     weights = sum(value.numel() * value.element_size() for value in model.model.parameters())
     module, clock = run.module(), Clock()
     module.attach(model)
-    source = ZsRE(str(next(data.rglob("zsre_mend_train_10000*.json"))), split="train", limit=RECORDS)
+    source = ZsRE(str(next(data.rglob("zsre_mend_train_10000*.json"))), split="train", limit=run.records)
     datamodule = EditDataModule(train=source, batch_size=run.batch, requests_per_edit=run.joint)
     trainer = Trainer(
-        max_epochs=EPOCHS,
+        max_epochs=run.epochs,
         accelerator="cpu",
         logger=False,
         callbacks=[clock],
@@ -105,7 +111,7 @@ def measure(run: Run, data: Path) -> dict[str, Any]:
     trainer.fit(module, datamodule=datamodule)
     seconds = time.perf_counter() - start
     # The last batch of an epoch is left out where it is not full.
-    records = trainer.global_step * run.batch * run.joint // EPOCHS
+    records = trainer.global_step * run.batch * run.joint // run.epochs
     # Weights, gradient and Adam's two moments.
     editor = 4 * sum(value.numel() * value.element_size() for value in module.editor.parameters())
     return {
@@ -114,7 +120,7 @@ def measure(run: Run, data: Path) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "seconds of the cache": round(seconds - sum(clock.epochs), 1),
         "seconds of each epoch": [round(value, 1) for value in clock.epochs],
-        "seconds_per_record": round(seconds / (EPOCHS * records), 4),
+        "seconds_per_record": round(seconds / (run.epochs * records), 4),
         "seconds_per_record, first epoch with the cache": round((seconds - sum(clock.epochs[1:])) / records, 4),
         "seconds_per_record, last epoch": round(clock.epochs[-1] / records, 4),
         "memory": {
