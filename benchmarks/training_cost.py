@@ -68,6 +68,7 @@ class Step:
         self.batch_size = batch
         self.module = HypernetworkEditing(editor)
         self.module.attach(model)
+        # Without a Trainer there is nobody to log to; a module's own log() raises then.
         self.module.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
         editor.train()
         self.optimizer = torch.optim.Adam(editor.parameters(), lr=1e-6)

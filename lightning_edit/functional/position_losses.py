@@ -77,6 +77,7 @@ def position_losses(inputs: Tensor, logits_of: Callable[[Tensor], Tensor], loss:
         (N) losses, differentiable once with respect to ``inputs``.
     """
     wanted = inputs.requires_grad and torch.is_grad_enabled()
+    # torch gives the apply of a Function no types.
     losses: Tensor = _PositionLosses.apply(inputs, logits_of, loss, at_once, wanted)  # type: ignore[no-untyped-call]
     return losses
 
