@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,20 @@ def read_result(script: str) -> dict[str, Any]:
     """What the result file beside a script holds; nothing where there is none."""
     path = Path(script).with_suffix(".json")
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def in_a_process(module: str, data: Path, name: str) -> dict[str, Any]:
+    """What one part of a benchmark measures, in a process of its own, for the sake of its peak memory.
+
+    Args:
+        module: Name of the benchmark, which prints its result as the last line of ``--here NAME``.
+        data: Folder of the published files.
+        name: The part.
+    """
+    command = [sys.executable, "-m", module, "--data", str(data), "--here", name]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def write_result(script: str, result: dict[str, Any]) -> None:

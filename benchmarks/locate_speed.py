@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,7 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.environment import peak_memory, read_result, write_result
+from benchmarks.environment import in_a_process, peak_memory, read_result, write_result
 from benchmarks.training_cost import speed_of_products
 from lightning_edit.data import CounterFact
 from lightning_edit.data.corpus import TextCorpus
@@ -170,9 +168,7 @@ def main() -> None:
     if options.reference:
         references = [json.loads(line) for line in options.reference.read_text().splitlines()]
     for name in options.only:
-        command = [sys.executable, "-m", "benchmarks.locate_speed", "--data", str(options.data), "--here", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results[name] = json.loads(done.stdout.splitlines()[-1])
+        results[name] = in_a_process("benchmarks.locate_speed", options.data, name)
         print(name, json.dumps(results[name]), flush=True)
         write_result(__file__, {"runs": results, "references": references, "ratios": ratios(results, references)})
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from benchmarks.environment import peak_memory, read_result, write_result
+from benchmarks.environment import in_a_process, peak_memory, read_result, write_result
 from lightning_edit.data import EditDataModule, ZsRE
 from lightning_edit.editors import MALMEN, MEND, SERAC
 from lightning_edit.models import load_language_model
@@ -149,18 +147,10 @@ def main() -> None:
     if options.reference:
         references = [json.loads(line) for line in options.reference.read_text().splitlines()]
     for name in options.only:
-        results[name] = in_a_process(name, options.data)
+        results[name] = in_a_process("benchmarks.training_speed", options.data, name)
         print(name, json.dumps(results[name]), flush=True)
         write_result(__file__, {"runs": results, "references": references, "ratios": ratios(results, references)})
     write_result(__file__, {"runs": results, "references": references, "ratios": ratios(results, references)})
-
-
-def in_a_process(name: str, data: Path) -> dict[str, Any]:
-    """One run, in a process of its own, for the sake of its peak memory."""
-    command = [sys.executable, "-m", "benchmarks.training_speed", "--data", str(data), "--here", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def ratios(results: dict[str, Any], references: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
