@@ -18,7 +18,7 @@ STAGES = ("asking the unedited model, per record", "editing, per record", "askin
 def evaluate(
     evaluator: Evaluator, editor: Editor, records: list[EditRecord], path: Path, size: int, joint: int = 1
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The predictions of all records, going on behind those that are in the file, and seconds of the new ones.
+    """The predictions of all records, going on behind those that are in the file, and seconds of the new ones, if any.
 
     Args:
         evaluator: Asks the probes.
@@ -55,7 +55,7 @@ def evaluate(
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in fresh)
         lines += fresh
         print(f"{at + len(chunk)}/{len(records)} records", flush=True)
-    return lines, {name: round(value / max(measured, 1), 3) for name, value in spent.items()}
+    return lines, {name: round(value / measured, 3) for name, value in spent.items() if measured}
 
 
 def summary(lines: list[dict[str, Any]], ids: set[str]) -> dict[str, Any]:

@@ -9,53 +9,31 @@ that was stopped goes on where it was; what was measured of a method stays in th
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import peak_memory, read_result, write_result
 from benchmarks.evaluating import evaluate, summary
+from benchmarks.locating import counterfact, fitted_statistics, options_of, zsre
 from lightning_edit.commands import configured_editor
-from lightning_edit.data import CounterFact, KnowEditZsRE
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
-from lightning_edit.records import EditRecord
 
-METHODS = ("rome", "memit", "emmet", "pmet", "alphaedit", "knowledge-neurons")
+METHODS = ["rome", "memit", "emmet", "pmet", "alphaedit", "knowledge-neurons"]
 BATCH = 10
 FLUENCY_TOKENS = 100
 
 
-def collect_statistics(data: Path, folder: Path, layers: str) -> None:
-    """Collects the statistics of the keys with the command that a user would type."""
-    if folder.exists():
-        return
-    command = [sys.executable, "-m", "lightning_edit.cli", "fit"]
-    command += ["--config", "configs/experiment/memit-smollm2-counterfact.yaml"]
-    command += ["--model.editor.init_args.layers", layers, "--model.editor.init_args.statistics", str(folder)]
-    command += ["--data.corpus.source", str(next(data.rglob("valid.txt"))), "--data.corpus.tokens", "1000000"]
-    command += ["--data.test", "null"]
-    subprocess.run(command, check=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser = options_of(__doc__, METHODS)
     parser.add_argument("--records", type=int, default=100, help="records of each benchmark")
-    parser.add_argument("--work", type=Path, default=Path("runs/locate"), help="where intermediate results are kept")
     options = parser.parse_args()
 
-    statistics = options.work / "statistics"
-    collect_statistics(options.data, statistics, "[4, 5, 6, 7, 8]")
+    statistics = fitted_statistics(options.data, options.work)
     model = load_language_model("smollm2-135m-instruct")
-    source = next(options.data.rglob("counterfact_original*.json"))
-    benchmarks: dict[str, list[EditRecord]] = {
-        "CounterFact": CounterFact(str(source), limit=options.records).read().records,
-        "KnowEdit ZsRE": KnowEditZsRE(str(options.data), limit=options.records).read().records,
+    benchmarks = {
+        "CounterFact": counterfact(options.data)[: options.records],
+        "KnowEdit ZsRE": zsre(options.data)[: options.records],
     }
     result: dict[str, Any] = read_result(__file__).get("methods", {})
     for name, records in benchmarks.items():
@@ -70,12 +48,14 @@ def main() -> None:
             editor = configured_editor(f"configs/editor/{method}.yaml", own)
             editor.setup(model)
             lines: list[dict[str, Any]] = []
-            seconds = {}
+            earlier = result.setdefault(method, {}).get(name, {})
+            seconds = dict(earlier.get("seconds", {}))
             for part, (some, _) in parts.items():
                 path = options.work / f"{method}-{name}-{part}.jsonl".replace(" ", "-")
-                found, seconds[part] = evaluate(evaluators[part], editor, some, path, BATCH)
+                found, spent = evaluate(evaluators[part], editor, some, path, BATCH)
+                seconds[part] = spent or seconds.get(part)
                 lines += found
-            result.setdefault(method, {})[name] = {
+            result[method][name] = {
                 "settings": editor.hyperparameters,
                 "seconds": seconds,
                 **summary(lines, {record.id for record in records}),

@@ -3,20 +3,18 @@
 python -m benchmarks.sequential_edits --data FOLDER [--methods NAME …] [--edits N]
 
 FOLDER holds the published files. ROME edits one record after another, MEMIT and AlphaEdit ten at a time. Statistics are
-those that benchmarks.locate_quality collects; perplexity is measured on WikiText-2's test.txt. A run that was stopped
+those of benchmarks.locating; perplexity is measured on WikiText-2's test.txt. A run that was stopped
 goes on at the edit where it was. Writes the numbers, and the curves as a picture beside them.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import read_result, write_result
-from benchmarks.locate_quality import collect_statistics
+from benchmarks.locating import counterfact, fitted_statistics, options_of
 from lightning_edit.commands import configured_editor
-from lightning_edit.data import CounterFact
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
 from lightning_edit.modules.evaluation import SequentialSettings
@@ -27,18 +25,13 @@ EVERY = 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
-    parser.add_argument("--methods", nargs="*", choices=list(AT_A_TIME), default=list(AT_A_TIME))
+    parser = options_of(__doc__, list(AT_A_TIME))
     parser.add_argument("--edits", type=int, default=200)
-    parser.add_argument("--work", type=Path, default=Path("runs/locate"), help="where intermediate results are kept")
     options = parser.parse_args()
 
-    statistics = options.work / "statistics"
-    collect_statistics(options.data, statistics, "[4, 5, 6, 7, 8]")
+    statistics = fitted_statistics(options.data, options.work)
     model = load_language_model("smollm2-135m-instruct")
-    source = next(options.data.rglob("counterfact_original*.json"))
-    records = CounterFact(str(source), limit=options.edits).read().records
+    records = counterfact(options.data)[: options.edits]
     result: dict[str, Any] = read_result(__file__).get("methods", {})
     for method in options.methods:
         editor = configured_editor(f"configs/editor/{method}.yaml", str(statistics))

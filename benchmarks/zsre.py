@@ -59,7 +59,7 @@ def main() -> None:
             "settings": editor.hyperparameters,
             "records edited jointly": joint,
             "checkpoint": describe_checkpoint(checkpoint) if checkpoint else None,
-            "seconds": seconds,
+            "seconds": seconds or result.get(name, {}).get("seconds"),
             "all records": summary(lines, {record.id for record in records}),
             "records whose subject is not in the training file": summary(lines, unseen),
         }

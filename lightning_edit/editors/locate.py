@@ -38,8 +38,8 @@ PLACE = "value"
 
 
 @dataclass(frozen=True)
-class Keys:
-    """What an edit site reads for the requests of a group.
+class Reading:
+    """What a place sees at the last subject token, for N requests.
 
     Args:
         mean: (N, M) float64 mean over the contexts.
@@ -48,6 +48,11 @@ class Keys:
 
     mean: Tensor
     bare: Tensor
+
+    @classmethod
+    def of(cls, read: Tensor, contexts: Contexts) -> Reading:
+        """That of (N, T, M) values in T contexts."""
+        return cls(torch.einsum("t,ntm->nm", contexts.weights.to(read.device), read), read[:, 0])
 
 
 class LocateEditor(Editor):
@@ -277,26 +282,27 @@ class LocateEditor(Editor):
             f"{last[first.prompt].target!r}; set contradictions to last or keep, or edit them apart"
         )
 
-    def keys(self, model: LanguageModel, job: Job, site: EditSite, partial: Mapping[str, StackedFactors]) -> Keys:
+    def keys(self, model: LanguageModel, job: Job, site: EditSite, partial: Mapping[str, StackedFactors]) -> Reading:
         """What a site reads at the last subject token, under the changes made so far."""
-        templates, weights = job.contexts.templates, job.contexts.weights
-        texts = every_context(model, job.requests, templates)
-        positions = [last_subject_token(text) for text in texts]
-        count = len(templates)
-        around = job.hooks(model, partial, count)
-        seen = record(model, texts, positions, {"key": Tap(site.module, "input", site.layer)}, around)["key"]
-        each = seen.double().view(len(job.requests), count, -1)
-        return Keys(torch.einsum("c,ncm->nm", weights.to(each.device), each), each[:, 0])
+        read = self.readings(
+            model, job, {"key": Tap(site.module, "input", site.layer)}, partial, job.contexts.templates
+        )
+        return Reading.of(read["key"], job.contexts)
 
-    def outputs(
-        self, model: LanguageModel, job: Job, tap: Tap, partial: Mapping[str, StackedFactors], templates: Sequence[str]
-    ) -> Tensor:
-        """(N, T, D) float64 what a tap writes at the last subject token in some contexts, under the changes so far."""
+    def readings(
+        self,
+        model: LanguageModel,
+        job: Job,
+        taps: Mapping[str, Tap],
+        partial: Mapping[str, StackedFactors],
+        templates: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """Tap to (N, T, D) float64: what it sees at the last subject token in T contexts, under the changes so far."""
         texts = every_context(model, job.requests, templates)
         positions = [last_subject_token(text) for text in texts]
-        around = job.hooks(model, partial, len(templates))
-        seen = record(model, texts, positions, {"out": tap}, around)["out"]
-        return seen.double().view(len(job.requests), len(templates), -1)
+        seen = record(model, texts, positions, taps, job.hooks(model, partial, len(templates)))
+        shape = (len(job.requests), len(templates), -1)
+        return {name: values.double().view(shape) for name, values in seen.items()}
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from lightning_edit.editors.base import Capabilities
-from lightning_edit.editors.locate import PLACE, Job, LocateEditor
-from lightning_edit.editors.prompts import PLAIN_SAMPLES, Contexts, Sampling
+from lightning_edit.editors.locate import PLACE, Job, LocateEditor, Reading
+from lightning_edit.editors.prompts import PLAIN_SAMPLES, Sampling
 from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.key_value import constrained_update
 from lightning_edit.models.language_model import LanguageModel
@@ -67,11 +65,10 @@ class ROME(LocateEditor):
     def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
         """See :meth:`LocateEditor.updates`."""
         [site] = job.sites
-        keys = self.keys(model, job, site, {})
-        contexts = Contexts() if self.original_keys else job.contexts
-        tap = Tap(site.module, "output", site.layer)
-        outputs = self.outputs(model, job, tap, {}, contexts.templates)
-        output = torch.einsum("c,ncd->nd", contexts.weights.to(outputs.device), outputs)
+        taps = {"key": Tap(site.module, "input", site.layer), "output": Tap(site.module, "output", site.layer)}
+        read = self.readings(model, job, taps, {}, job.contexts.templates)
+        keys, outputs = (Reading.of(read[name], job.contexts) for name in taps)
+        output = outputs.bare if self.original_keys else outputs.mean
         factors = []
         for at, value in enumerate(job.values):
             key = keys.mean[at][:, None]

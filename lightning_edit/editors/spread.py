@@ -55,7 +55,7 @@ class SpreadEditor(LocateEditor):
         partial: dict[str, StackedFactors] = {}
         for index, site in enumerate(job.sites):
             keys = self.keys(model, job, site, partial)
-            current = self.outputs(model, job, tap, partial, [BARE])[:, 0]
+            current = self.readings(model, job, {PLACE: tap}, partial, [BARE])[PLACE][:, 0]
             residual = (targets - current) / self.share(len(job.sites) - index)
             factors = []
             for group in range(job.groups):

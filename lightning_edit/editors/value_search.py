@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_edit.editors.prompts import every_context, last_subject_token
-from lightning_edit.functional.divergence import kl_divergence
-from lightning_edit.functional.losses import mean_by_row, target_nll
+from lightning_edit.functional.losses import mean_by_row
+from lightning_edit.models.head import search_losses
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.prefix import shortest_passes
 from lightning_edit.models.record import Tap, as_rows, first_tensor
 from lightning_edit.models.skipping import skipped
 from lightning_edit.records import EditRequest
-from lightning_edit.tokenization import EncodedText, TokenBatch
+from lightning_edit.tokenization import EncodedText, TokenBatch, similar_lengths
 
 ESSENCE = "{} is a"
 """The prompt whose next-token distribution is to stay as it was (Meng et al. 2022, section 3.1)."""
@@ -99,29 +99,23 @@ def search_values(
     Returns:
         One result for each request.
     """
-    found: list[FoundValue] = []
+    found: dict[int, FoundValue] = {}
     with tqdm(total=len(requests), desc="values", leave=False, disable=len(requests) < 2) as bar:
         for chunk in _chunks(model, requests, templates):
-            search = _Search(model, chunk, templates, taps, settings)
+            search = _Search(model, [requests[index] for index in chunk], templates, taps, settings)
             search.run(bar.update)
-            found += search.found
-    return found
+            found.update(zip(chunk, search.found, strict=True))
+    return [found[index] for index in range(len(requests))]
 
 
-def _chunks(
-    model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str]
-) -> Iterator[list[EditRequest]]:
-    """As many requests as fit into a pass, with all their contexts."""
-    chunk: list[EditRequest] = []
-    longest = 0
+def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str]) -> Iterator[list[int]]:
+    """As many requests as fit into a pass with all their contexts; those with as much behind the subject together."""
+    lengths, behind = [], []
     for request in requests:
-        longest = max(longest, max(len(text.ids) for text in _texts(model, request, templates)))
-        if chunk and longest * (len(chunk) + 1) * (len(templates) + 1) > model.tokens_per_batch:
-            yield chunk
-            chunk, longest = [], 0
-        chunk.append(request)
-    if chunk:
-        yield chunk
+        texts = _texts(model, request, templates)
+        lengths.append(len(texts) * max(len(text.ids) for text in texts))
+        behind.append(len(texts[0].ids) - last_subject_token(texts[0]))
+    yield from similar_lengths(lengths, model.tokens_per_batch, behind)
 
 
 def _texts(model: LanguageModel, request: EditRequest, templates: Sequence[str]) -> list[EncodedText]:
@@ -145,8 +139,9 @@ class _Search:
         self.model, self.taps, self.settings = model, dict(taps), settings
         self.rows_each = len(templates) + 1
         texts = [text for request in requests for text in _texts(model, request, templates)]
-        starts = [last_subject_token(text) for text in texts]
-        self.passes = shortest_passes(model, texts, starts, min(tap.layer for tap in taps.values()))
+        starts, layers = [last_subject_token(text) for text in texts], [tap.layer for tap in taps.values()]
+        self.passes = shortest_passes(model, texts, starts, min(layers))
+        self._highest = max(layers)
         self.batch = self.passes.batch
         self.position = self.passes.start - self.passes.offset
         self._returns = model.block_returns
@@ -187,7 +182,9 @@ class _Search:
             for place, tap in self.taps.items():
                 handle = tap.module.register_forward_hook(_noting(place, seen))
                 stack.callback(handle.remove)
-            self._logits(self._rows(active))
+            stack.enter_context(skipped(self.model.layer_map.blocks[self._highest + 1 :], self._returns))
+            rows = self._rows(active)
+            self.passes.head_inputs(rows, self.batch, torch.zeros_like(self.batch.answer_mask))
         for request in active:
             row = request * self.rows_each
             for place, values in seen.items():
@@ -200,24 +197,18 @@ class _Search:
         rows = [row for request in active for row in range(request * self.rows_each, (request + 1) * self.rows_each)]
         return torch.tensor(rows, device=self.model.device)
 
-    def _logits(self, rows: Tensor) -> tuple[Tensor, TokenBatch, Tensor]:
-        """Logits at the answers and at the essence prompts' subjects, the texts, and which rows the logits are of."""
-        batch = self.batch.select(rows)
+    def _read(self, rows: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """What the head reads at the answers, (N, hidden size), and at the essence prompts' subjects, (K, …)."""
         answers, essences = batch.answer_mask, torch.zeros_like(batch.answer_mask)
         essence = (rows % self.rows_each == self.rows_each - 1).nonzero()[:, 0]
         essences[essence, self.position[rows][essence]] = True
-        read = answers | essences
-        return self._read(rows, batch, answers, essences), batch, read.nonzero()[:, 0]
-
-    def _read(self, rows: Tensor, batch: TokenBatch, answers: Tensor, essences: Tensor) -> Tensor:
-        """Logits at the answers and at the essence prompts' subjects, row after row."""
         read, layer = answers | essences, self.settings.loss_layer
+        whole = self.passes.head_inputs(rows, batch, read)
         if layer is None:
-            return self.passes.head_logits(rows, batch, read)
-        whole = self.passes.head_logits(rows, batch, read)
+            return whole[answers[read]], whole[essences[read]]
         with skipped(self.model.layer_map.blocks[layer + 1 :], self._returns):
-            early = self.passes.head_logits(rows, batch, read)
-        return torch.where(answers[read][:, None], early, whole)
+            early = self.passes.head_inputs(rows, batch, answers)
+        return early, whole[essences[read]]
 
     @contextmanager
     def _shifted(self, active: Sequence[int], rows: Tensor) -> Iterator[None]:
@@ -233,18 +224,19 @@ class _Search:
     def _losses(self, active: list[int]) -> tuple[dict[int, tuple[Tensor, Tensor]], list[bool]]:
         """Loss and weighted divergence of each request, and whether every target token is the most probable one."""
         rows = self._rows(active)
+        batch = self.batch.select(rows)
         with self._shifted(active, rows):
-            logits, batch, row_of = self._logits(rows)
-        is_essence = row_of % self.rows_each == self.rows_each - 1
-        answers, essences = logits[~is_essence], logits[is_essence]
-        nll = target_nll(answers, batch.target_ids, row_of[~is_essence], len(batch))
-        right = answers.argmax(-1) == batch.target_ids
-        wrong = mean_by_row((~right).to(nll), row_of[~is_essence], len(batch))
+            answers, essences = self._read(rows, batch)
+        before = torch.stack([self.essence[request] for request in active]) if self.essence else None
+        said = search_losses(self.model, answers, batch.target_ids, essences, before)
+        if before is None:
+            self.essence = dict(zip(active, said.kept_logits, strict=True))
+        nll = mean_by_row(said.nll, batch.target_rows, len(batch))
+        wrong = mean_by_row((said.predicted != batch.target_ids).to(nll), batch.target_rows, len(batch))
         settings, losses, satisfied = self.settings, {}, []
         for index, request in enumerate(active):
             own = slice(index * self.rows_each, (index + 1) * self.rows_each - 1)
-            reference = self.essence.setdefault(request, essences[index].detach())
-            divergence = settings.kl_weight * kl_divergence(essences[index], reference)
+            divergence = settings.kl_weight * said.divergences[index]
             decay = settings.weight_decay * torch.stack(
                 [
                     parameter.norm() / self.found[request].initial[place].norm() ** 2

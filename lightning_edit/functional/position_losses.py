@@ -54,6 +54,23 @@ def kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Tensor, Te
     return losses, log_q.exp_().sub_(p) if slope else None
 
 
+def reverse_kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """KL(q || p), with p and q as in :func:`kl_and_slope`, and its gradient q (log q - log p - KL).
+
+    Args:
+        before: (n, V) logits of the unedited model.
+        after: (n, V) logits of the edited model.
+        slope: Whether the gradient is wanted.
+
+    Returns:
+        (n) divergences in nats, and the (n, V) gradient or None.
+    """
+    log_p, log_q = before.log_softmax(-1), after.log_softmax(-1)
+    q, ratio = log_q.exp(), log_q.sub_(log_p)
+    losses = torch.bmm(q[:, None], ratio[:, :, None])[:, 0, 0]
+    return losses, ratio.sub_(losses[:, None]).mul_(q) if slope else None
+
+
 def even_slices(count: int, limit: int) -> Iterator[slice]:
     """Slices of at most ``limit`` positions each, as even as can be: few rows take a product as long as many."""
     number = -(-count // limit)

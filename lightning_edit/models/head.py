@@ -14,6 +14,7 @@ from lightning_edit.functional.position_losses import (
     kl_and_slope,
     nll_and_slope,
     position_losses,
+    reverse_kl_and_slope,
 )
 
 
@@ -117,6 +118,51 @@ def losses_and_divergences(
 
     found = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
     return found[:count], found[count:]
+
+
+@dataclass(frozen=True)
+class SearchLosses:
+    """What a head says while a value is searched.
+
+    Args:
+        nll: (N) negative log-likelihood of each target token in nats, differentiable once.
+        predicted: (N) int64 the most probable token there.
+        divergences: (C) KL(now || before) in nats, differentiable once.
+        kept_logits: (C, vocabulary) the logits at the compared positions.
+    """
+
+    nll: Tensor
+    predicted: Tensor
+    divergences: Tensor
+    kept_logits: Tensor
+
+
+def search_losses(model: Head, inputs: Tensor, target_ids: Tensor, kept: Tensor, before: Tensor | None) -> SearchLosses:
+    """:func:`token_losses` at some positions and KL(now || before) at others, in one product.
+
+    Args:
+        model: The model whose head reads the inputs.
+        inputs: (N, hidden size) head inputs where tokens are predicted.
+        target_ids: (N) int64 those tokens.
+        kept: (C, hidden size) head inputs where the predictions should stay.
+        before: (C, vocabulary) the logits there before; None in the pass that they are taken from.
+    """
+    count = len(inputs)
+    predicted, kept_logits = [target_ids[:0]], []
+
+    def loss(logits: Tensor, part: slice, slope: bool) -> tuple[Tensor, Tensor | None]:
+        middle = min(max(count - part.start, 0), part.stop - part.start)
+        first, second = _wide(logits[:middle]), _wide(logits[middle:])
+        predicted.append(first.argmax(-1))
+        kept_logits.append(second)
+        own, own_slope = nll_and_slope(first, target_ids[part.start : part.start + middle], slope)
+        here = slice(max(part.start - count, 0), max(part.stop - count, 0))
+        other, other_slope = reverse_kl_and_slope(second if before is None else before[here], second, slope)
+        slopes = None if own_slope is None or other_slope is None else torch.cat([own_slope, other_slope])
+        return torch.cat([own, other]), slopes
+
+    found = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
+    return SearchLosses(found[:count], torch.cat(predicted), found[count:], torch.cat(kept_logits))
 
 
 def _wide(logits: Tensor) -> Tensor:

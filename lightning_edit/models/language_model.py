@@ -78,6 +78,8 @@ class LanguageModel:
         self.revision = revision
         self.tokens_per_batch = tokens_per_batch
         self._block_returns: int | None = None
+        self.proofs: dict[tuple[str, int], int] = {}
+        """Fast paths, by kind and layer, that gave what the full forward pass gives, for texts up to so many tokens."""
 
     @property
     def device(self) -> torch.device:
@@ -211,6 +213,10 @@ class LanguageModel:
 
     def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
         """(N, hidden size) what the head reads at chosen positions, without its logits; see :meth:`head_logits`."""
+        return self.head_inputs_of({**self.inputs(batch), "use_cache": False}, positions)
+
+    def head_inputs_of(self, inputs: dict[str, Any], positions: Tensor) -> Tensor:
+        """As :meth:`head_inputs`, for inputs of the model's own forward."""
         seen: list[Tensor] = []
 
         def choose_none(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -223,7 +229,7 @@ class LanguageModel:
         noting = self._noting_what_blocks_return() if self._block_returns is None else nullcontext()
         try:
             with noting:
-                self.model(**self.inputs(batch), use_cache=False)
+                self.model(**inputs)
         finally:
             handle.remove()
         return seen[0]

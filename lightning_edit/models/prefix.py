@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from lightning_edit.tokenization import EncodedText, TokenBatch
 
 _TOLERANCE = 1e-3
 """Largest relative difference of logits between the short and the full forward pass that counts as rounding."""
+_FURTHER = 2
+"""A proof holds for texts so many times as long. Attention windows, which length could touch, are always looked for."""
 
 
 class Passes:
@@ -41,8 +43,8 @@ class Passes:
         """(R) int64: how many of a text's first positions are not part of :attr:`batch`."""
         return torch.zeros_like(self.start)
 
-    def head_logits(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """Logits of some of the texts.
+    def head_inputs(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """What the head reads in some of the texts.
 
         Args:
             rows: (K) int64 the texts.
@@ -50,8 +52,13 @@ class Passes:
             positions: (K, S) bool, N of them true.
 
         Returns:
-            (N, vocabulary).
+            (N, hidden size).
         """
+        states = None if self.states is None else self.states[rows, : batch.input_ids.shape[1]]
+        return self.trunk.head_inputs(batch, positions, states)
+
+    def head_logits(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """(N, vocabulary) the logits in some of the texts; see :meth:`head_inputs`."""
         states = None if self.states is None else self.states[rows, : batch.input_ids.shape[1]]
         return self.trunk.head_logits(batch, positions, states)
 
@@ -80,9 +87,8 @@ class SuffixPasses(Passes):
         ]
         self.batch = model.encoder.collate(suffixes, padding_side="right").to(model.device)
         self._cache = self._read_prefixes(model.encoder.collate(prefixes, padding_side="right").to(model.device))
-        rows = torch.arange(len(texts), device=model.device)
         self._states: Tensor | None = None
-        self._states = self._entering_states(rows)
+        self._states = self._entering_states(torch.arange(len(texts), device=model.device))
 
     @property
     def offset(self) -> Tensor:
@@ -117,21 +123,35 @@ class SuffixPasses(Passes):
         def note(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(args[0] if args else kwargs["hidden_states"])
 
-        handle = self.model.layer_map.blocks[self.layer].register_forward_pre_hook(note, with_kwargs=True)
+        # Asked for first: it may take a pass of its own.
+        blocks, returns = self.model.layer_map.blocks, self.model.block_returns
+        handle = blocks[self.layer].register_forward_pre_hook(note, with_kwargs=True)
         try:
-            self.head_logits(rows, self.batch, torch.zeros_like(self.batch.answer_mask))
+            with skipped(blocks[self.layer :], returns):
+                self.head_inputs(rows, self.batch, torch.zeros_like(self.batch.answer_mask))
         finally:
             handle.remove()
         return seen[0]
 
+    def head_inputs(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """See :meth:`Passes.head_inputs`."""
+        return self._run(rows, batch, positions, self.model.head_inputs_of)
+
     def head_logits(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
         """See :meth:`Passes.head_logits`."""
-        width = batch.input_ids.shape[1]
-        known = self._known[rows]
+        return self._run(rows, batch, positions, lambda *asked: self.model.head_logits_of(*asked)[0])
+
+    def _run(
+        self, rows: Tensor, batch: TokenBatch, positions: Tensor, ask: Callable[[dict[str, Any], Tensor], Tensor]
+    ) -> Tensor:
+        """One pass over some of the texts. What lies behind the last of the positions is left out."""
+        last = int(positions.any(0).nonzero().max()) if bool(positions.any()) else batch.input_ids.shape[1] - 1
+        width = last + 1
+        ids, positions, known = batch.input_ids[:, :width], positions[:, :width], self._known[rows]
         inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
+            "input_ids": ids,
             # Nothing reads the padding to the right of a text.
-            "attention_mask": torch.cat([known, torch.ones_like(batch.attention_mask)], dim=1),
+            "attention_mask": torch.cat([known, torch.ones_like(ids)], dim=1),
             "past_key_values": _selected(self._cache, rows),
             "use_cache": True,
         }
@@ -139,10 +159,10 @@ class SuffixPasses(Passes):
             steps = torch.arange(width, device=rows.device)
             inputs["position_ids"] = self.start[rows][:, None] + steps[None]
         if self._states is None:
-            return self.model.head_logits_of(inputs, positions)[0]
+            return ask(inputs, positions)
         blocks, states = self.model.layer_map.blocks, self._states[rows, :width]
         with skipped(blocks[: self.layer], self.model.block_returns), entering(blocks[self.layer], states):
-            return self.model.head_logits_of(inputs, positions)[0]
+            return ask(inputs, positions)
 
 
 def _moved(values: Tensor, place: Tensor) -> Tensor:
@@ -155,8 +175,9 @@ def _selected(cache: Any, rows: Tensor) -> Any:
     """A cache of some of the rows, which grows without changing the original."""
     own = copy.copy(cache)
     own.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in own.layers:
-        layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    if not torch.equal(rows, torch.arange(len(cache.layers[0].keys), device=rows.device)):
+        for layer in own.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
     return own
 
 
@@ -164,8 +185,8 @@ def _selected(cache: Any, rows: Tensor) -> Any:
 def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], layer: int) -> Passes:
     """Passes from each text's start on where that gives the logits of the full pass, whole texts otherwise.
 
-    The first pass is compared with the full one. Where they differ, or the model keeps its keys and values in another
-    form, a warning says so.
+    The first pass of a model, and the first one of far longer texts, is compared with the full one. Where they differ,
+    or the model keeps its keys and values in another form, a warning says so.
 
     Args:
         model: The model.
@@ -173,25 +194,42 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
         starts: The first position of each text at which something changes.
         layer: The lowest block in which something changes.
     """
-    whole = Passes(model, texts, starts, layer)
     if not any(starts):
-        return whole
-    rows = torch.arange(len(texts), device=model.device)
-    expected = whole.head_logits(rows, whole.batch, _last(whole.batch))
+        return Passes(model, texts, starts, layer)
     try:
         short = SuffixPasses(model, texts, starts, layer)
-        found = short.head_logits(rows, short.batch, _last(short.batch))
+        problem = _difference(short, texts, starts)
     except torch.cuda.OutOfMemoryError:
         # The whole texts need more memory still.
         raise
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
         # Whatever a foreign cache raises, the whole texts can still be run.
-        return _given_up(model, whole, repr(error))
+        problem = repr(error)
+    if problem is None:
+        return short
+    warnings.warn(
+        f"the keys and values before the subject cannot be reused in {model.name} ({problem}); whole texts are run",
+        stacklevel=2,
+    )
+    return Passes(model, texts, starts, layer)
+
+
+def _difference(short: SuffixPasses, texts: Sequence[EncodedText], starts: Sequence[int]) -> str | None:
+    """What makes the short passes differ from whole texts, if anything does; texts no longer than proved ones pass."""
+    model, proof = short.model, ("suffixes", short.layer)
+    longest = max(len(text.ids) for text in texts)
+    if model.proofs.get(proof, 0) >= longest:
+        return None
+    whole = Passes(model, texts, starts, short.layer)
+    rows = torch.arange(len(texts), device=model.device)
+    expected = whole.head_logits(rows, whole.batch, _last(whole.batch))
+    found = short.head_logits(rows, short.batch, _last(short.batch))
     difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
     allowed = max(_TOLERANCE, 8 * float(torch.finfo(found.dtype).eps))
     if not difference <= allowed:
-        return _given_up(model, whole, f"logits differ by {difference:.1e} (relative)")
-    return short
+        return f"logits differ by {difference:.1e} (relative)"
+    model.proofs[proof] = _FURTHER * longest
+    return None
 
 
 def _last(batch: TokenBatch) -> Tensor:
@@ -199,11 +237,3 @@ def _last(batch: TokenBatch) -> Tensor:
     last = torch.zeros_like(batch.answer_mask)
     last[torch.arange(len(batch)), batch.attention_mask.sum(1) - 1] = True
     return last
-
-
-def _given_up(model: LanguageModel, whole: Passes, reason: str) -> Passes:
-    warnings.warn(
-        f"the keys and values before the subject cannot be reused in {model.name} ({reason}); whole texts are run",
-        stacklevel=3,
-    )
-    return whole

@@ -82,6 +82,8 @@ def record(
     Returns:
         Name to (N, D) values, in float32 or, for a float64 model, in float64.
     """
+    # Nothing that lies behind a position is read at it.
+    texts = [EncodedText(text.ids[: at + 1], (at + 1, at + 1)) for text, at in zip(texts, positions, strict=True)]
     highest = max(tap.layer for tap in taps.values())
     above = model.layer_map.blocks[highest + 1 :]
     found: dict[str, dict[int, Tensor]] = {name: {} for name in taps}

@@ -1,0 +1,87 @@
+"""Which layers locate-then-edit methods edit best in SmolLM2-135M-Instruct: causal traces, and a small sweep.
+
+python -m benchmarks.locate_layers --data FOLDER [--methods NAME …]
+
+FOLDER holds the published files. Traced are facts of known_1000 that the model says. The sweep edits 8 CounterFact
+records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE, which no other benchmark tests; the score is the mean
+of edit success, generalization and locality against the unedited model. Writes the numbers, and the traces' averages as
+a picture beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import read_result, write_result
+from benchmarks.evaluating import evaluate, summary
+from benchmarks.locating import counterfact, fitted_statistics, options_of, zsre
+from lightning_edit.commands import configured_editor
+from lightning_edit.data.known import read_known_facts
+from lightning_edit.locate.report import trace_facts
+from lightning_edit.locate.tracing import TraceSettings
+from lightning_edit.models import LanguageModel, load_language_model
+from lightning_edit.modules import EvaluationSettings, Evaluator
+
+FACTS = 16
+RECORDS = 8
+SWEEP: dict[str, list[dict[str, Any]]] = {
+    "rome": [{"layers": [layer]} for layer in (3, 5, 7, 9)],
+    "memit": [
+        *({"layers": layers} for layers in ([2, 3, 4, 5, 6], [4, 5, 6, 7, 8], [6, 7, 8, 9, 10])),
+        *({"covariance_weight": weight} for weight in (150.0, 1500.0)),
+    ],
+}
+"""Method to changes of its settings in configs/editor."""
+
+
+def traced(model: LanguageModel, data: Path, folder: Path) -> dict[str, Any]:
+    """The averages of causal traces, and the layer that they suggest."""
+    path = folder / "traces.json"
+    if not path.exists():
+        facts = read_known_facts(str(next(data.rglob("known_1000.json"))))
+        trace_facts(model, facts, TraceSettings(samples=5), folder, FACTS)
+    shutil.copy(folder / "averages.png", Path(__file__).with_suffix(".png"))
+    found = json.loads(path.read_text())
+    return {name: found[name] for name in ("settings", "counts", "suggested_layer")}
+
+
+def score(measures: dict[str, Any]) -> float:
+    """Mean of edit success, generalization and locality, teacher-forced."""
+    wanted = [measures["edit_success"]["token_accuracy"], measures["generalization"]["token_accuracy"]]
+    locality = [own["self_agreement"] for name, own in measures.items() if name.startswith("locality/")]
+    return float(round((sum(wanted) + sum(locality) / len(locality)) / 3, 4))
+
+
+def main() -> None:
+    options = options_of(__doc__, list(SWEEP)).parse_args()
+    statistics = fitted_statistics(options.data, options.work)
+    model = load_language_model("smollm2-135m-instruct")
+    traces = traced(model, options.data, options.work / "traces")
+    evaluator = Evaluator(model, EvaluationSettings(generate=False))
+    benchmarks = {
+        "CounterFact": counterfact(options.data)[1000 : 1000 + RECORDS],
+        "KnowEdit ZsRE": zsre(options.data)[-RECORDS:],
+    }
+    result: dict[str, Any] = read_result(__file__).get("sweep", {})
+    for method in options.methods:
+        configured = configured_editor(f"configs/editor/{method}.yaml", str(statistics))
+        for changes in SWEEP[method]:
+            editor = type(configured)(**{**configured.hyperparameters, **changes})
+            editor.setup(model)
+            name = " ".join(f"{key}={value}" for key, value in changes.items())
+            found: dict[str, Any] = {}
+            for benchmark, records in benchmarks.items():
+                path = options.work / f"sweep-{method}-{name}-{benchmark}.jsonl".replace(" ", "")
+                lines, _ = evaluate(evaluator, editor, records, path, RECORDS)
+                measures = summary(lines, {record.id for record in records})
+                found[benchmark] = {"score": score(measures), **measures}
+            result.setdefault(method, {})[name] = found
+            print(method, name, {key: value["score"] for key, value in found.items()}, flush=True)
+            write_result(__file__, {"traces": traces, "sweep": result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the benchmarks of locate-then-edit methods share: their command line, records and statistics."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from lightning_edit.data import CounterFact, KnowEditZsRE
+from lightning_edit.records import EditRecord
+
+LAYERS = "[2, 3, 4, 5, 6, 7, 8, 9, 10]"
+"""Layers with statistics."""
+
+
+def options_of(description: str | None, methods: list[str]) -> argparse.ArgumentParser:
+    """A command line with the folder of the published files, methods, and a folder of intermediate results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
+    parser.add_argument("--methods", nargs="*", choices=methods, default=methods)
+    parser.add_argument("--work", type=Path, default=Path("runs/locate"), help="where intermediate results are kept")
+    return parser
+
+
+def counterfact(data: Path) -> list[EditRecord]:
+    """All records of the original file."""
+    return CounterFact(str(next(data.rglob("counterfact_original*.json")))).read().records
+
+
+def zsre(data: Path) -> list[EditRecord]:
+    """All records of KnowEdit's test file."""
+    return KnowEditZsRE(str(data)).read().records
+
+
+def fitted_statistics(data: Path, work: Path) -> Path:
+    """Folder of statistics of WikiText-2's valid.txt, collected first with the command that a user would type."""
+    folder = work / "statistics"
+    if not folder.exists():
+        command = [sys.executable, "-m", "lightning_edit.cli", "fit"]
+        command += ["--config", "configs/experiment/memit-smollm2-counterfact.yaml"]
+        command += ["--model.editor.init_args.layers", LAYERS, "--model.editor.init_args.statistics", str(folder)]
+        command += ["--data.corpus.source", str(next(data.rglob("valid.txt"))), "--data.corpus.tokens", "1000000"]
+        command += ["--data.test", "null"]
+        subprocess.run(command, check=True)
+    return folder
