@@ -15,13 +15,16 @@ from typing import Any
 from benchmarks.environment import read_result, write_result
 from benchmarks.locating import counterfact, fitted_statistics, options_of
 from lightning_edit.commands import configured_editor
+from lightning_edit.errors import EditError
+from lightning_edit.metrics import edit_metrics
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
 from lightning_edit.modules.evaluation import SequentialSettings
 from lightning_edit.modules.sequential import SequentialRun
+from lightning_edit.records import group_names
 
 AT_A_TIME = {"rome": 1, "memit": 10, "alphaedit": 10}
-EVERY = 20
+EVERY = 40
 
 
 def main() -> None:
@@ -47,9 +50,31 @@ def main() -> None:
         for number in range(len(groups)):
             run.step(number)
             print(method, f"{run.edited}/{len(records)} edits", flush=True)
-        result[method] = {"settings": editor.hyperparameters, "records in an edit": size, "schedule": run.rows}
+        result[method] = {
+            "settings": editor.hyperparameters,
+            "records in an edit": size,
+            "schedule": run.rows,
+            "undo": undone(run),
+        }
         write_result(__file__, {"methods": result})
     draw(result, Path(__file__).with_suffix(".png"))
+
+
+def undone(run: SequentialRun) -> dict[str, Any]:
+    """Edit success of the last edit's records with it and without it, and what undoing the first edit alone says."""
+    sequence, records = run.sequence, run.groups[-1]
+    found: dict[str, Any] = {}
+    for name, own in (("with the last edit", sequence), ("without it", sequence.without(sequence.ids[-1]))):
+        with own.applied(run.model) as scorer:
+            outcomes = run.evaluator.evaluate_under(records, scorer)
+        metrics = edit_metrics(group_names(records))
+        metrics.update(outcomes)
+        found[name] = round(float(metrics.compute()["edit_success/token_accuracy"]), 4)
+    try:
+        sequence.without(sequence.ids[0])
+    except EditError as error:
+        found["undoing the first edit alone"] = str(error)[:200]
+    return found
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

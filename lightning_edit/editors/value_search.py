@@ -19,7 +19,7 @@ from lightning_edit.models.prefix import shortest_passes
 from lightning_edit.models.record import Tap, as_rows, first_tensor
 from lightning_edit.models.skipping import skipped
 from lightning_edit.records import EditRequest
-from lightning_edit.tokenization import EncodedText, TokenBatch, similar_lengths
+from lightning_edit.tokenization import EncodedText, TokenBatch
 
 ESSENCE = "{} is a"
 """The prompt whose next-token distribution is to stay as it was (Meng et al. 2022, section 3.1)."""
@@ -109,13 +109,28 @@ def search_values(
 
 
 def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str]) -> Iterator[list[int]]:
-    """As many requests as fit into a pass with all their contexts; those with as much behind the subject together."""
-    lengths, behind = [], []
+    """As many requests as a pass wants, with all their contexts; those with as much behind the subject together.
+
+    A pass holds no more tokens than the model's passes do, nor more behind the subjects, where gradients are taken,
+    than make it faster.
+    """
+    rows, sizes = len(templates) + 1, []
     for request in requests:
         texts = _texts(model, request, templates)
-        lengths.append(len(texts) * max(len(text.ids) for text in texts))
-        behind.append(len(texts[0].ids) - last_subject_token(texts[0]))
-    yield from similar_lengths(lengths, model.tokens_per_batch, behind)
+        behind = len(texts[0].ids) - last_subject_token(texts[0])
+        sizes.append((behind, max(len(text.ids) for text in texts)))
+    chunk: list[int] = []
+    longest = 0
+    for index in sorted(range(len(requests)), key=lambda index: sizes[index]):
+        behind, length = sizes[index]
+        longest = max(longest, length)
+        count = rows * (len(chunk) + 1)
+        if chunk and (count * longest > model.tokens_per_batch or count * behind > model.tokens_enough):
+            yield chunk
+            chunk, longest = [], length
+        chunk.append(index)
+    if chunk:
+        yield chunk
 
 
 def _texts(model: LanguageModel, request: EditRequest, templates: Sequence[str]) -> list[EncodedText]:

@@ -12,15 +12,20 @@ def log_complement(log_p: Tensor) -> Tensor:
     return complement
 
 
-def scope_losses(log_p: Tensor, in_scope: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+def scope_losses(log_p: Tensor, in_scope: Tensor, counted: Tensor, hardest: bool = False) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of pairs, in scope and out of scope (Mitchell et al. 2022, SERAC, equation 2).
 
     Args:
         log_p: (Q, M) log-probability that a prompt is in the scope of a remembered one.
         in_scope: (Q, M) bool: it is.
         counted: (Q, M) bool: pairs that are judged; out-of-scope pairs of equal prompts, say, are not.
+        hardest: Of the pairs out of scope, take each prompt's most probable one alone.
 
     Returns:
-        -log p of the P pairs in scope, and -log(1 - p) of the N others.
+        -log p of the P pairs in scope, and -log(1 - p) of the N others, or of one for each prompt that has any.
     """
-    return -log_p[in_scope & counted], -log_complement(log_p[~in_scope & counted])
+    positive, others = -log_p[in_scope & counted], ~in_scope & counted
+    if not hardest:
+        return positive, -log_complement(log_p[others])
+    losses = (-log_complement(log_p)).masked_fill(~others, 0.0).amax(1)
+    return positive, losses[others.any(1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class EmbeddingScope(ScopeClassifier):
     """Scope by distance of sentence embeddings: p = exp(-γ |f(x) - f(x_e)|²).
 
     f is a sentence encoder with a linear projection behind it, scaled to unit length; the projection starts as the
-    identity, the scale γ at one. All remembered prompts are rated in one product.
+    identity, the scale γ at two. All remembered prompts are rated in one product.
 
     Args:
         encoder: A sentence encoder: Hub id, local folder, or the bundled name "all-minilm-l6-v2".
@@ -67,7 +68,7 @@ class EmbeddingScope(ScopeClassifier):
         size = int(loaded.get_embedding_dimension())
         self.projection = nn.Linear(size, size, bias=False)
         nn.init.eye_(self.projection.weight)
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(2)))
 
     def pretrained(self) -> list[nn.Parameter]:
         """Those of the encoder's trained layers."""

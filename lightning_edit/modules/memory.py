@@ -46,6 +46,9 @@ class MemoryEditing(TrainedEditing):
             locality prompts; only where the counterfactual model has the base's tokens.
         subject_examples: Whether to make those hard examples. Without them a classifier trained on unrelated locality
             prompts learns to look at the subject alone.
+        hardest_negatives: Whether the classifier's loss counts, of all requests that a prompt is out of scope of, the
+            most probable one alone. Routing looks no further, and in a mean over all pairs (the paper's equation) the
+            easy ones outweigh it.
         train_scope: Whether the scope classifier is trained.
         train_counterfactual: Whether the counterfactual model is trained.
         scope_weight: Weight of the classifier's loss; the counterfactual model's has weight one.
@@ -71,12 +74,13 @@ class MemoryEditing(TrainedEditing):
         average: Average = "probe",
         objective: Literal["supervised", "mixed"] = "supervised",
         subject_examples: bool = True,
+        hardest_negatives: bool = True,
         train_scope: bool = True,
         train_counterfactual: bool = True,
         scope_weight: float = 1.0,
         learning_rate: float = 5e-4,
         scope_learning_rate: float = 1e-3,
-        encoder_learning_rate: float = 5e-5,
+        encoder_learning_rate: float = 1e-4,
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
         trunk: TrunkSettings = TrunkSettings(),
@@ -85,6 +89,7 @@ class MemoryEditing(TrainedEditing):
         if not (train_scope or train_counterfactual):
             raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
         self.objective, self.subject_examples = objective, subject_examples
+        self.hardest_negatives = hardest_negatives
         self.train_scope, self.train_counterfactual = train_scope, train_counterfactual
         self.scope_weight = scope_weight
         self.learning_rate, self.scope_learning_rate = learning_rate, scope_learning_rate
@@ -140,7 +145,8 @@ class MemoryEditing(TrainedEditing):
         values: dict[str, Tensor | float] = {}
         if self.train_scope:
             in_scope, counted = judged_pairs(examples, memory)
-            positive, negative = scope_losses(log_p, in_scope.to(log_p.device), counted.to(log_p.device))
+            in_scope, counted = in_scope.to(log_p.device), counted.to(log_p.device)
+            positive, negative = scope_losses(log_p, in_scope, counted, self.hardest_negatives)
             scope = self._mean(positive) + self._mean(negative)
             loss = loss + self.scope_weight * scope
             values |= {"scope_loss": scope.detach()}

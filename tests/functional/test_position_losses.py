@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from lightning_edit.functional.position_losses import even_slices, kl_and_slope, nll_and_slope, position_losses
+from lightning_edit.functional.position_losses import (
+    even_slices,
+    kl_and_slope,
+    nll_and_slope,
+    position_losses,
+    reverse_kl_and_slope,
+)
 
 
 @pytest.fixture
@@ -16,7 +22,7 @@ def parts():
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 4, 11, 100])
-@pytest.mark.parametrize("kind", ["nll", "kl"])
+@pytest.mark.parametrize("kind", ["nll", "kl", "reverse"])
 def test_values_and_gradients_are_those_of_autograd_through_all_logits(parts, kind, at_once):
     inputs, head, other, ids, weights = parts
     # A head that is not linear, as where logits are soft-capped.
@@ -26,10 +32,14 @@ def test_values_and_gradients_are_those_of_autograd_through_all_logits(parts, ki
         "kl": lambda logits: torch.nn.functional.kl_div(
             logits.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True
         ).sum(-1),
+        "reverse": lambda logits: torch.nn.functional.kl_div(
+            other.log_softmax(-1), logits.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1),
     }[kind]
     loss = {
         "nll": lambda logits, part, slope: nll_and_slope(logits, ids[part], slope),
         "kl": lambda logits, part, slope: kl_and_slope(other[part], logits, slope),
+        "reverse": lambda logits, part, slope: reverse_kl_and_slope(other[part], logits, slope),
     }[kind]
     reference = inputs.clone().requires_grad_()
     expected = expected_of(logits_of(reference))

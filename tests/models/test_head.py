@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_edit.functional.divergence import kl_divergence
-from lightning_edit.models.head import losses_and_divergences, token_losses
+from lightning_edit.models.head import losses_and_divergences, search_losses, token_losses
 from tests.tiny_models import FAMILIES, language_model
 
 TEXTS = [("The capital of France is", "Rome"), ("What is the capital of Germany? It is", "Paris the city")]
@@ -35,5 +35,29 @@ def test_losses_and_divergences_in_one_product_are_those_of_two(monkeypatch, lim
     torch.testing.assert_close(token_losses(model, inputs, ids), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(divergences, other, rtol=1e-4, atol=1e-6)
     found = torch.autograd.grad(2 * losses.sum() + divergences.sum(), leaves)
+    for one, same in zip(found, torch.autograd.grad(2 * expected.sum() + other.sum(), leaves), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_what_a_search_asks_in_one_product_is_what_plain_autograd_says(monkeypatch, limit):
+    model = language_model("gemma2")
+    monkeypatch.setattr(type(model), "logits_at_once", limit)
+    size, vocabulary = model.model.get_output_embeddings().weight.shape[::-1]
+    generator = torch.Generator().manual_seed(0)
+    inputs, kept, earlier = (torch.randn(n, size, generator=generator) for n in (4, 3, 3))
+    ids = torch.randint(vocabulary, (4,), generator=generator)
+    first = search_losses(model, inputs, ids, earlier, None)
+    torch.testing.assert_close(first.kept_logits, model.logits_of(earlier))
+    assert float(first.divergences.abs().max()) == 0
+    leaves = [inputs.requires_grad_(), kept.requires_grad_()]
+    said = search_losses(model, inputs, ids, kept, first.kept_logits)
+    logits = model.logits_of(inputs)
+    assert torch.equal(said.predicted, logits.argmax(-1))
+    expected = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+    other = kl_divergence(model.logits_of(kept), first.kept_logits)
+    torch.testing.assert_close(said.nll, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(said.divergences, other, rtol=1e-4, atol=1e-6)
+    found = torch.autograd.grad(2 * said.nll.sum() + said.divergences.sum(), leaves)
     for one, same in zip(found, torch.autograd.grad(2 * expected.sum() + other.sum(), leaves), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)

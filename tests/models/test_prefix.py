@@ -101,3 +101,40 @@ def test_texts_that_begin_with_their_subject_are_run_whole():
     model = language_model("llama")
     text = model.encoder.encode("France has the capital", "Rome", (0, 6))
     assert type(shortest_passes(model, [text], [0], 1)) is Passes
+
+
+def test_the_first_pass_alone_is_compared_and_far_longer_texts_again(monkeypatch):
+    model = language_model("llama")
+    compared = []
+    monkeypatch.setattr(
+        Passes,
+        "head_logits",
+        lambda self, *asked, own=Passes.head_logits: (compared.append(len(self.batch.input_ids[0])), own(self, *asked))[
+            1
+        ],
+    )
+    texts, starts = texts_of(model)
+    for _ in range(2):
+        shortest_passes(model, texts, starts, 1)
+    assert len(compared) == 1
+    shortest_passes(model, texts, starts, 2)
+    assert len(compared) == 2
+    texts, starts = texts_of(model, ["{}", "Well, well. " * 30 + "{}"])
+    shortest_passes(model, texts, starts, 1)
+    assert len(compared) == 3
+
+
+def test_nothing_behind_what_is_read_is_computed():
+    model = language_model("llama")
+    texts, starts = texts_of(model)
+    short = SuffixPasses(model, texts, starts, 1)
+    widths = []
+    handle = model.layer_map.block(1).register_forward_hook(
+        lambda module, args, output: widths.append(args[0].shape[1])
+    )
+    rows = torch.arange(len(texts))
+    with torch.no_grad():
+        short.head_inputs(rows, short.batch, short.batch.answer_mask)
+        handle.remove()
+    # A target's last token predicts nothing that is asked for.
+    assert widths == [short.batch.input_ids.shape[1] - 1]

@@ -75,16 +75,20 @@ def nll(model, prompt, target):
     return -logits[at - 1, torch.tensor(text.target_ids)].mean()
 
 
-def test_the_supervised_loss_is_that_of_a_plain_loop(module):
+@pytest.mark.parametrize("hardest", [True, False])
+def test_the_supervised_loss_is_that_of_a_plain_loop(module, hardest):
+    module.hardest_negatives = hardest
     loss = module.training_step(batch_of(module), 0)
     classifier, model = module.editor.parts.classifier, module.language_model
     positive, negative = [], []
     prompts = [(text, row) for row, (text, _) in enumerate(REPHRASES)] + [(text, None) for text, _ in LOCALITY]
     for prompt, row in prompts + SUBJECT_EXAMPLES:
+        others = []
         for column, request in enumerate(REQUESTS):
             distance = (classifier.embed([prompt]) - classifier.embed([request.prompt])).double().square().sum()
             p = torch.exp(-classifier.log_scale.exp() * distance)
-            (positive if row == column else negative).append(-p.log() if row == column else -(1 - p).log())
+            (positive if row == column else others).append(-p.log() if row == column else -(1 - p).log())
+        negative += [max(others)] if hardest else others
     with module.editor.parts.counterfactual.speaking(model) as other:
         answers = [
             nll(other, given(request, prompt), target)
@@ -163,7 +167,7 @@ def test_parts_are_trained_apart():
     module = MemoryEditing(SERAC(rank=2, adapted_layers=1, encoder_layers=1))
     module.attach(language_model("llama"))
     groups = {group["name"]: group for group in module.parameter_groups()}
-    assert [groups[name]["lr"] for name in ("counterfactual", "scope", "encoder")] == [5e-4, 1e-3, 5e-5]
+    assert [groups[name]["lr"] for name in ("counterfactual", "scope", "encoder")] == [5e-4, 1e-3, 1e-4]
     parameters = [id(parameter) for group in groups.values() for parameter in group["params"]]
     assert sorted(parameters) == sorted(map(id, module.editor.parameters()))
     with pytest.raises(ConfigurationError, match="nothing to train"):
@@ -194,6 +198,16 @@ def test_scope_losses_count_only_judged_pairs():
     )
     torch.testing.assert_close(positive, -torch.tensor([0.9, 0.5]).log())
     torch.testing.assert_close(negative, -torch.tensor([0.6]).log())
+
+
+def test_the_hardest_negative_of_each_prompt_counts_once():
+    log_p = torch.tensor([[0.9, 0.2, 0.3], [0.4, 0.1, 0.7], [0.6, 0.5, 0.8]]).log()
+    in_scope = torch.tensor([[True, False, False], [False, False, False], [False, False, True]])
+    counted = torch.tensor([[True, True, True], [True, True, False], [False, False, True]])
+    positive, negative = scope_losses(log_p, in_scope, counted, hardest=True)
+    torch.testing.assert_close(positive, -torch.tensor([0.9, 0.8]).log())
+    # Of the second prompt's pairs one is not judged; the third has none that is out of scope.
+    torch.testing.assert_close(negative, -torch.tensor([0.7, 0.6]).log())
 
 
 @pytest.fixture(scope="module")
