@@ -25,7 +25,7 @@ from lightning_edit.locate.tracing import TraceSettings
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
 
-FACTS = 16
+FACTS = 12
 RECORDS = 8
 SWEEP: dict[str, list[dict[str, Any]]] = {
     "rome": [{"layers": [layer]} for layer in (3, 5, 7, 9)],
@@ -59,13 +59,13 @@ def main() -> None:
     options = options_of(__doc__, list(SWEEP)).parse_args()
     statistics = fitted_statistics(options.data, options.work)
     model = load_language_model("smollm2-135m-instruct")
-    traces = traced(model, options.data, options.work / "traces")
     evaluator = Evaluator(model, EvaluationSettings(generate=False))
     benchmarks = {
         "CounterFact": counterfact(options.data)[1000 : 1000 + RECORDS],
         "KnowEdit ZsRE": zsre(options.data)[-RECORDS:],
     }
-    result: dict[str, Any] = read_result(__file__).get("sweep", {})
+    kept = read_result(__file__)
+    result: dict[str, Any] = kept.get("sweep", {})
     for method in options.methods:
         configured = configured_editor(f"configs/editor/{method}.yaml", str(statistics))
         for changes in SWEEP[method]:
@@ -80,7 +80,8 @@ def main() -> None:
                 found[benchmark] = {"score": score(measures), **measures}
             result.setdefault(method, {})[name] = found
             print(method, name, {key: value["score"] for key, value in found.items()}, flush=True)
-            write_result(__file__, {"traces": traces, "sweep": result})
+            write_result(__file__, {"traces": kept.get("traces"), "sweep": result})
+    write_result(__file__, {"traces": traced(model, options.data, options.work / "traces"), "sweep": result})
 
 
 if __name__ == "__main__":

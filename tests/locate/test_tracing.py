@@ -1,6 +1,7 @@
 """Causal tracing against one forward pass at a time, for every cell, on a tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from lightning_edit.cli import main
 from lightning_edit.data.known import read_known_facts
 from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
+from lightning_edit.locate import tracing
 from lightning_edit.locate.tracing import (
     Trace,
     TraceSettings,
@@ -16,6 +18,7 @@ from lightning_edit.locate.tracing import (
     suggested_layer,
     trace_fact,
 )
+from lightning_edit.models.skipping import entering
 from lightning_edit.records import EditRequest
 from tests.testers import assert_untouched, state
 from tests.tiny_models import FAMILIES, language_model
@@ -83,11 +86,12 @@ def plain(model, request, settings, deviation, kind, at, layers, severed=None, a
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_every_cell_is_that_of_a_plain_loop(family):
+def test_every_cell_is_that_of_a_plain_loop(family, recwarn):
     model = language_model(family)
     before = state(model)
     deviation = embedding_deviation(model, [REQUEST])
     found = trace_fact(model, REQUEST, SETTINGS, deviation)
+    assert not [warning for warning in recwarn if "all blocks are run" in str(warning.message)]
     corrupted, clean = plain(model, REQUEST, SETTINGS, deviation, "state", 0, [])
     assert found.clean == pytest.approx(clean, rel=1e-4)
     assert found.corrupted == pytest.approx(corrupted, rel=1e-3, abs=1e-7)
@@ -98,6 +102,30 @@ def test_every_cell_is_that_of_a_plain_loop(family):
             expected, _ = plain(model, REQUEST, SETTINGS, deviation, kind, at, layers)
             assert float(found.restored[kind][at, layer]) == pytest.approx(expected, rel=1e-3, abs=1e-7), (kind, at)
     assert_untouched(model, before)
+
+
+@torch.no_grad()
+def test_blocks_below_a_cell_are_left_out_where_that_changes_nothing(monkeypatch):
+    model = language_model("llama")
+    deviation = embedding_deviation(model, [REQUEST])
+    settings = replace(SETTINGS, tokens_per_batch=1)
+    assert model.block_returns == 0  # asked for once, in a pass of its own
+
+    def traced():
+        passes = []
+        handle = model.layer_map.block(0).mlp.register_forward_hook(lambda *args: passes.append(1))
+        found = trace_fact(model, REQUEST, settings, deviation, kinds=("state",))
+        handle.remove()
+        return found.restored["state"], len(passes)
+
+    short, few = traced()
+    monkeypatch.setattr(tracing, "entering", lambda block, hidden: entering(block, hidden + 1))
+    with pytest.warns(UserWarning, match="all blocks are run"):
+        whole, many = traced()
+    torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-7)
+    # The clean and the noisy pass, and the cells of the lowest layer.
+    assert few == 2 + len(short)
+    assert many > few
 
 
 @pytest.mark.parametrize("severed", ["mlp", "attention"])
