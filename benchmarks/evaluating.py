@@ -71,3 +71,15 @@ def summary(lines: list[dict[str, Any]], ids: set[str]) -> dict[str, Any]:
         for key, own in sorted(values.items())
     }
     return {"records": len(ids), **means}
+
+
+def routed_at(lines: list[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
+    """The predictions of an editor with a router, had its threshold been higher: what falls below is not edited."""
+    found = []
+    for line in lines:
+        own = line["measures"]
+        if own["scope_probability"] < threshold:
+            before = {name: own[f"{name}_before"] for name in ("token_accuracy", "containment")}
+            own = {**own, **before, "self_agreement": 1.0, "generation_agreement": 1.0, "scope_hit": 0.0}
+        found.append({**line, "measures": own})
+    return found

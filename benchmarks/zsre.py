@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import read_result, write_result
-from benchmarks.evaluating import evaluate, summary
+from benchmarks.evaluating import evaluate, routed_at, summary
 from lightning_edit.data import KnowEditZsRE, ZsRE
 from lightning_edit.editors import Editor, GradientStep, load_editor
 from lightning_edit.editors.checkpoint import read_checkpoint
@@ -30,6 +30,8 @@ STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
 BATCH = 16
 JOINT = {"MALMEN": 64}
 """Records edited jointly, where it is not one."""
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Of routers; those above the editor's own are exact, because what falls below is the unedited model's answer."""
 
 
 def main() -> None:
@@ -63,8 +65,21 @@ def main() -> None:
             "all records": summary(lines, {record.id for record in records}),
             "records whose subject is not in the training file": summary(lines, unseen),
         }
+        if "scope_probability" in lines[0]["measures"]:
+            result[name]["at other thresholds"] = {str(at): thresholds(lines, at) for at in THRESHOLDS}
         print(name, json.dumps(result[name], indent=1))
         write_result(__file__, {"editors": result})
+
+
+def thresholds(lines: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """The main measures, had the threshold been another."""
+    every = summary(routed_at(lines, threshold), {line["record"] for line in lines})
+    wanted = ("token_accuracy", "self_agreement", "containment", "generation_agreement", "scope_hit")
+    return {
+        kind: {name: measures[name] for name in wanted if name in measures}
+        for kind, measures in every.items()
+        if kind.startswith(("edit_success", "generalization", "locality"))
+    }
 
 
 def describe_checkpoint(path: str) -> dict[str, Any]:
