@@ -23,6 +23,8 @@ from lightning_edit.tokenization import EncodedText, TokenBatch
 
 ESSENCE = "{} is a"
 """The prompt whose next-token distribution is to stay as it was (Meng et al. 2022, section 3.1)."""
+_ENOUGH = 2
+"""A pass with gradients holds so many times the tokens from which on a pass without them is no faster."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def search_values(
 def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str]) -> Iterator[list[int]]:
     """As many requests as a pass wants, with all their contexts; those with as much behind the subject together.
 
-    A pass holds no more tokens than the model's passes do, nor more behind the subjects, where gradients are taken,
-    than make it faster.
+    A pass holds no more tokens than the model's passes do, nor many more behind the subjects, where gradients are
+    taken and memory goes, than make it faster.
     """
     rows, sizes = len(templates) + 1, []
     for request in requests:
@@ -125,7 +127,7 @@ def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Se
         behind, length = sizes[index]
         longest = max(longest, length)
         count = rows * (len(chunk) + 1)
-        if chunk and (count * longest > model.tokens_per_batch or count * behind > model.tokens_enough):
+        if chunk and (count * longest > model.tokens_per_batch or count * behind > _ENOUGH * model.tokens_enough):
             yield chunk
             chunk, longest = [], length
         chunk.append(index)
