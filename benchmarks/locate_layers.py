@@ -30,8 +30,8 @@ RECORDS = 8
 SWEEP: dict[str, list[dict[str, Any]]] = {
     "rome": [{"layers": [layer]} for layer in (3, 5, 7, 9)],
     "memit": [
-        *({"layers": layers} for layers in ([2, 3, 4, 5, 6], [4, 5, 6, 7, 8], [6, 7, 8, 9, 10])),
-        *({"covariance_weight": weight} for weight in (150.0, 1500.0)),
+        *({"covariance_weight": weight} for weight in (15000.0, 1500.0, 150.0, 15.0)),
+        *({"covariance_weight": 150.0, "layers": layers} for layers in ([2, 3, 4, 5, 6], [6, 7, 8, 9, 10])),
     ],
 }
 """Method to changes of its settings in configs/editor."""
