@@ -76,6 +76,28 @@ class KeyStatistics:
                 f"{model.name} [{model.fingerprint}]; collect them on this one"
             )
 
+    @classmethod
+    def kept_in(cls, folder: str | Path, corpus: Corpus, fingerprint: Fingerprint) -> KeyStatistics | None:
+        """The statistics that a folder holds, to which those of more sites are to be added; None if it holds none.
+
+        Args:
+            folder: The folder.
+            corpus: What the others are collected on.
+            fingerprint: The model that they belong to.
+
+        Raises:
+            ConfigurationError: If the folder's were collected on something else, or on another model.
+        """
+        if not (Path(folder) / MANIFEST).is_file():
+            return None
+        found = cls.load(folder)
+        if found.corpus != corpus or found.fingerprint.compare(fingerprint) is not Likeness.SAME:
+            raise ConfigurationError(
+                f"editor.statistics: {folder} holds statistics of {found.model_name} on {found.corpus}, to which those "
+                f"on {corpus} cannot be added; name another folder, or delete it"
+            )
+        return found
+
     def moment(self, site: str) -> Tensor:
         """(M, M) the second moment at a site.
 

@@ -65,6 +65,7 @@ class LocateEditing(EditingModule):
             return
         if self.editor.statistics is None:
             raise ConfigurationError("editor.statistics: name the folder that the statistics are to be written to")
+        self._kept()
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
         self._sums = MomentSums.resume(self._partial(), self._identity())
@@ -98,6 +99,16 @@ class LocateEditing(EditingModule):
         ]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
+    def _corpus(self) -> Corpus:
+        corpus = self._data().corpus
+        tokens = int(self._data().corpus_rows().numel())
+        return Corpus(corpus.name if corpus else "", corpus.length if corpus else 0, tokens)
+
+    def _kept(self) -> KeyStatistics | None:
+        """Statistics of other sites that are there already."""
+        folder = str(self.editor.statistics)
+        return KeyStatistics.kept_in(folder, self._corpus(), self.language_model.fingerprint)
+
     def _partial(self) -> Path:
         return Path(f"{self.editor.statistics}.partial-{self.trainer.global_rank}.safetensors")
 
@@ -112,9 +123,10 @@ class LocateEditing(EditingModule):
         """Merges the sums of all processes and writes the statistics from the first."""
         whole = self._sums.of_all_processes(self._sites)
         if self.trainer.is_global_zero:
-            corpus, model = self._data().corpus, self.language_model
-            source = Corpus(corpus.name if corpus else "", corpus.length if corpus else 0, whole.tokens)
-            statistics = KeyStatistics(whole.moments(), source, model.name, model.fingerprint)
+            # Those of other sites, on the same corpus, stay.
+            model, kept = self.language_model, self._kept()
+            moments = {**(kept.moments if kept else {}), **whole.moments()}
+            statistics = KeyStatistics(moments, self._corpus(), model.name, model.fingerprint)
             folder = statistics.save(str(self.editor.statistics))
             _LOG.info("statistics of %d sites on %d tokens written to %s", len(self._sites), whole.tokens, folder)
         self.trainer.strategy.barrier()

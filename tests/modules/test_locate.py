@@ -126,6 +126,23 @@ def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, mo
     assert all(torch.equal(resumed.moments[name], moment) for name, moment in whole.moments.items())
 
 
+def test_statistics_of_more_sites_are_added_and_those_of_another_corpus_refused(
+    run, tiny_folder, text, tmp_path, capsys
+):
+    config = write_config(tmp_path, tiny_folder, text)
+    layers = "--model.editor.init_args.layers"
+    for wanted in ("[0]", "[1]"):
+        assert main(["fit", "--config", str(config), layers, wanted]) == 0
+    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert found.corpus == whole.corpus
+    assert found.moments.keys() == whole.moments.keys()
+    for site, moment in whole.moments.items():
+        torch.testing.assert_close(found.moments[site], moment)
+    assert main(["fit", "--config", str(config), layers, "[2]", "--data.corpus.tokens", "600"]) == 1
+    assert "cannot be added; name another folder" in capsys.readouterr().err
+    assert KeyStatistics.load(tmp_path / "statistics").moments.keys() == whole.moments.keys()
+
+
 def test_sums_of_another_corpus_are_not_gone_on_with(tmp_path):
     sums = MomentSums()
     sums.add({"site": torch.randn(5, 3)})
