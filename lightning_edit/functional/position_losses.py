@@ -57,13 +57,7 @@ def kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Tensor, Te
 def reverse_kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
     """KL(q || p), with p and q as in :func:`kl_and_slope`, and its gradient q (log q - log p - KL).
 
-    Args:
-        before: (n, V) logits of the unedited model.
-        after: (n, V) logits of the edited model.
-        slope: Whether the gradient is wanted.
-
-    Returns:
-        (n) divergences in nats, and the (n, V) gradient or None.
+    Arguments, shapes and units are those of :func:`kl_and_slope`.
     """
     log_p, log_q = before.log_softmax(-1), after.log_softmax(-1)
     q, ratio = log_q.exp(), log_q.sub_(log_p)

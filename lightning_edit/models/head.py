@@ -106,15 +106,11 @@ def losses_and_divergences(
     count = len(inputs)
 
     def loss(logits: Tensor, part: slice, slope: bool) -> tuple[Tensor, Tensor | None]:
-        middle = min(max(count - part.start, 0), part.stop - part.start)
-        first, second = logits[:middle], logits[middle:]
-        own, own_slope = nll_and_slope(_wide(first), target_ids[part.start : part.start + middle], slope)
-        compared = before[max(part.start - count, 0) : max(part.stop - count, 0)]
+        told, compared = _split(part, count)
+        first, second = _wide(logits).tensor_split([told.stop - told.start])
         with torch.no_grad():
-            reference = _wide(model.logits_of(compared)) if len(compared) else second
-        other, other_slope = kl_and_slope(reference, _wide(second), slope)
-        slopes = None if own_slope is None or other_slope is None else torch.cat([own_slope, other_slope])
-        return torch.cat([own, other]), slopes
+            reference = _wide(model.logits_of(before[compared])) if len(second) else second
+        return _joined(nll_and_slope(first, target_ids[told], slope), kl_and_slope(reference, second, slope))
 
     found = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
     return found[:count], found[count:]
@@ -151,18 +147,27 @@ def search_losses(model: Head, inputs: Tensor, target_ids: Tensor, kept: Tensor,
     predicted, kept_logits = [target_ids[:0]], []
 
     def loss(logits: Tensor, part: slice, slope: bool) -> tuple[Tensor, Tensor | None]:
-        middle = min(max(count - part.start, 0), part.stop - part.start)
-        first, second = _wide(logits[:middle]), _wide(logits[middle:])
+        told, compared = _split(part, count)
+        first, second = _wide(logits).tensor_split([told.stop - told.start])
         predicted.append(first.argmax(-1))
         kept_logits.append(second)
-        own, own_slope = nll_and_slope(first, target_ids[part.start : part.start + middle], slope)
-        here = slice(max(part.start - count, 0), max(part.stop - count, 0))
-        other, other_slope = reverse_kl_and_slope(second if before is None else before[here], second, slope)
-        slopes = None if own_slope is None or other_slope is None else torch.cat([own_slope, other_slope])
-        return torch.cat([own, other]), slopes
+        reference = second if before is None else before[compared]
+        return _joined(nll_and_slope(first, target_ids[told], slope), reverse_kl_and_slope(reference, second, slope))
 
     found = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
     return SearchLosses(found[:count], torch.cat(predicted), found[count:], torch.cat(kept_logits))
+
+
+def _split(part: slice, count: int) -> tuple[slice, slice]:
+    """Of a part of all positions: its share of the ``count`` first ones, and of those behind, counted from there."""
+    told = slice(min(part.start, count), min(part.stop, count))
+    return told, slice(max(part.start - count, 0), max(part.stop - count, 0))
+
+
+def _joined(told: tuple[Tensor, Tensor | None], compared: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Losses and slopes of two lots of positions, one behind the other."""
+    slopes = None if told[1] is None or compared[1] is None else torch.cat([told[1], compared[1]])
+    return torch.cat([told[0], compared[0]]), slopes
 
 
 def _wide(logits: Tensor) -> Tensor:

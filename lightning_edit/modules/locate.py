@@ -65,7 +65,7 @@ class LocateEditing(EditingModule):
             return
         if self.editor.statistics is None:
             raise ConfigurationError("editor.statistics: name the folder that the statistics are to be written to")
-        self._kept()
+        self._kept(self._corpus(self._data().corpus_rows().numel()))
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
         self._sums = MomentSums.resume(self._partial(), self._identity())
@@ -99,15 +99,13 @@ class LocateEditing(EditingModule):
         ]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
-    def _corpus(self) -> Corpus:
+    def _corpus(self, tokens: int) -> Corpus:
         corpus = self._data().corpus
-        tokens = int(self._data().corpus_rows().numel())
         return Corpus(corpus.name if corpus else "", corpus.length if corpus else 0, tokens)
 
-    def _kept(self) -> KeyStatistics | None:
+    def _kept(self, corpus: Corpus) -> KeyStatistics | None:
         """Statistics of other sites that are there already."""
-        folder = str(self.editor.statistics)
-        return KeyStatistics.kept_in(folder, self._corpus(), self.language_model.fingerprint)
+        return KeyStatistics.kept_in(str(self.editor.statistics), corpus, self.language_model.fingerprint)
 
     def _partial(self) -> Path:
         return Path(f"{self.editor.statistics}.partial-{self.trainer.global_rank}.safetensors")
@@ -124,9 +122,10 @@ class LocateEditing(EditingModule):
         whole = self._sums.of_all_processes(self._sites)
         if self.trainer.is_global_zero:
             # Those of other sites, on the same corpus, stay.
-            model, kept = self.language_model, self._kept()
+            corpus, model = self._corpus(whole.tokens), self.language_model
+            kept = self._kept(corpus)
             moments = {**(kept.moments if kept else {}), **whole.moments()}
-            statistics = KeyStatistics(moments, self._corpus(), model.name, model.fingerprint)
+            statistics = KeyStatistics(moments, corpus, model.name, model.fingerprint)
             folder = statistics.save(str(self.editor.statistics))
             _LOG.info("statistics of %d sites on %d tokens written to %s", len(self._sites), whole.tokens, folder)
         self.trainer.strategy.barrier()

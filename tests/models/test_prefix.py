@@ -105,14 +105,13 @@ def test_texts_that_begin_with_their_subject_are_run_whole():
 
 def test_the_first_pass_alone_is_compared_and_far_longer_texts_again(monkeypatch):
     model = language_model("llama")
-    compared = []
-    monkeypatch.setattr(
-        Passes,
-        "head_logits",
-        lambda self, *asked, own=Passes.head_logits: (compared.append(len(self.batch.input_ids[0])), own(self, *asked))[
-            1
-        ],
-    )
+    compared, own = [], Passes.head_logits
+
+    def counted(self, *asked):
+        compared.append(self.batch.input_ids.shape[1])
+        return own(self, *asked)
+
+    monkeypatch.setattr(Passes, "head_logits", counted)
     texts, starts = texts_of(model)
     for _ in range(2):
         shortest_passes(model, texts, starts, 1)

@@ -73,6 +73,10 @@ def run(tmp_path_factory, tiny_folder, text):
     return folder
 
 
+def test_statistics_say_how_many_tokens_they_were_collected_on(tmp_path, tiny_folder, text):
+    assert fitted(tmp_path, tiny_folder, text, limit_train_batches=3).corpus.tokens == 3 * 4 * 32
+
+
 def test_statistics_are_those_of_a_float64_brute_force(run, tiny_folder, text):
     statistics = KeyStatistics.load(run / "statistics")
     model = load_language_model(str(tiny_folder))
