@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lightning_edit.editors.checkpoint import read_checkpoint
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
-from lightning_edit.records import EditRecord, group_names
+from lightning_edit.records import EditRecord, EditRequest, group_names
 
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
 BATCH = 16
@@ -48,6 +49,7 @@ def main() -> None:
     seen = {record.requests[0].subject for record in training}
     result: dict[str, Any] = read_result(__file__).get("editors", {})
     unseen = {record.id for record in records if record.requests[0].subject not in seen}
+    requests = {record.id: record.requests[0] for record in records}
     evaluator = Evaluator(model, EvaluationSettings())
     for checkpoint in (None, *options.checkpoint):
         if checkpoint is None:
@@ -64,22 +66,53 @@ def main() -> None:
             "seconds": seconds or result.get(name, {}).get("seconds"),
             "all records": summary(lines, {record.id for record in records}),
             "records whose subject is not in the training file": summary(lines, unseen),
+            "locality by wording": locality_by_wording(lines, requests),
         }
         if "scope_probability" in lines[0]["measures"]:
-            result[name]["at other thresholds"] = {str(at): thresholds(lines, at) for at in THRESHOLDS}
+            result[name]["at other thresholds"] = {str(at): thresholds(lines, at, requests) for at in THRESHOLDS}
         print(name, json.dumps(result[name], indent=1))
         write_result(__file__, {"editors": result})
 
 
-def thresholds(lines: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
-    """The main measures, had the threshold been another."""
-    every = summary(routed_at(lines, threshold), {line["record"] for line in lines})
-    wanted = ("token_accuracy", "self_agreement", "containment", "generation_agreement", "scope_hit")
+def words_apart_from(subject: str, text: str) -> set[str]:
+    """The words of four letters or more in a text, its subject left out."""
+    return set(re.findall(r"[^\W\d_]{4,}", text.casefold().replace(subject.casefold(), " ")))
+
+
+def locality_by_wording(lines: list[dict[str, Any]], requests: dict[str, EditRequest]) -> dict[str, Any]:
+    """Locality probes that share a word of four letters or more with the edited prompt, the subject apart, and others.
+
+    Most of the first ask for the edited fact itself ("The mother of Catreus is"): a right answer fails them.
+
+    Args:
+        lines: Predictions.
+        requests: The edited request of each record.
+    """
+    found: dict[str, list[float]] = {"a word in common": [], "no word in common": []}
+    for line in lines:
+        if line["kind"] == "locality":
+            request = requests[line["record"]]
+            edited, asked = (words_apart_from(request.subject, text) for text in (request.prompt, line["prompt"]))
+            own = found["a word in common" if edited & asked else "no word in common"]
+            own.append(line["measures"]["self_agreement"])
     return {
+        name: {"probes": len(own), "self_agreement": round(sum(own) / len(own), 4)}
+        for name, own in found.items()
+        if own
+    }
+
+
+def thresholds(lines: list[dict[str, Any]], threshold: float, requests: dict[str, EditRequest]) -> dict[str, Any]:
+    """The main measures, had the threshold been another."""
+    routed = routed_at(lines, threshold)
+    every = summary(routed, {line["record"] for line in lines})
+    wanted = ("token_accuracy", "self_agreement", "containment", "generation_agreement", "scope_hit")
+    main = {
         kind: {name: measures[name] for name in wanted if name in measures}
         for kind, measures in every.items()
         if kind.startswith(("edit_success", "generalization", "locality"))
     }
+    return {**main, "locality by wording": locality_by_wording(routed, requests)}
 
 
 def describe_checkpoint(path: str) -> dict[str, Any]:
