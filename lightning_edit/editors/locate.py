@@ -66,6 +66,10 @@ class LocateEditor(Editor):
         contexts: Texts with "{}" in place of the prompt, in groups; averages run over groups of means. If none are
             given, the model samples them itself, as the method's authors do; they are written into the edit.
         context_seed: Seed of that sampling.
+        bare_apart: Whether the prompt by itself weighs as much in a mean over contexts as all sampled ones together. As
+            in the authors' code if None: MEMIT's and its successors' does so, ROME's counts it as one of 21. A model
+            whose texts begin without a special token reads a subject at the very beginning unlike any other, and then
+            little of ROME's update reaches it.
         contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
             "last" keeps the last one, "keep" tries to make all of them.
         steps: Evaluations of the loss in the search for a value.
@@ -87,6 +91,7 @@ class LocateEditor(Editor):
         covariance: Covariance = "fitted",
         contexts: Sequence[Sequence[str]] | None = None,
         context_seed: int = 0,
+        bare_apart: bool | None = None,
         contradictions: Contradictions = "error",
         steps: int = 25,
         learning_rate: float = 0.5,
@@ -108,7 +113,7 @@ class LocateEditor(Editor):
         self.layers = list(layers) if layers is not None else None
         self.statistics, self.covariance = statistics, covariance
         self.contexts = None if contexts is None else [list(group) for group in contexts]
-        self.context_seed = context_seed
+        self.context_seed, self.bare_apart = context_seed, bare_apart
         self.contradictions = contradictions
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
         self.clamp_norm, self.kl_weight, self.stop_below = clamp_norm, kl_weight, stop_below
@@ -152,7 +157,9 @@ class LocateEditor(Editor):
             return self._contexts
         digest = model.fingerprint.digest
         if self._sampled is None or self._sampled[0] != digest:
-            self._sampled = digest, sampled_contexts(model, self.sampling, self.context_seed)
+            apart = self.sampling.apart if self.bare_apart is None else self.bare_apart
+            sampling = replace(self.sampling, apart=apart)
+            self._sampled = digest, sampled_contexts(model, sampling, self.context_seed)
         return self._sampled[1]
 
     def require(self, site: EditSite, statistics: Statistics) -> None:

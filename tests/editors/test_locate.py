@@ -307,3 +307,12 @@ def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
     listed = ready(kind(**settings, contexts=used), model).edit(model, REQUESTS[:1])
     for site, delta in edit.deltas.items():
         torch.testing.assert_close(listed.deltas[site].dense(), delta.dense())
+
+
+@pytest.mark.parametrize(("kind", "apart", "groups"), [(ROME, True, [1, 20]), (MEMIT, False, [6])])
+def test_the_bare_prompt_weighs_as_much_as_is_asked_for(kind, apart, groups):
+    model = language_model("llama")
+    usual, other = (ready(kind(layers=[1], bare_apart=choice), model).contexts_for(model) for choice in (None, apart))
+    assert [len(group) for group in other.groups] == groups
+    assert other.templates == usual.templates
+    assert float(other.weights[0]) == pytest.approx(1 / 2 if apart else 1 / 6)
