@@ -3,8 +3,9 @@
 python -m benchmarks.locate_layers --data FOLDER [--methods NAME …]
 
 FOLDER holds the published files. Traced are facts of known_1000 that the model says. The sweep edits 8 CounterFact
-records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE, which no other benchmark tests; the score is the mean
-of edit success, generalization and locality against the unedited model. Writes the numbers, and the traces' averages as
+records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE, which no other benchmark tests, and for the contexts'
+weights 32 CounterFact records more; the score is the mean of edit success, generalization and locality against the
+unedited model. Writes the numbers, and the traces' averages as
 a picture beside them.
 """
 
@@ -24,9 +25,12 @@ from lightning_edit.locate.report import trace_facts
 from lightning_edit.locate.tracing import TraceSettings
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
+from lightning_edit.records import EditRecord
 
 FACTS = 12
 RECORDS = 8
+MORE = 32
+"""Records where a difference concerns a part of them only."""
 SWEEP: dict[str, list[dict[str, Any]]] = {
     "rome": [{"layers": [layer]} for layer in (3, 5, 7, 9)],
     "memit": [
@@ -35,6 +39,8 @@ SWEEP: dict[str, list[dict[str, Any]]] = {
     ],
 }
 """Method to changes of its settings in configs/editor."""
+CONTEXTS: dict[str, list[dict[str, Any]]] = {"rome": [{"bare_apart": False}, {"bare_apart": True}]}
+"""The same, for CounterFact records half of which begin with their subject."""
 
 
 def traced(model: LanguageModel, data: Path, folder: Path) -> dict[str, Any]:
@@ -55,32 +61,54 @@ def score(measures: dict[str, Any]) -> float:
     return float(round((sum(wanted) + sum(locality) / len(locality)) / 3, 4))
 
 
+class Sweep:
+    """Edits records with changed settings of a method, each on the clean model.
+
+    Args:
+        model: The model.
+        statistics: Folder of its statistics.
+        work: Folder of intermediate results.
+    """
+
+    def __init__(self, model: LanguageModel, statistics: Path, work: Path) -> None:
+        self.model, self.statistics, self.work = model, statistics, work
+        self.evaluator = Evaluator(model, EvaluationSettings(generate=False))
+
+    def measure(self, method: str, changes: dict[str, Any], benchmarks: dict[str, list[EditRecord]]) -> dict[str, Any]:
+        """Benchmark to its measures."""
+        configured = configured_editor(f"configs/editor/{method}.yaml", str(self.statistics))
+        editor = type(configured)(**{**configured.hyperparameters, **changes})
+        editor.setup(self.model)
+        found: dict[str, Any] = {}
+        for benchmark, records in benchmarks.items():
+            path = self.work / f"sweep-{method}-{named(changes)}-{benchmark}.jsonl".replace(" ", "")
+            lines, _ = evaluate(self.evaluator, editor, records, path, RECORDS)
+            measures = summary(lines, {record.id for record in records})
+            found[benchmark] = {"score": score(measures), **measures}
+        print(method, named(changes), {key: value["score"] for key, value in found.items()}, flush=True)
+        return found
+
+
+def named(changes: dict[str, Any]) -> str:
+    """Settings in words."""
+    return " ".join(f"{key}={value}" for key, value in changes.items())
+
+
 def main() -> None:
     options = options_of(__doc__, list(SWEEP)).parse_args()
     statistics = fitted_statistics(options.data, options.work)
     model = load_language_model("smollm2-135m-instruct")
-    evaluator = Evaluator(model, EvaluationSettings(generate=False))
-    benchmarks = {
-        "CounterFact": counterfact(options.data)[1000 : 1000 + RECORDS],
-        "KnowEdit ZsRE": zsre(options.data)[-RECORDS:],
-    }
+    sweep = Sweep(model, statistics, options.work)
+    counterfacts = counterfact(options.data)
+    few = {"CounterFact": counterfacts[1000 : 1000 + RECORDS], "KnowEdit ZsRE": zsre(options.data)[-RECORDS:]}
+    more = {"CounterFact, more": counterfacts[1000 + RECORDS : 1000 + RECORDS + MORE]}
     kept = read_result(__file__)
     result: dict[str, Any] = kept.get("sweep", {})
     for method in options.methods:
-        configured = configured_editor(f"configs/editor/{method}.yaml", str(statistics))
-        for changes in SWEEP[method]:
-            editor = type(configured)(**{**configured.hyperparameters, **changes})
-            editor.setup(model)
-            name = " ".join(f"{key}={value}" for key, value in changes.items())
-            found: dict[str, Any] = {}
-            for benchmark, records in benchmarks.items():
-                path = options.work / f"sweep-{method}-{name}-{benchmark}.jsonl".replace(" ", "")
-                lines, _ = evaluate(evaluator, editor, records, path, RECORDS)
-                measures = summary(lines, {record.id for record in records})
-                found[benchmark] = {"score": score(measures), **measures}
-            result.setdefault(method, {})[name] = found
-            print(method, name, {key: value["score"] for key, value in found.items()}, flush=True)
-            write_result(__file__, {"traces": kept.get("traces"), "sweep": result})
+        for benchmarks, settings in ((few, SWEEP[method]), (more, CONTEXTS.get(method, []))):
+            for changes in settings:
+                result.setdefault(method, {})[named(changes)] = sweep.measure(method, changes, benchmarks)
+                write_result(__file__, {"traces": kept.get("traces"), "sweep": result})
     write_result(__file__, {"traces": traced(model, options.data, options.work / "traces"), "sweep": result})
 
 
