@@ -4,9 +4,8 @@ python -m benchmarks.locate_layers --data FOLDER [--methods NAME …]
 
 FOLDER holds the published files. Traced are facts of known_1000 that the model says. The sweep edits 8 CounterFact
 records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE, which no other benchmark tests, and for the contexts'
-weights 32 CounterFact records more; the score is the mean of edit success, generalization and locality against the
-unedited model. Writes the numbers, and the traces' averages as
-a picture beside them.
+weights the 23 CounterFact records that are left; the score is the mean of edit success, generalization and locality
+against the unedited model. Writes the numbers, and the traces' averages as a picture beside them.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from typing import Any
 
 from benchmarks.environment import read_result, write_result
 from benchmarks.evaluating import evaluate, summary
-from benchmarks.locating import counterfact, fitted_statistics, options_of, zsre
-from lightning_edit.commands import configured_editor
+from benchmarks.locating import changed_editor, counterfact, fitted_statistics, options_of, zsre
 from lightning_edit.data.known import read_known_facts
 from lightning_edit.locate.report import trace_facts
 from lightning_edit.locate.tracing import TraceSettings
@@ -29,10 +27,8 @@ from lightning_edit.records import EditRecord
 
 FACTS = 12
 RECORDS = 8
-MORE = 32
-"""Records where a difference concerns a part of them only."""
 SWEEP: dict[str, list[dict[str, Any]]] = {
-    "rome": [{"layers": [layer]} for layer in (3, 5, 7, 9)],
+    "rome": [{"layers": [layer], "bare_apart": False} for layer in (3, 5, 7, 9)],
     "memit": [
         *({"covariance_weight": weight} for weight in (15000.0, 1500.0, 150.0, 15.0)),
         *({"covariance_weight": 150.0, "layers": layers} for layers in ([2, 3, 4, 5, 6], [6, 7, 8, 9, 10])),
@@ -76,8 +72,7 @@ class Sweep:
 
     def measure(self, method: str, changes: dict[str, Any], benchmarks: dict[str, list[EditRecord]]) -> dict[str, Any]:
         """Benchmark to its measures."""
-        configured = configured_editor(f"configs/editor/{method}.yaml", str(self.statistics))
-        editor = type(configured)(**{**configured.hyperparameters, **changes})
+        editor = changed_editor(method, str(self.statistics), changes)
         editor.setup(self.model)
         found: dict[str, Any] = {}
         for benchmark, records in benchmarks.items():
@@ -101,7 +96,7 @@ def main() -> None:
     sweep = Sweep(model, statistics, options.work)
     counterfacts = counterfact(options.data)
     few = {"CounterFact": counterfacts[1000 : 1000 + RECORDS], "KnowEdit ZsRE": zsre(options.data)[-RECORDS:]}
-    more = {"CounterFact, more": counterfacts[1000 + RECORDS : 1000 + RECORDS + MORE]}
+    more = {"CounterFact, more": counterfacts[1000 + RECORDS :]}
     kept = read_result(__file__)
     result: dict[str, Any] = kept.get("sweep", {})
     for method in options.methods:

@@ -14,18 +14,21 @@ from typing import Any
 
 from benchmarks.environment import peak_memory, read_result, write_result
 from benchmarks.evaluating import evaluate, summary
-from benchmarks.locating import counterfact, fitted_statistics, options_of, zsre
-from lightning_edit.commands import configured_editor
+from benchmarks.locating import changed_editor, counterfact, fitted_statistics, options_of, zsre
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
 
-METHODS = ["rome", "memit", "emmet", "pmet", "alphaedit", "knowledge-neurons"]
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ("rome", "memit", "emmet", "pmet", "alphaedit", "knowledge-neurons")},
+    "rome-authors-contexts": ("rome", {"bare_apart": False}),
+}
+"""Name to a method and changes of its settings in configs/editor."""
 BATCH = 10
 FLUENCY_TOKENS = 100
 
 
 def main() -> None:
-    parser = options_of(__doc__, METHODS)
+    parser = options_of(__doc__, list(METHODS))
     parser.add_argument("--records", type=int, default=100, help="records of each benchmark")
     options = parser.parse_args()
 
@@ -44,8 +47,9 @@ def main() -> None:
         }
         evaluators = {part: Evaluator(model, settings) for part, (_, settings) in parts.items()}
         for method in options.methods:
+            name_of_config, changes = METHODS[method]
             own = None if method == "knowledge-neurons" else str(statistics)
-            editor = configured_editor(f"configs/editor/{method}.yaml", own)
+            editor = changed_editor(name_of_config, own, changes)
             editor.setup(model)
             lines: list[dict[str, Any]] = []
             earlier = result.setdefault(method, {}).get(name, {})

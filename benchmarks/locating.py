@@ -6,8 +6,11 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from lightning_edit.commands import configured_editor
 from lightning_edit.data import CounterFact, KnowEditZsRE
+from lightning_edit.editors import Editor
 from lightning_edit.records import EditRecord
 
 LAYERS = "[2, 3, 4, 5, 6, 7, 8, 9, 10]"
@@ -44,3 +47,9 @@ def fitted_statistics(data: Path, work: Path) -> Path:
         command += ["--data.test", "null"]
         subprocess.run(command, check=True)
     return folder
+
+
+def changed_editor(method: str, statistics: str | None, changes: dict[str, Any]) -> Editor:
+    """A method with its settings in configs/editor but for some changes."""
+    configured = configured_editor(f"configs/editor/{method}.yaml", statistics)
+    return type(configured)(**{**configured.hyperparameters, **changes})
