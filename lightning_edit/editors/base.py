@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_edit.components import init_arguments
-from lightning_edit.edits import Edit, EditBatch, EditSequence
+from lightning_edit.edits import Edit, EditBatch, EditSequence, Provenance
 from lightning_edit.errors import EditError, EditorNotFittedError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.records import EditRequest
@@ -59,6 +60,21 @@ class Editor(nn.Module, ABC):
         """The constructor's arguments, as plain data."""
         return init_arguments(self)
 
+    def prepare(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> None:
+        """Checks what is asked, and takes what the editor needs of the unedited model; no edit is applied yet.
+
+        Args:
+            model: The base model.
+            groups: See :meth:`edit_groups`.
+        """
+
+    def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
+        """Whether an edit is one that this editor, as it is configured, makes of ``requests``."""
+        # Through JSON, as a saved edit's settings went: it has no tuples.
+        mine = json.loads(json.dumps([type(self).__name__, self.hyperparameters]))
+        found = json.loads(json.dumps([provenance.method, provenance.hyperparameters]))
+        return bool(mine == found) and list(requests) == list(provenance.requests)
+
     @abstractmethod
     def edit_groups(
         self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
@@ -97,6 +113,7 @@ class Editor(nn.Module, ABC):
     ) -> EditBatch:
         """Makes one independent edit of each group of requests; see :meth:`edit` for what it raises."""
         self._check(groups, after)
+        self.prepare(model, groups)
         with _under(model, after):
             batch = self.edit_groups(model, groups, after)
         if after:

@@ -13,9 +13,18 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.editors.prompts import Contexts, Sampling, every_context, last_subject_token, sampled_contexts
+from lightning_edit.editors.prompts import (
+    BARE,
+    Contexts,
+    Sampling,
+    every_context,
+    in_context,
+    last_subject_token,
+    sampled_contexts,
+)
 from lightning_edit.editors.value_search import FoundValue, ValueSettings, search_values
 from lightning_edit.edits import (
+    Edit,
     EditBatch,
     EditSequence,
     Provenance,
@@ -211,19 +220,44 @@ class LocateEditor(Editor):
         )
         return chosen
 
+    def prepare(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> None:
+        """See :meth:`Editor.prepare`: contexts are sampled from the unedited model.
+
+        Raises:
+            EditError: If requests of one edit contradict one another.
+            TokenizationError: If a subject cannot be found in the token ids.
+        """
+        statistics = self.ready_statistics(model)
+        sites = self._sites(model)
+        for site in sites:
+            self.require(site, statistics)
+        self.loss_layer_of(model, sites)
+        for group in groups:
+            for request in self._without_contradictions(group):
+                last_subject_token(in_context(model, request, BARE))
+        self.contexts_for(model)
+
+    def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
+        """See :meth:`Editor.edit`.
+
+        Raises:
+            NonFiniteError: If no request could be edited.
+        """
+        edit = super().edit(model, requests, after)
+        problems = edit.provenance.warnings
+        if len(problems) == len(edit.provenance.requests):
+            raise NonFiniteError(f"the edit could not be made; {problems[0]}")
+        return edit
+
     def edit_groups(
         self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
     ) -> EditBatch:
         """See :meth:`Editor.edit_groups`.
 
-        Raises:
-            EditError: If requests of one edit contradict one another.
-            NonFiniteError: If no request of an edit could be made.
+        Requests whose loss is not finite are left out, with a warning that names them; the others are edited. An edit
+        that nothing is left of changes nothing.
         """
-        statistics = self.ready_statistics(model)
-        sites = [model.layer_map.site(layer) for layer in self.edited_layers(model)]
-        for site in sites:
-            self.require(site, statistics)
+        statistics, sites = self.ready_statistics(model), self._sites(model)
         kept = [self._without_contradictions(group) for group in groups]
         flat = [request for group in kept for request in group]
         group_of = [index for index, group in enumerate(kept) for _ in group]
@@ -232,22 +266,37 @@ class LocateEditor(Editor):
         values = search_values(model, flat, contexts.templates, self.taps(model, sites), settings)
         problems = [value.problem for value in values]
         good = [at for at, problem in enumerate(problems) if problem is None]
+        if len(good) < len(flat):
+            first = next(problem for problem in problems if problem)
+            warnings.warn(f"{len(flat) - len(good)} of {len(flat)} requests are left out: {first}", stacklevel=2)
+        # The edits that something is left of, each with its place among the others.
+        made = list(dict.fromkeys(group_of[at] for at in good))
         job = Job(
             [flat[at] for at in good],
-            [group_of[at] for at in good],
+            [made.index(group_of[at]) for at in good],
             [values[at] for at in good],
-            len(groups),
+            len(made),
             sites,
             contexts,
             after or EditSequence(),
         )
-        missing = set(range(len(groups))) - set(job.group_of)
-        if missing:
-            first = next(problem for at, problem in enumerate(problems) if problem and group_of[at] in missing)
-            raise NonFiniteError(f"{len(missing)} of {len(groups)} edits could not be made: {first}")
-        stacked = self.updates(model, job, statistics)
+        stacked = self.updates(model, job, statistics) if made else {}
+        keys = self.keys_to_keep(model, job, stacked) if made else []
         provenances = [self._provenance(model, kept[at], group_of, problems, at) for at in range(len(groups))]
-        return WeightEditBatch(stacked, provenances, self.keys_to_keep(model, job, stacked))
+        every = {site.name: _among(stacked.get(site.name), made, len(groups), site) for site in sites}
+        keys_of = dict(zip(made, keys, strict=True))
+        return WeightEditBatch(every, provenances, [keys_of.get(at, {}) for at in range(len(groups))])
+
+    def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
+        """See :meth:`Editor.made`; an edit holds the contexts that were sampled, and no request that was overruled."""
+        settings = provenance.hyperparameters
+        if self.contexts is None:
+            settings = {**settings, "contexts": None}
+        kept = self._without_contradictions(requests)
+        return super().made(replace(provenance, hyperparameters=settings), kept)
+
+    def _sites(self, model: LanguageModel) -> list[EditSite]:
+        return [model.layer_map.site(layer) for layer in self.edited_layers(model)]
 
     def keys_to_keep(
         self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]
@@ -341,8 +390,9 @@ class Job:
             for edit in self.after.edits
             if isinstance(edit, WeightEdit) and site.name in edit.keys
         ]
-        empty = torch.zeros(0, site.fan_in, dtype=torch.float64)
-        return torch.cat([empty, *kept]).T.to(site.weight.device)
+        device = site.weight.device
+        empty = torch.zeros(0, site.fan_in, dtype=torch.float64, device=device)
+        return torch.cat([empty, *(keys.to(device) for keys in kept)]).T
 
     def members(self, group: int) -> list[int]:
         """Places of an edit's requests."""
@@ -367,3 +417,17 @@ class Job:
         b = torch.stack([torch.nn.functional.pad(b, (0, 0, 0, rank - b.shape[0])) for _, b in factors])
         dtype = next(iter(self.values[0].initial.values())).dtype
         return StackedFactors(a.to(dtype), b.to(dtype))
+
+
+def _among(changes: StackedFactors | None, places: list[int], count: int, site: EditSite) -> StackedFactors:
+    """Changes at their places among those of ``count`` edits, the others of which change nothing."""
+    if changes is None:
+        device = site.weight.device
+        return StackedFactors(
+            torch.zeros(count, site.fan_in, 1, device=device), torch.zeros(count, 1, site.fan_out, device=device)
+        )
+    if len(changes) == count:
+        return changes
+    a, b = (own.new_zeros(count, *own.shape[1:]) for own in (changes.a, changes.b))
+    a[places], b[places] = changes.a, changes.b
+    return StackedFactors(a, b)

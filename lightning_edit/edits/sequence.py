@@ -75,18 +75,17 @@ class EditSequence:
             )
         for edit in weights:
             edit.check(model)
-        folded = fold(weights)
+        folded = fold(weights, model)
         scorer: Scorer = model
         with ExitStack() as stack:
-            device = model.device
-            stack.enter_context(added_terms(model, {name: delta.to(device).output for name, delta in folded.items()}))
+            stack.enter_context(added_terms(model, {name: delta.output for name, delta in folded.items()}))
             for other in others:
                 scorer = stack.enter_context(other.applied(model))
             yield scorer
 
     def relative_norms(self, model: LanguageModel) -> dict[str, float]:
         """|ΔW| / |W| of every site that the edits change, in Frobenius norms."""
-        folded = fold([edit for edit in self.edits if isinstance(edit, WeightEdit)])
+        folded = fold([edit for edit in self.edits if isinstance(edit, WeightEdit)], model)
         weights = {name: model.layer_map.named_site(name).weight.float().norm() for name in folded}
         return {name: float(delta.dense().norm()) / float(weights[name]) for name, delta in folded.items()}
 
@@ -97,10 +96,13 @@ class EditSequence:
             for other in self.edits:
                 if not isinstance(other, WeightEdit):
                     other.merge(model)
-            WeightEdit(fold(mergeable), mergeable[0].provenance).merge(model)
+            WeightEdit(fold(mergeable, model), mergeable[0].provenance).merge(model)
 
 
-def fold(edits: Sequence[WeightEdit]) -> dict[str, Delta]:
-    """The sum of weight edits, site by site."""
-    names = dict.fromkeys(name for edit in edits for name in edit.deltas)
-    return {name: combine([edit.deltas[name] for edit in edits if name in edit.deltas]) for name in names}
+def fold(edits: Sequence[WeightEdit], model: LanguageModel) -> dict[str, Delta]:
+    """The sum of weight edits, site by site, where the sites' weights are."""
+    deltas: dict[str, list[Delta]] = {}
+    for edit in edits:
+        for name, delta in edit.deltas.items():
+            deltas.setdefault(name, []).append(delta.to(model.layer_map.named_site(name).weight.device))
+    return {name: combine(own) for name, own in deltas.items()}

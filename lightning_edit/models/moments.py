@@ -42,7 +42,8 @@ class MomentSums:
         for site, own in keys.items():
             wide = own.to(torch.promote_types(own.dtype, torch.float32))
             product = (wide.T @ wide).double()
-            self.sums[site] = self.sums[site] + product if site in self.sums else product
+            # Sums of a run that was resumed were read from a file.
+            self.sums[site] = self.sums[site].to(product.device) + product if site in self.sums else product
         self.tokens += len(next(iter(keys.values())))
         self.batches += 1
 

@@ -117,15 +117,28 @@ class KeyStatistics:
         return self.moments[site]
 
     def require(self, site: str) -> None:
-        """Raises what :meth:`moment` does, before any work is done."""
-        self.moment(site)
+        """Raises what :meth:`inverse_times` would, before any work is done."""
+        self._factor(site)
 
     def inverse_times(self, site: str, keys: Tensor) -> Tensor:
-        """(M, N) float64 C⁻¹K, with a Cholesky factor that is computed once for each site."""
-        if site not in self._factors:
-            self._factors[site] = torch.linalg.cholesky(self.moment(site).double())
-        solved: Tensor = torch.cholesky_solve(keys.double(), self._factors[site].to(keys.device))
+        """(M, N) float64 C⁻¹K, with a Cholesky factor that is computed once for each site.
+
+        Raises:
+            EditorNotFittedError: See :meth:`moment`; or if the moment is not of full rank.
+        """
+        solved: Tensor = torch.cholesky_solve(keys.double(), self._factor(site).to(keys.device))
         return solved
+
+    def _factor(self, site: str) -> Tensor:
+        if site not in self._factors:
+            try:
+                self._factors[site] = torch.linalg.cholesky(self.moment(site).double())
+            except torch.linalg.LinAlgError as error:
+                raise EditorNotFittedError(
+                    f"the statistics of {site} on {self.corpus.tokens} tokens are not of full rank: the text is too "
+                    "short or says too much of the same; collect them on more text"
+                ) from error
+        return self._factors[site]
 
     def save(self, folder: str | Path) -> Path:
         """Saves the moments and where they come from; the folder appears whole or not at all."""

@@ -78,17 +78,15 @@ class SequentialRun:
             if not place.exists():
                 break
             edit = load_edit(place)
-            found = edit.provenance
-            # Through JSON, as the edit's own settings went: it has no tuples.
-            settings = json.loads(json.dumps(self.editor.hyperparameters))
-            mine = (type(self.editor).__name__, settings, _requests(group))
-            if mine != (found.method, found.hyperparameters, list(found.requests)):
+            if not self.editor.made(edit.provenance, _requests(group)):
                 raise ConfigurationError(
                     f"{place} holds an edit of other requests or of another editor; name another folder in "
                     "evaluation.sequential.folder, or delete it"
                 )
             self.sequence = self.sequence.then(edit)
         self.rows = [row for row in self.rows if row["edits"] <= self.edited]
+        if self.rows and "perplexity" in self.rows[-1] and self._measured == self.edited:
+            self._check(self.rows[-1]["perplexity"] / self.rows[-1]["perplexity_before"])
 
     def _edit_folder(self, number: int) -> Path:
         return self.folder / f"edit-{number:05d}"
@@ -114,7 +112,8 @@ class SequentialRun:
         """
         if number == len(self.sequence) and not self.is_done:
             group = self.groups[number]
-            edit = self.editor.edit(self.model, _requests(group), after=self.sequence)
+            # Not edit(): a request whose value cannot be found is left out, and does not end the sequence.
+            edit = self.editor.edit_each_group(self.model, [_requests(group)], after=self.sequence)[0]
             if self.settings.folder is not None:
                 edit.save(self._edit_folder(number))
             self.sequence = self.sequence.then(edit)

@@ -1,6 +1,7 @@
 """The shared suite for every locate-then-edit method, and what they have in common besides the golden numbers."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_search import search_values
-from lightning_edit.edits import EditSequence
+from lightning_edit.edits import EditSequence, FactoredDelta, WeightEdit
 from lightning_edit.errors import (
     BaseModelMismatchError,
     ConfigurationError,
@@ -17,6 +18,7 @@ from lightning_edit.errors import (
     LayerMapError,
     NonFiniteError,
     SourceNotFoundError,
+    TokenizationError,
 )
 from lightning_edit.functional.key_value import (
     constrained_update,
@@ -28,7 +30,7 @@ from lightning_edit.models import LanguageModel
 from lightning_edit.models.record import Tap, record
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.records import EditRequest
-from tests.testers import REQUESTS, EditorTester, log_prob
+from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
 
 CONTEXTS = [["{}"], ["Well. {}", "The answer. {}"]]
@@ -140,24 +142,95 @@ def test_a_loss_layer_below_the_edited_one_is_an_error():
         editor.edit(model, REQUESTS[:1])
 
 
-def test_a_request_that_breaks_is_reported_and_the_others_go_on(monkeypatch):
+BROKEN = EditRequest("The zebra is in", "Rome", "zebra", id="zebra")
+
+
+@pytest.fixture
+def broken_model():
+    """A model that knows no number for one subject."""
     model = language_model("llama")
-    editor = TestMEMIT().make(model)
+    [token] = [id for id in model.encoder.encode("zebra").ids if model.encoder.decode([id]) == "z"]
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[token] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("kind", [TestROME, TestMEMIT, TestEMMET, TestPMET, TestAlphaEdit])
+def test_a_request_that_breaks_is_reported_and_the_others_go_on(kind, broken_model):
+    editor = kind().make(broken_model)
+    with pytest.warns(UserWarning, match="1 of 3 requests are left out: the loss of 'zebra' became nan"):
+        edits = editor.edit_each(broken_model, [REQUESTS[0], BROKEN, REQUESTS[1]])
+    assert edits[1].provenance.warnings == ("left out: the loss of 'zebra' became nan",)
+    assert not any(bool(delta.dense().any()) for delta in edits[1].deltas.values())
+    for at, request in ((0, REQUESTS[0]), (2, REQUESTS[1])):
+        alone = editor.edit(broken_model, [request])
+        for site, delta in alone.deltas.items():
+            torch.testing.assert_close(edits[at].deltas[site].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
+    with (
+        pytest.warns(UserWarning, match="1 of 1"),
+        pytest.raises(NonFiniteError, match="left out: the loss of 'zebra'"),
+    ):
+        editor.edit(broken_model, [BROKEN])
+
+
+def test_a_joint_edit_leaves_out_what_breaks(broken_model):
+    editor = TestMEMIT().make(broken_model)
+    with pytest.warns(UserWarning, match="1 of 3"):
+        edit = editor.edit(broken_model, [REQUESTS[0], BROKEN, REQUESTS[1]])
+    assert edit.provenance.warnings == ("left out: the loss of 'zebra' became nan",)
+    expected = editor.edit(broken_model, REQUESTS[:2])
+    for site, delta in expected.deltas.items():
+        torch.testing.assert_close(edit.deltas[site].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
+
+
+def test_contexts_are_sampled_from_the_unedited_model():
+    model = language_model("llama")
+    settings = {**SEARCH, "contexts": None, "steps": 2}
+
+    def fresh():
+        return ready(MEMIT(layers=[0, 1], covariance_weight=1e-3, **settings), model)
+
+    first = fresh().edit(model, REQUESTS[:1])
+    sampled = first.provenance.hyperparameters["contexts"]
+    strong = WeightEdit({site: FactoredDelta(100 * d.a, d.b) for site, d in first.deltas.items()}, first.provenance)
+    with strong.applied(model):
+        assert fresh().contexts_for(model).groups != tuple(map(tuple, sampled)), "the edit changes what is sampled"
+    second = fresh().edit(model, REQUESTS[1:2], after=EditSequence([strong]))
+    assert second.provenance.hyperparameters["contexts"] == sampled
+    # One editor may serve several models.
+    editor = fresh()
+    other = language_model("llama")
+    with torch.no_grad():
+        other.model.get_output_embeddings().weight.mul_(-1)
+    assert editor.contexts_for(model) != editor.contexts_for(other)
+
+
+def test_an_editor_knows_its_edits():
+    model = language_model("llama")
+    sampling = {**SEARCH, "contexts": None, "steps": 2}
+    editor = ready(MEMIT(layers=[0, 1], contradictions="last", **sampling), model)
+    overruled = [replace(REQUESTS[0], target="Oslo"), *REQUESTS[:2]]
+    provenance = editor.edit(model, overruled).provenance
+    assert editor.made(provenance, overruled)
+    assert not editor.made(provenance, REQUESTS[1:])
+    assert not MEMIT(layers=[0, 1], **sampling).made(provenance, REQUESTS[:2])
+    assert not MEMIT(layers=[0, 1], contradictions="last", **SEARCH).made(provenance, overruled)
+    assert not PMET(layers=[0, 1], contradictions="last", **sampling).made(provenance, overruled)
+
+
+@pytest.mark.parametrize("kind", [ROME, MEMIT, EMMET, PMET])
+def test_statistics_that_cannot_be_inverted_are_refused_before_any_computing(kind, monkeypatch):
     from lightning_edit.editors import locate
 
-    def broken(*arguments):
-        found = search_values(*arguments)
-        found[1].problem = "the loss of 'germany' became nan"
-        return found
-
-    monkeypatch.setattr(locate, "search_values", broken)
-    edit = editor.edit(model, REQUESTS)
-    assert edit.provenance.warnings == ("left out: the loss of 'germany' became nan",)
-    before = log_prob(model, REQUESTS[0])
-    with edit.applied(model) as edited:
-        assert log_prob(edited, REQUESTS[0]) > before
-    with pytest.raises(NonFiniteError, match="1 of 3 edits could not be made: the loss of 'germany'"):
-        editor.edit_each(model, REQUESTS)
+    monkeypatch.setattr(locate, "search_values", None)
+    monkeypatch.setattr(locate, "sampled_contexts", None)
+    model = language_model("llama")
+    poor = statistics_of(model)
+    poor.moments = {site: moment[:, :1] @ moment[:1] for site, moment in poor.moments.items()}
+    editor = kind(layers=[1])
+    editor.use_statistics(poor)
+    with pytest.raises(EditorNotFittedError, match="not of full rank: the text is too short or says too much of the"):
+        editor.edit(model, REQUESTS[:1])
 
 
 @pytest.mark.parametrize("choice", ["error", "last", "keep"])
@@ -180,6 +253,7 @@ def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
     from lightning_edit.editors import locate
 
     monkeypatch.setattr(locate, "search_values", None)
+    monkeypatch.setattr(locate, "sampled_contexts", None)
     model = language_model("llama")
     with pytest.raises(ConfigurationError, match="needs statistics of the model's keys"):
         kind(layers=[1]).edit(model, REQUESTS[:1])
@@ -199,6 +273,12 @@ def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
     editor.use_statistics(few)
     with pytest.raises(EditorNotFittedError, match="10 tokens, too few for keys of size 48"):
         editor.edit(model, REQUESTS[:1])
+    with pytest.raises(ConfigurationError, match="layer 0 lies below"):
+        ready(kind(layers=[1], loss_layer=0), model).edit(model, REQUESTS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(model.encoder, "_subject_tokens", Mock(side_effect=TokenizationError("no token covers")))
+        with pytest.raises(TokenizationError, match="no token covers"):
+            ready(kind(layers=[1]), model).edit(model, REQUESTS[:1])
     with pytest.raises(ConfigurationError, match="expected one of"):
         kind(covariance="none")
     with pytest.raises(ConfigurationError, match="at least 1"):

@@ -9,7 +9,7 @@ import yaml
 
 from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
-from lightning_edit.editors import GradientStep
+from lightning_edit.editors import MEMIT, GradientStep
 from lightning_edit.edits import EditSequence
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics import edit_metrics
@@ -35,12 +35,17 @@ def text(tmp_path):
     return str(path)
 
 
-def sequence_of(records, folder, text=None, size=1, step_size=0.05, keep=False, **settings):
+def memit():
+    """Samples its contexts itself."""
+    return MEMIT(layers=[0, 1], covariance="identity", covariance_weight=0.1, steps=3)
+
+
+def sequence_of(records, folder, text=None, size=1, step_size=0.05, keep=False, editor=None, **settings):
     model = language_model("llama")
     own = SequentialSettings(text=text, tokens=512, folder=str(folder) if keep else None, **settings)
     evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=own))
     groups = [records[at : at + size] for at in range(0, len(records), size)]
-    return SequentialRun(model, GradientStep([-1], step_size), evaluator, own, groups, folder)
+    return SequentialRun(model, editor or GradientStep([-1], step_size), evaluator, own, groups, folder)
 
 
 def kept_sequence_of(records, folder, **settings):
@@ -114,6 +119,55 @@ def test_a_stopped_sequence_goes_on_where_it_was(records, tmp_path, text, monkey
     for one, same in zip(again.rows, first.rows, strict=True):
         assert one["all"] == pytest.approx(same["all"], abs=1e-4)
         assert one["perplexity"] == pytest.approx(same["perplexity"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2])
+def test_a_stopped_sequence_of_located_edits_goes_on_as_if_it_had_not(records, tmp_path, stopped_at):
+    first = kept_sequence_of(records, tmp_path / "whole", size=2, editor=memit())
+    expected = [first.step(number) for number in range(3)][-1]
+    begun = kept_sequence_of(records, tmp_path / "cut", size=2, editor=memit())
+    for number in range(stopped_at):
+        begun.step(number)
+    again = kept_sequence_of(records, tmp_path / "cut", size=2, editor=memit())
+    assert len(again.sequence) == stopped_at
+    outcomes = [again.step(number) for number in range(3)][-1]
+    contexts = {str(edit.provenance.hyperparameters["contexts"]) for edit in again.sequence.edits}
+    assert len(contexts) == 1
+    for one, same in zip(outcomes, expected, strict=True):
+        assert one.after.log_probs == pytest.approx(same.after.log_probs, abs=1e-3)
+
+
+def test_a_request_that_cannot_be_edited_does_not_end_a_sequence(records, tmp_path, monkeypatch):
+    from lightning_edit.editors import locate
+
+    search = locate.search_values
+
+    def broken(model, requests, *arguments):
+        found = search(model, requests, *arguments)
+        if requests[0] == records[1].requests[0]:
+            found[0].problem = "its loss became nan"
+        return found
+
+    monkeypatch.setattr(locate, "search_values", broken)
+    run = sequence_of(records[:3], tmp_path, editor=memit())
+    with pytest.warns(UserWarning, match="1 of 1 requests are left out: its loss became nan"):
+        outcomes = [run.step(number) for number in range(3)]
+    assert {outcome.record_id for outcome in outcomes[-1]} == {record.id for record in records[:3]}
+    assert [len(edit.provenance.warnings) for edit in run.sequence.edits] == [0, 1, 0]
+
+
+def test_a_sequence_that_was_ended_stays_so(records, tmp_path, text):
+    settings = {"text": text, "step_size": 500.0, "every": 1, "stop_above": 2.0}
+    run = kept_sequence_of(records, tmp_path, **settings)
+    with pytest.warns(UserWarning, match="the sequence ends here"):
+        expected = run.step(0)
+    with pytest.warns(UserWarning, match="the sequence ends here"):
+        again = kept_sequence_of(records, tmp_path, **settings)
+    with pytest.warns(UserWarning, match="the sequence ends here"):
+        outcomes = [again.step(number) for number in range(len(records))]
+    assert len(again.sequence) == 1
+    assert [outcome.record_id for outcome in outcomes[0]] == [outcome.record_id for outcome in expected]
+    assert not any(outcomes[1:])
 
 
 def test_edits_of_other_requests_are_refused(records, tmp_path):
