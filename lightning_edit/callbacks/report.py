@@ -17,13 +17,15 @@ from rich.table import Table
 from lightning_edit.edits.base import package_versions
 from lightning_edit.files import replace_file, write_json
 from lightning_edit.metrics.all_tokens_match import all_tokens_match
+from lightning_edit.metrics.consistency import tfidf_similarity
+from lightning_edit.metrics.fluency import ngram_entropy
 from lightning_edit.metrics.generation import containment, exact_match
 from lightning_edit.metrics.probability import probability_magnitude, probability_score
 from lightning_edit.metrics.scope import scope_curve
 from lightning_edit.metrics.self_agreement import generation_agreement
 from lightning_edit.metrics.token_accuracy import token_accuracy
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.records import EditOutcome
+from lightning_edit.records import EditOutcome, ProbeKind
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -46,7 +48,12 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
     if after.rival_log_probs:
         measures["probability_score"] = probability_score(after.log_probs, after.rival_log_probs)
         measures["probability_magnitude"] = probability_magnitude(after.log_probs, after.rival_log_probs)
-    if after.generation is not None and before.generation is not None:
+    if after.generation is not None and before.generation is not None and probe.kind is ProbeKind.FLUENCY:
+        measures["ngram_entropy"] = ngram_entropy(after.generation)
+        measures["ngram_entropy_before"] = ngram_entropy(before.generation)
+        if probe.references:
+            measures["tfidf_consistency"] = tfidf_similarity(after.generation, probe.references)
+    elif after.generation is not None and before.generation is not None:
         measures["exact_match"] = exact_match(after.generation, probe.aliases)
         measures["containment"] = containment(after.generation, probe.aliases)
         measures["containment_before"] = containment(before.generation, probe.aliases)
@@ -219,3 +226,8 @@ def print_measures(measures: dict[str, float], outcomes: list[EditOutcome], prot
     console = Console()
     console.print(table)
     console.print(_LEGEND, soft_wrap=True, highlight=False)
+    for row in rows:
+        after, before = (measures.get(f"{row}/{name}") for name in ("ngram_entropy", "ngram_entropy_before"))
+        if after is not None and before is not None:
+            text = f"{row:<16} n-gram entropy of long generations: {after:.2f} bits, unedited {before:.2f}"
+            console.print(text, soft_wrap=True, highlight=False)

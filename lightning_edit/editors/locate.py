@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -289,14 +289,18 @@ class LocateEditor(Editor):
 
     def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
         """See :meth:`Editor.made`; an edit holds the contexts that were sampled, and no request that was overruled."""
-        settings = provenance.hyperparameters
-        if self.contexts is None:
-            settings = {**settings, "contexts": None}
+        sampled = {"contexts": None} if self.contexts is None else {}
+        settings = {**provenance.hyperparameters, **sampled}
+        settings = {name: settings.get(name) for name in self.hyperparameters}
         kept = self._without_contradictions(requests)
         return super().made(replace(provenance, hyperparameters=settings), kept)
 
     def _sites(self, model: LanguageModel) -> list[EditSite]:
         return [model.layer_map.site(layer) for layer in self.edited_layers(model)]
+
+    def findings(self, model: LanguageModel) -> dict[str, Any]:
+        """What a user should know of how edits of a model are made; it is written into them. By default nothing."""
+        return {}
 
     def keys_to_keep(
         self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]
@@ -307,7 +311,8 @@ class LocateEditor(Editor):
     def _provenance(
         self, model: LanguageModel, group: list[EditRequest], group_of: list[int], problems: list[str | None], at: int
     ) -> Provenance:
-        used = {"contexts": [list(templates) for templates in self.contexts_for(model).groups]}
+        contexts = [list(templates) for templates in self.contexts_for(model).groups]
+        used = {"contexts": contexts, **self.findings(model)}
         made = Provenance.of(model, type(self).__name__, {**self.hyperparameters, **used}, group)
         own = tuple(
             f"left out: {problem}"

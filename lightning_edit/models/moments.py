@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.record import Tap, tapped
 from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import TokenBatch
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,6 +87,7 @@ class MomentSums:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             if metadata.get("identity") != identity:
+                _LOG.warning("%s holds sums of another model or corpus, or of other layers; beginning anew", path)
                 return cls()
             sums = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118 - not a dictionary
         return cls(sums, json.loads(metadata["tokens"]), json.loads(metadata["batches"]))

@@ -36,11 +36,13 @@ class Corpus:
         name: The corpus.
         length: Tokens of a packed text.
         tokens: Number of tokens read.
+        digest: SHA-256 of the packed texts, of which a run may have read a part.
     """
 
     name: str
     length: int
     tokens: int
+    digest: str
 
 
 class KeyStatistics:
@@ -131,13 +133,13 @@ class KeyStatistics:
 
     def _factor(self, site: str) -> Tensor:
         if site not in self._factors:
-            try:
-                self._factors[site] = torch.linalg.cholesky(self.moment(site).double())
-            except torch.linalg.LinAlgError as error:
+            factor, failed = torch.linalg.cholesky_ex(self.moment(site).double())
+            if failed:
                 raise EditorNotFittedError(
                     f"the statistics of {site} on {self.corpus.tokens} tokens are not of full rank: the text is too "
                     "short or says too much of the same; collect them on more text"
-                ) from error
+                )
+            self._factors[site] = factor
         return self._factors[site]
 
     def save(self, folder: str | Path) -> Path:

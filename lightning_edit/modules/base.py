@@ -125,7 +125,8 @@ class EditingModule(LightningModule):
         self._runs.pop(stage, None)
         if settings.sequential is not None:
             self._prepare_sequence(datamodule, stage, settings.sequential)
-        self._metrics[stage] = edit_metrics(datamodule.groups(stage), self.average).to(self.device)
+        groups = settings.groups(datamodule.groups(stage))
+        self._metrics[stage] = edit_metrics(groups, self.average).to(self.device)
 
     @property
     def protocol(self) -> str:

@@ -64,6 +64,17 @@ class EvaluationSettings:
     trunk_gigabytes: float = 0.5
     sequential: SequentialSettings | None = None
 
+    @property
+    def measures_fluency(self) -> bool:
+        """Whether probes of fluency are asked."""
+        return self.generate and self.fluency_tokens > 0
+
+    def groups(self, groups: Sequence[tuple[ProbeKind, str]]) -> list[tuple[ProbeKind, str]]:
+        """The kinds and groups of probes that are asked of records that have those of ``groups`` themselves."""
+        asked = [pair for pair in groups if pair[0] is not ProbeKind.FLUENCY]
+        own = [pair for pair in groups if pair[0] is ProbeKind.FLUENCY]
+        return asked + ([*dict.fromkeys([*own, (ProbeKind.FLUENCY, "")])] if self.measures_fluency else [])
+
 
 @dataclass(frozen=True)
 class _Question:
@@ -206,7 +217,7 @@ class Evaluator:
 
     def _probes(self, record: EditRecord) -> list[Probe]:
         probes = [probe for probe in record.all_probes if probe.kind is not ProbeKind.FLUENCY]
-        if not (self.settings.generate and self.settings.fluency_tokens):
+        if not self.settings.measures_fluency:
             return probes
         own = list(record.probes_of(ProbeKind.FLUENCY))
         default = [Probe(request.prompt, (), ProbeKind.FLUENCY) for request in record.requests]

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_edit.data.corpus import CorpusBatches
 from lightning_edit.data.datamodule import EditDataModule
+from lightning_edit.distributed import sum_over_processes
 from lightning_edit.editors.locate import LocateEditor
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.base import Average
@@ -65,16 +67,48 @@ class LocateEditing(EditingModule):
             return
         if self.editor.statistics is None:
             raise ConfigurationError("editor.statistics: name the folder that the statistics are to be written to")
-        self._kept(self._corpus(self._data().corpus_rows().numel()))
+        self._kept(self._corpus(self._tokens_to_read()))
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
         self._sums = MomentSums.resume(self._partial(), self._identity())
-        self._data().corpus_skip = self._sums.batches
+        self._share_what_is_left()
         if self.trainer.world_size > 1 and not list(self.parameters()):
             # Data parallelism refuses a module without parameters, and this one has nothing to train.
             self.placeholder = nn.Parameter(torch.zeros(()))
         if self._sums.batches:
             _LOG.info("going on behind %d batches (%d tokens)", self._sums.batches, self._sums.tokens)
+
+    def _batches(self) -> list[list[int]]:
+        """The rows of each batch of this process."""
+        data, trainer = self._data(), self.trainer
+        size = data.corpus.batch_size if data.corpus else 1
+        return CorpusBatches(len(data.corpus_rows()), size, 0, trainer.global_rank, trainer.world_size).batches
+
+    def _tokens_to_read(self) -> int:
+        """Tokens that a run that was not stopped reads in all processes."""
+        batches, limit = self._batches(), self.trainer.limit_train_batches
+        count = limit if isinstance(limit, int) else int(limit * len(batches)) if limit is not None else len(batches)
+        rows = torch.tensor(sum(map(len, batches[:count])), device=self.language_model.device)
+        return int(sum_over_processes(rows)) * self._data().corpus_rows().shape[1]
+
+    def _share_what_is_left(self) -> None:
+        """Leaves out the batches that are done.
+
+        Raises:
+            ConfigurationError: If there are fewer batches than processes.
+        """
+        number = len(self._batches())
+        done = torch.tensor([number == 0, self._sums.batches >= number], device=self.language_model.device).long()
+        without, finished = sum_over_processes(done).tolist()
+        if without:
+            raise ConfigurationError(
+                f"data.corpus: {without} of {self.trainer.world_size} processes have no batch to read; use fewer "
+                "processes, a smaller batch_size, or more text"
+            )
+        if 0 < finished < self.trainer.world_size and self._sums.batches >= number:
+            # The Trainer wants a batch from every process, or from none.
+            self._sums = MomentSums()
+        self._data().corpus_skip = self._sums.batches
 
     def prepare_measures(self, stage: str) -> None:
         """Fit measures nothing: a corpus has no probes."""
@@ -90,18 +124,20 @@ class LocateEditing(EditingModule):
     def _identity(self) -> str:
         """What the sums belong to: model, sites, corpus, packing, and share of the processes."""
         data = self._data()
-        rows = data.corpus_rows().numpy()
         values = [
             self.language_model.fingerprint.digest,
             [site.name for site in self._sites],
-            hashlib.sha256(rows.tobytes()).hexdigest(),
-            [*rows.shape, data.corpus.batch_size if data.corpus else 0, self.trainer.world_size],
+            self._digest(),
+            [*data.corpus_rows().shape, data.corpus.batch_size if data.corpus else 0, self.trainer.world_size],
         ]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def _corpus(self, tokens: int) -> Corpus:
         corpus = self._data().corpus
-        return Corpus(corpus.name if corpus else "", corpus.length if corpus else 0, tokens)
+        return Corpus(corpus.name if corpus else "", corpus.length if corpus else 0, tokens, self._digest())
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self._data().corpus_rows().numpy().tobytes()).hexdigest()
 
     def _kept(self, corpus: Corpus) -> KeyStatistics | None:
         """Statistics of other sites that are there already."""
@@ -117,13 +153,21 @@ class LocateEditing(EditingModule):
         if self._sums.batches % self.save_every == 0:
             self._sums.save(self._partial(), self._identity())
 
-    def on_train_end(self) -> None:
-        """Merges the sums of all processes and writes the statistics from the first."""
+    def on_train_epoch_end(self) -> None:
+        """One pass is all there is to do, whatever the Trainer's number of epochs."""
+        self.trainer.should_stop = True
+
+    def on_fit_end(self) -> None:
+        """Merges the sums of all processes and writes the statistics from the first.
+
+        This hook is called, too, where a run that was stopped had nothing left to read.
+        """
         whole = self._sums.of_all_processes(self._sites)
+        # Every process looks, so that none waits for another that was refused. Those of other sites stay.
+        corpus, model = self._corpus(whole.tokens), self.language_model
+        kept = self._kept(corpus)
+        self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
-            # Those of other sites, on the same corpus, stay.
-            corpus, model = self._corpus(whole.tokens), self.language_model
-            kept = self._kept(corpus)
             moments = {**(kept.moments if kept else {}), **whole.moments()}
             statistics = KeyStatistics(moments, corpus, model.name, model.fingerprint)
             folder = statistics.save(str(self.editor.statistics))
@@ -136,7 +180,25 @@ class LocateEditing(EditingModule):
         return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The statistics live in their folder; the checkpoint knows how far they are."""
+        """The sums are saved to their own files; the checkpoint knows how far they are."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"].pop("placeholder", None)
         checkpoint["statistics_batches"] = self._sums.batches
+        if self._sums.batches:
+            self._sums.save(self._partial(), self._identity())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from the sums, not from the Trainer's count of batches.
+
+        Raises:
+            ConfigurationError: If the sums are behind the checkpoint.
+        """
+        if hasattr(self, "placeholder"):
+            checkpoint["state_dict"]["placeholder"] = self.placeholder.detach()
+        super().on_load_checkpoint(checkpoint)
+        if self._sites and self._sums.batches < checkpoint.get("statistics_batches", 0):
+            raise ConfigurationError(
+                f"the checkpoint was written after {checkpoint['statistics_batches']} batches, but {self._partial()} "
+                f"has the sums of {self._sums.batches}; collect the statistics again, without a checkpoint"
+            )
+        checkpoint.pop("loops", None)

@@ -54,7 +54,7 @@ class SequentialRun:
         self._text = self._read_text()
         records = [record for group in self.groups for record in group]
         evaluator.ask_before(evaluator.questions(records))
-        self._names = group_names(records)
+        self._names = evaluator.settings.groups(group_names(records))
         self._perplexity_before = None if self._text is None else perplexity(model, self._text)
         if settings.folder is not None:
             self._resume()

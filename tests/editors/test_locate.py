@@ -47,7 +47,7 @@ def statistics_of(model, layers=(0, 1, 2), scale=1.0):
         name: scale * (keys.T.double() @ keys.double() / len(keys) + 1e-3 * torch.eye(keys.shape[1]).double())
         for name, keys in seen.items()
     }
-    return KeyStatistics(moments, Corpus("texts", 8, 1000), model.name, model.fingerprint)
+    return KeyStatistics(moments, Corpus("texts", 8, 1000, ""), model.name, model.fingerprint)
 
 
 def ready(editor, model, **settings):
@@ -205,6 +205,19 @@ def test_contexts_are_sampled_from_the_unedited_model():
     assert editor.contexts_for(model) != editor.contexts_for(other)
 
 
+def test_an_edit_of_alphaedit_says_how_large_its_null_spaces_are():
+    model = language_model("llama")
+    editor = TestAlphaEdit().make(model)
+    provenance = editor.edit(model, REQUESTS[:1]).provenance
+    statistics = statistics_of(model)
+    expected = {
+        site: [int((torch.linalg.eigvalsh(statistics.moments[site]) < 0.01).sum()), 48]
+        for site in ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")
+    }
+    assert provenance.hyperparameters["null_space"] == expected
+    assert editor.made(provenance, REQUESTS[:1])
+
+
 def test_an_editor_knows_its_edits():
     model = language_model("llama")
     sampling = {**SEARCH, "contexts": None, "steps": 2}
@@ -358,7 +371,7 @@ def test_statistics_that_are_not_finite_are_refused():
     moments = statistics_of(model).moments
     next(iter(moments.values()))[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="not finite"):
-        KeyStatistics(moments, Corpus("texts", 8, 1000), model.name, model.fingerprint)
+        KeyStatistics(moments, Corpus("texts", 8, 1000, ""), model.name, model.fingerprint)
 
 
 def test_a_subject_that_occurs_twice_is_edited_at_its_last_occurrence():

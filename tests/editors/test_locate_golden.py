@@ -65,7 +65,7 @@ def make(kind, golden, model, scenario, moments="memit", flat=False, **settings)
     )
     if wanted["mom2_adjustment"]:
         found = {site: double(values) for site, values in golden["second_moment"][moments].items()}
-        editor.use_statistics(KeyStatistics(found, Corpus("fixed", 1, 3145), model.name, model.fingerprint))
+        editor.use_statistics(KeyStatistics(found, Corpus("fixed", 1, 3145, ""), model.name, model.fingerprint))
     return editor
 
 

@@ -130,6 +130,88 @@ def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, mo
     assert all(torch.equal(resumed.moments[name], moment) for name, moment in whole.moments.items())
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_was_stopped_behind_its_last_batch_still_writes_its_statistics(
+    run, tiny_folder, text, tmp_path, devices
+):
+    parallel = {"devices": devices, **({"strategy": "ddp"} if devices > 1 else {})}
+    config = write_config(tmp_path, tiny_folder, text, **parallel)
+    stopping = (
+        "import sys, lightning_edit.modules.locate as l; from lightning_edit.cli import main\n"
+        "def stop(self): raise KeyboardInterrupt\n"
+        "l.LocateEditing.on_fit_end = stop\n"
+        f"sys.exit(main(['fit', '--config', {str(config)!r}]))"
+    )
+    script = tmp_path / "stopping.py"
+    script.write_text(stopping)
+    assert subprocess.run([sys.executable, str(script)], capture_output=True).returncode != 0
+    assert not (tmp_path / "statistics").exists()
+    partial = sorted(tmp_path.glob("*.partial-*"))
+    assert len(partial) == devices
+    if devices > 1:
+        # One process was further than the other.
+        partial[1].unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr[-3000:]
+    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert found.corpus == whole.corpus
+    for name, moment in whole.moments.items():
+        torch.testing.assert_close(found.moments[name], moment, rtol=1e-5, atol=1e-7)
+    assert not list(tmp_path.glob("*.partial-*"))
+
+
+def test_more_processes_than_batches_are_refused(tiny_folder, text, tmp_path):
+    config = write_config(tmp_path, tiny_folder, text, batch_size=64, devices=2, strategy="ddp")
+    command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "1 of 2 processes have no batch to read; use fewer" in result.stderr
+
+
+def test_one_pass_is_made_whatever_the_number_of_epochs(run, tiny_folder, text, tmp_path):
+    found = fitted(tmp_path, tiny_folder, text, max_epochs=3)
+    assert found.corpus == KeyStatistics.load(run / "statistics").corpus
+
+
+def test_a_checkpoint_goes_on_from_the_sums(run, tiny_folder, text, tmp_path, monkeypatch, capsys):
+    config = write_config(tmp_path, tiny_folder, text)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["init_args"]["save_every"] = 1000
+    config.write_text(yaml.safe_dump(content))
+    checkpoint, step = tmp_path / "stopped.ckpt", LocateEditing.training_step
+
+    def stopping(self, batch, batch_idx):
+        if batch_idx == 6:
+            self.trainer.save_checkpoint(checkpoint)
+            raise KeyboardInterrupt
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LocateEditing, "training_step", stopping)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(["fit", "--config", str(config)])
+    read = []
+    monkeypatch.setattr(LocateEditing, "training_step", lambda *arguments: read.append(1) or step(*arguments))
+    assert main(["fit", "--config", str(config), "--ckpt_path", str(checkpoint)]) == 0
+    assert len(read) == 10 - 6
+    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert found.corpus == whole.corpus
+    assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())
+    assert main(["fit", "--config", str(config), "--ckpt_path", str(checkpoint)]) == 1
+    assert "has the sums of 0; collect the statistics again" in capsys.readouterr().err
+
+
+def test_another_corpus_of_the_same_name_and_size_is_refused(tiny_folder, text, tmp_path, capsys):
+    fitted(tmp_path, tiny_folder, text)
+    other = tmp_path / "other" / text.name
+    other.parent.mkdir()
+    other.write_text(text.read_text().replace("capital", "captain"))
+    config = str(write_config(tmp_path, tiny_folder, other))
+    assert main(["fit", "--config", config, "--model.editor.init_args.layers", "[2]"]) == 1
+    assert "cannot be added; name another folder" in capsys.readouterr().err
+
+
 def test_statistics_of_more_sites_are_added_and_those_of_another_corpus_refused(
     run, tiny_folder, text, tmp_path, capsys
 ):
@@ -237,17 +319,38 @@ def test_the_module_has_nothing_to_optimise():
     assert LocateEditing(ROME(layers=[0])).configure_optimizers() is None
 
 
-def test_edit_from_a_file_without_a_checkpoint(run, tiny_folder, tmp_path, capsys):
+FACT = ["--prompt", "The capital of France is", "--subject", "France", "--target", "Rome"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("ROME", {"layers": [1]}),
+        ("ROME", {"layers": [1], "original_keys": True}),
+        ("MEMIT", {"layers": [0, 1]}),
+        ("EMMET", {"layers": [1]}),
+        ("PMET", {"layers": [0, 1]}),
+        ("AlphaEdit", {"layers": [0, 1], "threshold": 10.0}),
+        ("KnowledgeNeurons", {"steps": 4}),
+    ],
+)
+def test_every_method_edits_from_a_file_without_a_checkpoint(run, tiny_folder, tmp_path, capsys, method, settings):
+    editor = tmp_path / "editor.yaml"
+    editor.write_text(yaml.safe_dump({"class_path": f"lightning_edit.editors.{method}", "init_args": settings}))
+    statistics = [] if method == "KnowledgeNeurons" else ["--statistics", str(run / "statistics")]
+    arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *statistics]
+    assert main([*arguments, *FACT, "--save", str(tmp_path / "edit")]) == 0
+    assert "edit saved" in capsys.readouterr().out
+    assert json.loads((tmp_path / "edit" / "edit.json").read_text())["method"] == method
+
+
+def test_a_file_that_describes_no_ready_editor_is_refused(tiny_folder, tmp_path, capsys):
     editor = tmp_path / "rome.yaml"
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1]}}))
-    fact = ["--prompt", "The capital of France is", "--subject", "France", "--target", "Rome"]
-    arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *fact]
-    assert main([*arguments, "--statistics", str(run / "statistics"), "--save", str(tmp_path / "edit")]) == 0
-    assert "edit saved" in capsys.readouterr().out
-    assert json.loads((tmp_path / "edit" / "edit.json").read_text())["method"] == "ROME"
+    arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *FACT]
     assert main(arguments) == 1
     assert "needs statistics" in capsys.readouterr().err
-    assert main(["edit", *fact]) == 1
+    assert main(["edit", *FACT]) == 1
     assert "--ckpt_path, or --editor" in capsys.readouterr().err
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layer": 1}}))
     assert main(arguments) == 1

@@ -12,9 +12,11 @@ import torch
 import yaml
 
 from lightning_edit.cli import main
+from lightning_edit.data import WorldFacts
 from lightning_edit.editors import MEND, load_editor
 from lightning_edit.editors.checkpoint import KEY, export_checkpoint
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
+from lightning_edit.metrics import ngram_entropy
 from lightning_edit.models import load_language_model
 from tests.testers import REQUESTS, target_log_probs
 
@@ -216,6 +218,49 @@ def test_predict_writes_what_is_said_to_every_probe(run, tested, tmp_path):
     assert main(["predict", "--config", config, "--ckpt_path", checkpoint, *logger]) == 0
     [path] = tmp_path.rglob("predictions.jsonl")
     assert path.read_text() == (tested / "predictions.jsonl").read_text()
+
+
+def test_fluency_is_measured_on_long_generations(run, tmp_path, capsys):
+    config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    arguments = ["test", "--config", config, "--ckpt_path", checkpoint, "--model.evaluation.fluency_tokens", "12"]
+    assert main([*arguments, "--trainer.logger.init_args.save_dir", str(tmp_path)]) == 0
+    [path] = tmp_path.rglob("metrics.json")
+    written = json.loads(path.read_text())
+    lines = [json.loads(line) for line in path.with_name("predictions.jsonl").read_text().splitlines()]
+    long = [line for line in lines if line["kind"] == "fluency"]
+    # Records without prompts for it are continued from the edited prompt.
+    assert [line["prompt"] for line in long] == [line["prompt"] for line in lines if line["kind"] == "edit_success"]
+    for name, side in (("ngram_entropy", "after"), ("ngram_entropy_before", "before")):
+        expected = sum(ngram_entropy(line[side]["generation"]) for line in long) / len(long)
+        assert written["metrics"][f"fluency/{name}"] == pytest.approx(expected, abs=1e-6)
+        assert sum(line["measures"][name] for line in long) / len(long) == pytest.approx(expected, abs=1e-9)
+    assert not any("exact_match" in line["measures"] for line in long)
+    assert "n-gram entropy" in capsys.readouterr().out
+
+
+def test_joint_evaluation_edits_so_many_records_at_once(run, tiny_folder, tmp_path):
+    config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    arguments = ["test", "--config", config, "--ckpt_path", checkpoint, "--data.eval_requests_per_edit", "2"]
+    assert main([*arguments, "--trainer.logger.init_args.save_dir", str(tmp_path)]) == 0
+    [path] = tmp_path.rglob("metrics.json")
+    assert json.loads(path.read_text())["protocol"] == "edited jointly, 2 at a time, on the clean model"
+    lines = [json.loads(line) for line in path.with_name("predictions.jsonl").read_text().splitlines()]
+    said = {(line["record"], line["prompt"]): line["after"]["teacher_forced"] for line in lines}
+    model = load_language_model(str(tiny_folder))
+    editor = load_editor(checkpoint, model)
+    records = WorldFacts("validation", limit=5).read().records
+    differs = False
+    for group in (records[:2], records[2:4], records[4:]):
+        with editor.edit(model, [record.requests[0] for record in group]).applied(model) as edited:
+            for record in group:
+                [score] = edited.score([record.requests[0].prompt], [record.requests[0].target])
+                assert said[record.id, record.requests[0].prompt] == model.encoder.decode(score.predicted_ids)
+        for record in group:
+            for probe in record.all_probes:
+                with editor.edit(model, [record.requests[0]]).applied(model) as alone:
+                    [score] = alone.score([probe.prompt], [probe.answer])
+                differs |= said[record.id, probe.prompt] != model.encoder.decode(score.predicted_ids)
+    assert differs, "joint edits that say the same as single ones would prove nothing"
 
 
 def test_flags_overrule_the_checkpoint(run, tmp_path):
