@@ -26,7 +26,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def draw_trace(trace: Trace, path: str | Path, window: int) -> Path:
+def draw_trace(trace: Trace, path: str | Path, window: int, severed: str | None = None) -> Path:
     """A heat map for each kind: tokens from top to bottom, layers from left to right."""
     pyplot = _pyplot()
     kinds = list(trace.restored)
@@ -43,12 +43,13 @@ def draw_trace(trace: Trace, path: str | Path, window: int) -> Path:
         axis.set_xlabel("layer (centre of the window)" if wide else "layer", fontsize=8)
         bar = figure.colorbar(image, ax=axis)
         bar.ax.set_title(f"p({trace.answer.strip()})", fontsize=8)
-    figure.suptitle(f"clean {trace.clean:.3f}, subject* corrupted {trace.corrupted:.3f}", fontsize=9)
+    cut = f", {TITLES[severed]} severed" if severed else ""
+    figure.suptitle(f"clean {trace.clean:.3f}, subject* corrupted {trace.corrupted:.3f}{cut}", fontsize=9)
     figure.tight_layout()
     return _saved(figure, path)
 
 
-def draw_averages(traces: Sequence[Trace], path: str | Path) -> Path:
+def draw_averages(traces: Sequence[Trace], path: str | Path, severed: str | None = None) -> Path:
     """A panel for each kind: mean indirect effect by layer, a line for each role of tokens, with 95 % bands."""
     pyplot = _pyplot()
     kinds = list(traces[0].restored)
@@ -58,7 +59,8 @@ def draw_averages(traces: Sequence[Trace], path: str | Path) -> Path:
             layers = range(len(mean))
             axis.plot(layers, mean.numpy(), label=role)
             axis.fill_between(layers, (mean - band).numpy(), (mean + band).numpy(), alpha=0.2)
-        axis.set_title(f"{TITLES[kind]}, {len(traces)} facts", fontsize=9)
+        cut = f", {TITLES[severed]} severed" if severed else ""
+        axis.set_title(f"{TITLES[kind]}{cut}, {len(traces)} facts", fontsize=9)
         axis.set_xlabel("layer")
     axes[0][0].set_ylabel("mean indirect effect on p(answer)")
     axes[0][-1].legend(fontsize=7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -13,6 +13,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import write_json
 from lightning_edit.locate.picture import draw_averages, draw_trace
 from lightning_edit.locate.tracing import (
+    Restored,
     Trace,
     TraceSettings,
     average_effects,
@@ -38,6 +39,9 @@ def trace_facts(
 ) -> list[Trace]:
     """Traces the facts that the model knows, and writes traces.json, pictures, and averages of several facts.
 
+    With severed outputs only single states are put back, as in the paper; the files' names say so, and no layer is
+    suggested.
+
     Raises:
         ConfigurationError: If the model knows none of the facts.
     """
@@ -45,25 +49,30 @@ def trace_facts(
     known = [request for request in requests if _knows(model, request)] if len(requests) > 1 else list(requests)
     if not known:
         raise ConfigurationError(f"facts: {model.name} says the attribute of none of the {len(requests)} facts")
+    kinds: tuple[Restored, ...] = ("state",) if severed else get_args(Restored)
+    suffix = f"-{severed}-severed" if severed else ""
     traces, pictures = [], []
     for number, request in enumerate(tqdm(known[:limit], desc="facts", disable=len(known) < 2)):
-        found = trace_fact(model, request, settings, deviation, severed)
+        found = trace_fact(model, request, settings, deviation, severed, kinds)
         traces.append(found)
         if number < PICTURES:
-            pictures.append(draw_trace(found, folder / f"trace-{request.id}.png", settings.window))
-    layer = suggested_layer(traces)
-    write_json(folder / "traces.json", _content(model, requests, known, settings, severed, deviation, traces, layer))
+            pictures.append(draw_trace(found, folder / f"trace-{request.id}{suffix}.png", settings.window, severed))
+    layer = None if severed else suggested_layer(traces)
+    numbers = folder / f"traces{suffix}.json"
+    write_json(numbers, _content(model, requests, known, settings, severed, deviation, traces, layer))
     if len(traces) > 1:
-        pictures.append(draw_averages(traces, folder / "averages.png"))
+        pictures.append(draw_averages(traces, folder / f"averages{suffix}.png", severed))
     if to_wandb:
         _send(pictures)
     console = Console()
     console.print(f"traced {len(traces)} of {len(known)} facts that the model says, of {len(requests)} given")
-    console.print(
-        f"suggested layer  {layer}: there MLP outputs at the subject's last token restore the answer most "
-        f"(window of {settings.window}, mean of {len(traces)} fact{'s' * (len(traces) > 1)})"
-    )
-    for path in (folder / "traces.json", *pictures):
+    if layer is not None:
+        console.print(
+            f"suggested layer  {layer}: there MLP outputs at the subject's last token restore the answer most "
+            f"(window of {settings.window}, mean of {len(traces)} fact{'s' * (len(traces) > 1)}); methods that edit "
+            "several layers take it as the last or the middle one"
+        )
+    for path in (numbers, *pictures):
         console.print(f"written          {path}", soft_wrap=True)
     return traces
 
@@ -84,7 +93,7 @@ def _content(
     severed: str | None,
     deviation: float,
     traces: Sequence[Trace],
-    layer: int,
+    layer: int | None,
 ) -> dict[str, Any]:
     averages = {
         kind: {

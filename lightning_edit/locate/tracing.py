@@ -115,8 +115,8 @@ def trace_fact(
         request: Prompt and subject; its target is ignored: the answer is what the model says without noise.
         settings: How to trace.
         deviation: See :func:`embedding_deviation`.
-        severed: Keep the MLPs' (or the attention's) outputs at the restored token as they are under noise, so that
-            their part in carrying the state on can be seen (the paper's figure 3).
+        severed: Keep the MLPs' (or the attention's) outputs at the restored token, above what is put back, as they are
+            under noise, so that their part in carrying the state on can be seen (the paper's figure 3).
         kinds: What is put back.
     """
     return _Tracer(model, request, settings, deviation, severed).run(kinds)
@@ -252,7 +252,7 @@ class _Tracer:
                 mine = [index for index, (_, own) in enumerate(cells) if layer in self._layers(kind, own)]
                 if mine:
                     self._patch(stack, self.taps[kind][layer], mine, cells, self.clean[f"{kind}.{layer}"][None])
-                above = [index for index, (_, own) in enumerate(cells) if layer > own]
+                above = [index for index, (_, own) in enumerate(cells) if layer >= self._layers(kind, own).stop]
                 if self.severed and above:
                     tap = self.taps[self.severed][layer]
                     self._patch(stack, tap, above, cells, self.noisy[f"{self.severed}.{layer}"])

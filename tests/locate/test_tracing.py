@@ -133,11 +133,15 @@ def test_blocks_below_a_cell_are_left_out_where_that_changes_nothing(monkeypatch
 def test_severed_outputs_stay_as_they_are_under_noise(severed):
     model = language_model("llama")
     deviation = embedding_deviation(model, [REQUEST])
-    found = trace_fact(model, REQUEST, SETTINGS, deviation, severed, kinds=("state",))
+    found = trace_fact(model, REQUEST, SETTINGS, deviation, severed)
     whole = trace_fact(model, REQUEST, SETTINGS, deviation, kinds=("state",))
     last = found.subject[1] - 1
     expected, _ = plain(model, REQUEST, SETTINGS, deviation, "state", last, [0], severed, [1, 2])
     assert float(found.restored["state"][last, 0]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    # What is put back in a window is not severed again.
+    for kind in ("mlp", "attention"):
+        expected, _ = plain(model, REQUEST, SETTINGS, deviation, kind, last, [0, 1], severed, [2])
+        assert float(found.restored[kind][last, 1]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
     assert not torch.allclose(found.restored["state"], whole.restored["state"], rtol=1e-3)
 
 
