@@ -87,6 +87,9 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 class EvaluationBatches(Sampler[list[list[int]]]):
     """Batches of groups of record indices, sorted by length; each record in exactly one batch of one process.
 
+    A process that there is no group left for gets one empty batch, because all must take part when measures are added
+    up.
+
     Args:
         lengths: Length of each record.
         batch_size: Records in a batch, as far as whole groups fit; at least one group.
@@ -111,6 +114,8 @@ class EvaluationBatches(Sampler[list[list[int]]]):
             groups.sort(key=lambda group: sum(lengths[index] for index in group))
         own, size = groups[rank::world_size], max(batch_size // unit, 1)
         self.batches = [own[start : start + size] for start in range(0, len(own), size)]
+        if everything and not own:
+            self.batches = [[]]
 
     def __len__(self) -> int:
         return len(self.batches)

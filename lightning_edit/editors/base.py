@@ -25,6 +25,8 @@ class Capabilities:
     Args:
         joint: Several requests in one edit.
         sequential: Edits on top of earlier edits.
+        depends: An edit on top of earlier ones is computed from the model as they changed it, and cannot do without
+            them.
         needs_subject: Every request must name its subject.
         needs_fit: There is something to train or to collect before the first edit.
         needs_grad: Editing takes gradients through the base model.
@@ -33,6 +35,7 @@ class Capabilities:
 
     joint: bool = True
     sequential: bool = True
+    depends: bool = True
     needs_subject: bool = False
     needs_fit: bool = False
     needs_grad: bool = False
@@ -116,7 +119,7 @@ class Editor(nn.Module, ABC):
         self.prepare(model, groups)
         with _under(model, after):
             batch = self.edit_groups(model, groups, after)
-        if after:
+        if after and self.capabilities.depends:
             batch.provenances = [provenance.on_top_of(after.ids) for provenance in batch.provenances]
         return batch
 

@@ -103,6 +103,30 @@ def load_editor(path: str | Path, model: LanguageModel) -> Editor:
     check_checkpoint(content, model)
     editor = components.build(content[KEY]["editor"], Editor, str(path))
     editor.setup(model)
-    state = content["state_dict"].items()
-    editor.load_state_dict({key.removeprefix(PREFIX): value for key, value in state if key.startswith(PREFIX)})
+    editor.load_state_dict(_weights(content))
     return editor.eval()
+
+
+def load_weights(path: str | Path, editor: Editor, model: LanguageModel) -> None:
+    """Gives an editor, which is set up, the weights of a checkpoint.
+
+    Raises:
+        BaseModelMismatchError: If the checkpoint belongs to another base model.
+        ConfigurationError: If it holds another editor, or another shape of this one.
+    """
+    content = read_checkpoint(path)
+    check_checkpoint(content, model)
+    stored, weights, own = content[KEY]["editor"], _weights(content), editor.state_dict()
+    shapes = [{name: value.shape for name, value in state.items()} for state in (weights, own)]
+    mine = components.describe(editor)
+    if stored["class_path"] != mine["class_path"] or shapes[0] != shapes[1]:
+        raise ConfigurationError(
+            f"{path} holds {stored['class_path']} made with {stored['init_args']}, but the editor is "
+            f"{mine['class_path']} with {mine['init_args']}; start from one of the same shape"
+        )
+    editor.load_state_dict(weights)
+
+
+def _weights(content: dict[str, Any]) -> dict[str, Any]:
+    state = content["state_dict"].items()
+    return {key.removeprefix(PREFIX): value for key, value in state if key.startswith(PREFIX)}

@@ -33,7 +33,7 @@ class SERAC(Editor):
         threshold: Smallest probability that counts as in scope (the paper's 0.5).
     """
 
-    capabilities = Capabilities(sequential=False, needs_fit=True, mergeable=False)
+    capabilities = Capabilities(depends=False, needs_fit=True, mergeable=False)
 
     def __init__(
         self,

@@ -132,13 +132,26 @@ class Edit(ABC):
 
     @abstractmethod
     def applied(self, model: LanguageModel) -> AbstractContextManager[Scorer]:
-        """A context in which ``model`` is edited; it yields what scores and generates as the edited model.
+        """A context that yields what scores and generates as the edited model.
+
+        An edit of the weights also changes what ``model`` itself says within the context; an edit with an explicit
+        memory stands in front of it, and answers only through what is yielded.
 
         The model's weights are never written, so that leaving the context restores it exactly.
 
         Raises:
             BaseModelMismatchError: If the edit was made for another base model.
         """
+
+    def joined(self, other: Edit) -> Edit:
+        """One edit in place of this one and a later one of its kind, for edits that stand in front of the model.
+
+        Raises:
+            EditError: If the two cannot be joined.
+        """
+        raise EditError(
+            f"the edits {self.id} and {other.id} both stand in front of the model, and cannot be applied together"
+        )
 
     @abstractmethod
     def merge(self, model: LanguageModel) -> None:

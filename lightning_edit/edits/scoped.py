@@ -16,6 +16,7 @@ from lightning_edit.components import build, describe
 from lightning_edit.edits.base import TENSORS, Edit, Provenance, Scorer
 from lightning_edit.edits.batch import EditBatch
 from lightning_edit.errors import EditError, TokenizationError
+from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.counterfactual import CounterfactualModel, given
 from lightning_edit.models.language_model import LanguageModel, Score
 from lightning_edit.models.scope import ScopeClassifier
@@ -68,6 +69,18 @@ class ScopeParts:
     counterfactual: CounterfactualModel
     threshold: float
 
+    def agree(self, other: ScopeParts) -> bool:
+        """Whether these route and answer as others do."""
+        if self is other:
+            return True
+        if self.threshold != other.threshold or type(self.classifier) is not type(other.classifier):
+            return False
+        mine, theirs = (
+            {**parts.classifier.state_dict(prefix="classifier."), **parts.counterfactual.weights()}
+            for parts in (self, other)
+        )
+        return mine.keys() == theirs.keys() and all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
+
 
 class ScopedEdit(Edit):
     """An explicit memory with a scope classifier and a counterfactual model (SERAC, Mitchell et al. 2022).
@@ -101,9 +114,22 @@ class ScopedEdit(Edit):
         taken = {request.id for request in old.requests}
         named = [replace(request, id=_free_id(request.id or "0", taken)) for request in new.values()]
         added = Memory.of(named, [0] * len(named), self.parts.classifier)
-        keys = torch.cat([old.keys, added.keys]) if kept else added.keys
+        keys = self.parts.classifier.together(old.keys, added.keys) if kept else added.keys
         owner = torch.cat([old.owner, added.owner]) if kept else added.owner
         return self._with(Memory((*old.requests, *added.requests), keys, owner))
+
+    def joined(self, other: Edit) -> ScopedEdit:
+        """See :meth:`Edit.joined`: the memory of both, of which the later edit's requests count.
+
+        Raises:
+            EditError: If they route or answer by other weights.
+        """
+        if not (isinstance(other, ScopedEdit) and self.parts.agree(other.parts)):
+            raise EditError(
+                f"the edits {self.id} and {other.id} both stand in front of the model, and route or answer by other "
+                "weights, so that they cannot be applied together; make both with one editor"
+            )
+        return self.add(other.memory.requests)
 
     def without(self, id: str) -> ScopedEdit:
         """The edit without one remembered request.
@@ -120,7 +146,7 @@ class ScopedEdit(Edit):
 
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[Scorer]:
-        """See :meth:`Edit.applied`."""
+        """See :meth:`Edit.applied`; ``model`` itself is not edited, only what is yielded is."""
         model.check_base(self.provenance.fingerprint, "edit", self.provenance.base_name)
         self.parts.counterfactual.setup(model)
         yield _Routed(model, self.parts, self.memory, None)
@@ -242,11 +268,14 @@ class _Routed:
         asked, answers, compared = _picked(go, self._asked(prompts, routes), targets, kept)
         same = self._parts.counterfactual.same_tokens(self._model)
         with self._parts.counterfactual.speaking(self._model) as other:
-            answered = other.score(asked, answers, compared if same else None, keep_head_input and same)
-            if not same:
+            if other is self._model:
+                answered = other.score(asked, answers, compared, keep_head_input)
+            elif same:
+                answered = _compared(other.score(asked, answers, None, True), compared, other, self._model)
+            else:
                 answered = [
                     _translated(score, other, self._model, prompts[at], targets[at])
-                    for at, score in zip(go, answered, strict=True)
+                    for at, score in zip(go, other.score(asked, answers), strict=True)
                 ]
         scores.update(zip(go, answered, strict=True))
         return [replace(scores[at], route=route) for at, route in enumerate(routes)]
@@ -278,11 +307,30 @@ def _picked(places: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:
     return [[column[at] for at in places] for column in columns]
 
 
+def _compared(
+    scores: Sequence[Score], references: Sequence[Tensor | None], other: LanguageModel, base: LanguageModel
+) -> list[Score]:
+    """Scores of another model with the base's tokens, with its divergence from what the base's head made of references.
+
+    Rows that one of the two vocabularies is padded with are left out.
+    """
+    found = []
+    for score, reference in zip(scores, references, strict=True):
+        divergence = None
+        if reference is not None and score.head_input is not None:
+            before, after = base.logits_of(reference.to(base.device)), other.logits_of(score.head_input)
+            size = min(before.shape[-1], after.shape[-1])
+            divergence = float(kl_divergence(before[:, :size].float(), after[:, :size].float()).mean())
+        found.append(replace(score, head_input=None, divergence=divergence))
+    return found
+
+
 def _translated(score: Score, other: LanguageModel, base: LanguageModel, prompt: str, target: str) -> Score:
     """A score in the base's tokens, by way of the text, for a model with a tokenizer of its own.
 
     The predicted text is read with the base's tokenizer, cut or padded (with -1) to the target's length; the target's
-    log-probability is spread evenly over the base's tokens, so that its sum stays what it was.
+    log-probability is spread evenly over the base's tokens, so that its sum stays what it was. There is no divergence
+    between distributions over different tokens.
     """
     expected = base.encoder.encode(prompt, target).target_ids
     text = other.encoder.decode(score.predicted_ids).strip()

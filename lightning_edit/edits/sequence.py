@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 
 from lightning_edit.edits.base import Edit, Scorer
 from lightning_edit.edits.deltas import Delta, combine
@@ -16,7 +17,9 @@ from lightning_edit.models.language_model import LanguageModel
 class EditSequence:
     """Edits in the order in which they were made.
 
-    Weight edits at one site are folded into one change, factored or dense, whichever is cheaper.
+    Weight edits at one site are folded into one change, factored or dense, whichever is cheaper. Edits with an explicit
+    memory and the same classifier and counterfactual model are joined into one memory, in which a later request takes
+    the place of an earlier one with its subject and prompt.
 
     Args:
         edits: The edits, oldest first.
@@ -68,19 +71,14 @@ class EditSequence:
         """A context in which all edits are applied; see :meth:`Edit.applied`."""
         weights = [edit for edit in self.edits if isinstance(edit, WeightEdit)]
         others = [edit for edit in self.edits if not isinstance(edit, WeightEdit)]
-        if len(others) > 1:
-            raise EditError(
-                f"the edits {[edit.id for edit in others]} both stand in front of the model, and cannot be applied "
-                "together; add the requests of one to the memory of the other"
-            )
         for edit in weights:
             edit.check(model)
         folded = fold(weights, model)
         scorer: Scorer = model
         with ExitStack() as stack:
             stack.enter_context(added_terms(model, {name: delta.output for name, delta in folded.items()}))
-            for other in others:
-                scorer = stack.enter_context(other.applied(model))
+            if others:
+                scorer = stack.enter_context(reduce(lambda one, later: one.joined(later), others).applied(model))
             yield scorer
 
     def relative_norms(self, model: LanguageModel) -> dict[str, float]:

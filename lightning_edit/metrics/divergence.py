@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_edit.metrics.base import OutcomeMetric
 from lightning_edit.records import EditOutcome
 
@@ -10,11 +12,14 @@ class Divergence(OutcomeMetric):
     """Mean KL(unedited || edited) in nats over the answer's positions.
 
     The functional form is :func:`lightning_edit.functional.divergence.kl_divergence`; whole distributions are too
-    large to keep, so outcomes carry the number.
+    large to keep, so outcomes carry the number. Where a model with other tokens answered there is none, and the mean
+    over the rest alone would flatter: it is NaN then.
     """
 
     higher_is_better = False
 
     def value(self, outcome: EditOutcome) -> float | None:
         """See :meth:`OutcomeMetric.value`."""
+        if outcome.divergence is None and outcome.route is not None and outcome.route.hit:
+            return math.nan
         return outcome.divergence

@@ -46,6 +46,10 @@ class CounterfactualModel(nn.Module, ABC):
         """Keeps weights until there is a base model to build on."""
         self._waiting = state
 
+    def weights(self) -> dict[str, Tensor]:
+        """Its weights, whether it is built already or not."""
+        return self.state_dict() if self._waiting is None else self._waiting
+
     @abstractmethod
     def build(self, base: LanguageModel) -> None:
         """Creates the parameters."""

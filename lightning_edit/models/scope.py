@@ -30,6 +30,10 @@ class ScopeClassifier(nn.Module, ABC):
     def pretrained(self) -> list[nn.Parameter]:
         """Trainable parameters of a pretrained model, which want a smaller learning rate than new ones."""
 
+    def together(self, first: Tensor, second: Tensor) -> Tensor:
+        """(M + N, …) what is kept of M and of N prompts, as one memory."""
+        return torch.cat([first, second.to(first.device)])
+
     @abstractmethod
     def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
         """(Q, M) float32 log-probability that each of Q prompts is in the scope of each remembered one.
@@ -69,10 +73,21 @@ class EmbeddingScope(ScopeClassifier):
         self.projection = nn.Linear(size, size, bias=False)
         nn.init.eye_(self.projection.weight)
         self.log_scale = nn.Parameter(torch.tensor(math.log(2)))
+        if trained_layers:
+            self._freeze_what_is_not_used()
+
+    def _freeze_what_is_not_used(self) -> None:
+        """Some encoders bring parts that their embeddings do not read; data parallelism refuses those as trainable."""
+        with torch.inference_mode(False), torch.enable_grad():
+            self.embed(["a text"]).sum().backward()
+        for parameter in self.trained.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+        self.zero_grad()
 
     def pretrained(self) -> list[nn.Parameter]:
-        """Those of the encoder's trained layers."""
-        return list(self.trained.parameters()) if self.trained_layers else []
+        """Those of the encoder's trained layers that its embeddings depend on."""
+        own = self.trained.parameters() if self.trained_layers else []
+        return [parameter for parameter in own if parameter.requires_grad]
 
     def remember(self, prompts: Sequence[str]) -> Tensor:
         """(M, D) unit embeddings."""
@@ -153,7 +168,13 @@ class CrossAttentionScope(ScopeClassifier):
     def remember(self, prompts: Sequence[str]) -> Tensor:
         """(M, L) int64 token ids of the prompts, padded with -1."""
         rows = [torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(self.classifier.device)
+
+    def together(self, first: Tensor, second: Tensor) -> Tensor:
+        """See :meth:`ScopeClassifier.together`; the longest prompt says how wide it is."""
+        width = max(first.shape[1], second.shape[1])
+        padded = [nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1) for ids in (first, second)]
+        return super().together(*padded)
 
     def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
         """See :meth:`ScopeClassifier.log_similarity`."""

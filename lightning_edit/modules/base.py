@@ -186,6 +186,8 @@ class EditingModule(LightningModule):
         return {"outcomes": outcomes}
 
     def _asked(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> list[EditOutcome]:
+        if not batch:
+            return []
         run = self._runs.get(stage)
         return self.evaluate(batch, stage) if run is None else self._step_of_sequence(run, batch_idx)
 

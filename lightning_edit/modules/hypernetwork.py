@@ -143,6 +143,7 @@ class HypernetworkEditing(TrainedEditing):
         trunk: How the hidden states below the lowest block that training reaches are kept.
         factor_gigabytes: Size of the gradient factors that are kept in memory: they belong to the unedited model, and
             are computed once for each training request instead of in every epoch. 0 keeps none.
+        start: Checkpoint of an editor of the same shape whose weights training starts from.
     """
 
     editor: GradientEditor
@@ -162,8 +163,9 @@ class HypernetworkEditing(TrainedEditing):
         schedule: Schedule = "constant",
         trunk: TrunkSettings = TrunkSettings(),
         factor_gigabytes: float = 0.0,
+        start: str | None = None,
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk)
+        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk, start)
         self._factors = FactorCache(int(factor_gigabytes * 2**30))
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate

@@ -58,6 +58,8 @@ class MemoryEditing(TrainedEditing):
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
         trunk: How the hidden states below the lowest block that training reaches are kept.
+        start: Checkpoint of an editor of the same shape whose weights training starts from; so the classifier and the
+            counterfactual model can be trained one after the other.
 
     Raises:
         ConfigurationError: If nothing is to be trained.
@@ -84,8 +86,9 @@ class MemoryEditing(TrainedEditing):
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
         trunk: TrunkSettings = TrunkSettings(),
+        start: str | None = None,
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk)
+        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk, start)
         if not (train_scope or train_counterfactual):
             raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
         self.objective, self.subject_examples = objective, subject_examples
@@ -94,6 +97,18 @@ class MemoryEditing(TrainedEditing):
         self.scope_weight = scope_weight
         self.learning_rate, self.scope_learning_rate = learning_rate, scope_learning_rate
         self.encoder_learning_rate = encoder_learning_rate
+
+    def setup(self, stage: str) -> None:
+        """See :meth:`EditingModule.setup`; in fit, what is not trained takes no gradient."""
+        super().setup(stage)
+        if stage == "fit":
+            parts = self.editor.parts
+            for part, trained in (
+                (parts.classifier, self.train_scope),
+                (parts.counterfactual, self.train_counterfactual),
+            ):
+                if not trained:
+                    part.requires_grad_(False)
 
     def lowest_layer(self) -> int:
         """The lowest adapted block."""
@@ -135,8 +150,15 @@ class MemoryEditing(TrainedEditing):
         if not bool(loss.isfinite()):
             raise NonFiniteError(f"the loss of the batch that begins with {batch.names[0]!r} is not finite")
         bars = ("loss", "edit_loss", "scope_loss", "locality_loss")
-        self.log_step({"loss": loss.detach(), **values}, batch.edits, bars)
+        self.log_step({"loss": loss.detach(), **values, **self._hits(log_p, examples)}, batch.edits, bars)
         return loss
+
+    def _hits(self, log_p: Tensor, examples: list[ScopeExample]) -> dict[str, Tensor | float]:
+        """Shares of the prompts in scope and out of it that the router would send to the counterfactual model."""
+        hit = log_p.detach().exp().max(dim=1).values >= self.editor.threshold
+        inside = torch.tensor([example.owner is not None for example in examples], device=hit.device)
+        rates = {"hit_rate": hit[inside], "false_hit_rate": hit[~inside]}
+        return {name: own.float().mean() for name, own in rates.items() if len(own)}
 
     def _supervised(
         self, batch: TrainingBatch, log_p: Tensor, examples: list[ScopeExample], memory: list[EditRequest]
@@ -150,11 +172,6 @@ class MemoryEditing(TrainedEditing):
             scope = self._mean(positive) + self._mean(negative)
             loss = loss + self.scope_weight * scope
             values |= {"scope_loss": scope.detach()}
-            hit = log_p.detach().exp().max(dim=1).values >= self.editor.threshold
-            inside = torch.tensor([example.owner is not None for example in examples], device=hit.device)
-            values |= {"hit_rate": hit[inside].float().mean()}
-            if not bool(inside.all()):
-                values |= {"false_hit_rate": hit[~inside].float().mean()}
         if self.train_counterfactual:
             requests = [memory[example.owner] for example in examples[: batch.rephrases] if example.owner is not None]
             edit = self._mean(self._answer_losses(batch, requests))
@@ -225,7 +242,8 @@ class MemoryEditing(TrainedEditing):
             groups.append({"params": own, "lr": self.learning_rate, "name": "counterfactual"})
         if self.train_scope:
             pretrained = parts.classifier.pretrained()
-            new = [own for own in parts.classifier.parameters() if all(own is not other for other in pretrained)]
+            trained = [own for own in parts.classifier.parameters() if own.requires_grad]
+            new = [own for own in trained if all(own is not other for other in pretrained)]
             rates = {"scope": (new, self.scope_learning_rate), "encoder": (pretrained, self.encoder_learning_rate)}
             groups += [{"params": own, "lr": rate, "name": name} for name, (own, rate) in rates.items() if own]
         return groups

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.checkpoint import load_weights
 from lightning_edit.files import cache_folder
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.loading import LanguageModelSettings
@@ -56,6 +57,7 @@ class TrainedEditing(EditingModule, ABC):
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
         trunk: How the hidden states below the lowest block that training reaches are kept.
+        start: Checkpoint of an editor of the same shape whose weights training starts from.
     """
 
     def __init__(
@@ -68,11 +70,18 @@ class TrainedEditing(EditingModule, ABC):
         warmup_steps: int,
         schedule: Schedule,
         trunk: TrunkSettings,
+        start: str | None,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average)
         self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.trunk_settings = trunk
+        self.trunk_settings, self.start = trunk, start
         self._kept: Trunk | None = None
+
+    def setup(self, stage: str) -> None:
+        """See :meth:`EditingModule.setup`; in fit, the editor gets the weights that training starts from."""
+        super().setup(stage)
+        if stage == "fit" and self.start is not None:
+            load_weights(self.start, self.editor, self.language_model)
 
     @abstractmethod
     def lowest_layer(self) -> int:

@@ -14,7 +14,7 @@ from lightning_edit.models.scope import CrossAttentionScope, EmbeddingScope
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import EditRequest
 from tests.testers import PROBES, REQUESTS, EditorTester, assert_untouched, log_prob, state, target_log_probs
-from tests.tiny_models import language_model
+from tests.tiny_models import FAMILIES, build, language_model
 
 
 def fitted(model, steps=12, **settings):
@@ -145,12 +145,6 @@ def test_a_loaded_edit_works_on_another_instance_of_the_base(editor, model, tmp_
     assert loaded.add([EditRequest("Water boils at", "noon", id="water")]).request_ids[-1] == "water"
 
 
-def test_two_memories_in_one_sequence_are_refused(model, editor):
-    sequence = EditSequence([editor.edit(model, REQUESTS[:1]), editor.edit(model, REQUESTS[1:2])])
-    with pytest.raises(EditError, match="add the requests"), sequence.applied(model):
-        pass
-
-
 def test_a_large_memory_costs_milliseconds(model):
     classifier = EmbeddingScope()
     prompts = [f"Question number {index} about something else:" for index in range(8)]
@@ -250,6 +244,70 @@ def test_serac_with_cross_attention_edits_and_comes_back_from_a_file(model, bert
         expected = target_log_probs(edited, REQUESTS)
     with load_edit(edit.save(tmp_path / "edit")).applied(model) as edited:
         assert target_log_probs(edited, REQUESTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_memory_with_cross_attention_takes_longer_prompts(model, bert_folder):
+    editor = SERAC(rank=2, adapted_layers=1, cross_attention=str(bert_folder), threshold=0.0)
+    editor.setup(model)
+    requests = [EditRequest("rome is", "x"), EditRequest("the capital of france is", "y"), EditRequest("the", "z")]
+    edit = editor.eval().edit(model, requests[:1])
+    for request in requests[1:]:
+        edit = edit.add([request])
+    together = editor.edit(model, requests)
+    assert torch.equal(edit.memory.keys, together.memory.keys)
+    prompts = ["the capital", "rome"]
+    with edit.applied(model) as one, together.applied(model) as other:
+        mine, theirs = one.routes(prompts), other.routes(prompts)
+    assert [route.probability for route in mine] == pytest.approx([route.probability for route in theirs])
+
+
+def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_path):
+    """The model that answers is smaller, with a head of its own."""
+    base = language_model("llama")
+    small = FAMILIES["llama"][0]()
+    small.hidden_size, small.intermediate_size = 16, 24
+    build(small).save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    editor = SERAC(counterfactual=str(tmp_path), threshold=0.3)
+    editor.setup(base)
+    assert editor.parts.counterfactual.same_tokens(base)
+    request = REQUESTS[1]
+    edit = editor.eval().edit(base, [request])
+    [before] = base.score([request.prompt], [request.target], keep_head_input=True)
+    with edit.applied(base) as edited:
+        [score] = edited.score([request.prompt], [request.target], [before.head_input])
+    other, asked = load_language_model(str(tmp_path)), given(request, request.prompt)
+
+    def log_probs(model, prompt):
+        text = model.encoder.encode(prompt, request.target)
+        with torch.no_grad():
+            logits = model.model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
+        return logits[text.target[0] - 1 : text.target[1] - 1]
+
+    p, q = log_probs(base, request.prompt), log_probs(other, asked)
+    assert score.divergence == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    [theirs] = other.score([asked], [request.target])
+    assert score.log_probs == pytest.approx(theirs.log_probs, rel=1e-4)
+
+
+def test_sequences_of_memories_are_one_memory(model, editor, tmp_path):
+    first, second = editor.edit(model, REQUESTS[:1]), editor.edit(model, REQUESTS[1:2])
+    later = editor.edit(model, [replace(REQUESTS[0], target="Oslo")])
+    saved = [load_edit(edit.save(tmp_path / str(at))) for at, edit in enumerate((first, second, later))]
+    expected = editor.edit(model, [replace(REQUESTS[0], target="Oslo"), REQUESTS[1]])
+    prompts, targets = [REQUESTS[0].prompt, REQUESTS[1].prompt], ["Oslo", REQUESTS[1].target]
+    with expected.applied(model) as edited:
+        wanted = edited.score(prompts, targets)
+    for edits in ((first, second, later), saved):
+        with EditSequence(edits).applied(model) as edited:
+            found = edited.score(prompts, targets)
+        assert [score.route.request.target for score in found] == ["Oslo", REQUESTS[1].target]
+        for one, same in zip(found, wanted, strict=True):
+            assert one.log_probs == pytest.approx(same.log_probs, abs=1e-4)
+    with torch.no_grad():
+        saved[1].parts.classifier.log_scale.add_(1.0)
+    with pytest.raises(EditError, match="by other weights"), EditSequence(saved).applied(model):
+        pass
 
 
 def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, tiny_folder):

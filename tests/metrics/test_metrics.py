@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from lightning_edit import metrics as m
 from lightning_edit.functional.divergence import kl_divergence
-from lightning_edit.records import Answer, EditOutcome, Probe, ProbeKind, Route
+from lightning_edit.records import Answer, EditOutcome, EditRequest, Probe, ProbeKind, Route
 
 TEXTS = ["Rome.", "Rome, the city", "in Rome", "Romeo", "Paris", "", "The Hague!\nmore", "rome is the capital of Italy"]
 
@@ -44,6 +44,8 @@ def outcomes(count=60, seed=0):
         probability = rng.randint(0, 100) / 100
         route = rng.choice([None, Route(probability, probability >= 0.5)])
         right = None if route is None else rng.random() < 0.7
+        if divergence is None and route is not None and route.hit:
+            divergence = 0.5
         found.append(EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), divergence, route, right))
     return found
 
@@ -244,6 +246,21 @@ def test_aliases_with_punctuation():
     assert m.exact_match(" Washington, D.C.\n", ["Washington, D.C."]) == 1.0
     assert m.containment("calls to +33 work", ["+33"]) == 1.0
     assert m.containment("it ends with .fr", [".fr"]) == 1.0
+
+
+def test_no_divergence_is_better_than_a_flattering_one():
+    """A model with other tokens has none; the mean over the prompts that were left alone would say nothing of it."""
+    probe = Probe("p", (("x",),), ProbeKind.LOCALITY)
+    request = EditRequest("p", "x")
+
+    def outcome(divergence, hit):
+        return EditOutcome("r", probe, (1,), Answer(), Answer(), divergence, Route(0.9, hit, request))
+
+    metric = m.Divergence()
+    metric.update([outcome(0.0, False), outcome(0.5, True)])
+    assert float(metric.compute()) == 0.25
+    metric.update([outcome(None, True)])
+    assert math.isnan(float(metric.compute()))
 
 
 def test_divergence_is_the_kl_of_float64():

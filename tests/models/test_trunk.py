@@ -83,6 +83,26 @@ def test_falls_back_in_words_where_the_short_pass_differs(monkeypatch):
 
 
 @torch.no_grad()
+def test_falls_back_in_words_where_blocks_are_called_otherwise(monkeypatch):
+    model = language_model("llama")
+    trunk, batch = Trunk(model, 1), batch_of(model, TEXTS)
+    expected = model.answer_logits(batch)
+    forward = type(model.model.model.layers[1]).forward
+
+    def other(self, states, **kwargs):
+        return forward(self, states, **kwargs)
+
+    # As in a model with code of its own: the block takes its states under another name.
+    monkeypatch.setattr(type(model.model.model.layers[1]), "forward", other)
+    monkeypatch.setattr(
+        type(model.model.model.layers[1]), "__call__",
+        lambda self, hidden_states, **kwargs: torch.nn.Module.__call__(self, states=hidden_states, **kwargs),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="a pass from there on fails .KeyError: 'hidden_states'.; the full"):
+        assert torch.equal(trunk.answer_logits(batch), expected)
+
+
+@torch.no_grad()
 def test_references_are_the_unedited_head_inputs():
     model = language_model("gemma2")
     trunk = Trunk(model, 2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
+from lightning_edit.models import LanguageModel
 from lightning_edit.models.trunk import Trunk
 from tests.tiny_models import language_model
 
@@ -53,17 +54,21 @@ def test_the_folder_says_what_it_belongs_to(model, tmp_path):
     filled(model, tmp_path)
     identity = json.loads((only_folder(tmp_path) / "trunk.json").read_text())["identity"]
     assert identity["model"] == "tiny-llama"
-    assert identity["fingerprint"] == model.fingerprint.digest
+    assert identity["fingerprint"] == f"{model.fingerprint.structure}-{model.fingerprint.digest}"
     assert (identity["layer"], identity["dtype"]) == (1, "float32")
 
 
-@pytest.mark.parametrize("change", ["layer", "texts", "dtype", "weights"])
+@pytest.mark.parametrize("change", ["layer", "texts", "dtype", "weights", "configuration"])
 def test_what_differs_gets_a_folder_of_its_own(change, tmp_path):
     model = language_model("llama")
     filled(model, tmp_path)
     if change == "weights":
         model = language_model("llama")
         model.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    if change == "configuration":
+        # The same weights in another model: the angles of its positions differ.
+        model = LanguageModel(model.model, model.tokenizer, model.name)
+        model.model.config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
     settings = {"layer": {"layer": 2}, "texts": {"texts": TEXTS[:-1]}, "dtype": {"dtype": torch.bfloat16}}
     filled(model, tmp_path, **settings.get(change, {}))
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2

@@ -174,6 +174,68 @@ def test_parts_are_trained_apart():
         MemoryEditing(SERAC(), train_scope=False, train_counterfactual=False)
 
 
+@pytest.mark.parametrize(
+    ("settings", "editor"),
+    [
+        ({"train_scope": False}, {}),
+        ({"train_counterfactual": False}, {}),
+        ({}, {"encoder_layers": -1}),
+        ({"objective": "mixed"}, {}),
+    ],
+)
+def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch):
+    """Data parallelism waits for the gradient of every parameter that requires one."""
+    module = MemoryEditing(SERAC(rank=2, adapted_layers=1, **editor), **settings)
+    module._language_model = language_model("llama")
+    monkeypatch.setattr("lightning_edit.modules.trained.TrainedEditing.setup", lambda self, stage: None)
+    module.editor.setup(module.language_model)
+    module.setup("fit")
+    logged = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    module.train().training_step(batch_of(module), 0).backward()
+    wanted = {name for name, parameter in module.editor.named_parameters() if parameter.requires_grad}
+    assert wanted == {name for name, parameter in module.editor.named_parameters() if parameter.grad is not None}
+    trained = [id(parameter) for group in module.parameter_groups() for parameter in group["params"]]
+    assert sorted(trained) == sorted(id(own) for own in module.editor.parameters() if own.requires_grad)
+    assert {"train/hit_rate", "train/false_hit_rate"} <= set(logged)
+
+
+def test_a_mixture_needs_the_bases_tokens(tiny_folder, monkeypatch):
+    module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), objective="mixed")
+    module.attach(language_model("llama"))
+    monkeypatch.setattr(module.editor.parts.counterfactual, "same_tokens", lambda base: False)
+    with pytest.raises(ConfigurationError, match="needs a counterfactual model with the base's own tokens"):
+        module.training_step(batch_of(module), 0)
+
+
+def test_one_part_is_trained_behind_the_other(tiny_folder, tmp_path, capsys):
+    def config_of(folder, **settings):
+        folder.mkdir()
+        path = write_config(folder, tiny_folder, max_steps=2, limit_val_batches=0)
+        content = yaml.safe_load(path.read_text())
+        content["model"]["class_path"] = "lightning_edit.modules.MemoryEditing"
+        module = content["model"]["init_args"]
+        del module["factor_gigabytes"]
+        editor = {"rank": 2, "adapted_layers": settings.pop("adapted_layers", 2)}
+        module["editor"] = {"class_path": "lightning_edit.editors.SERAC", "init_args": editor}
+        module.update(settings)
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    assert main(["fit", "--config", config_of(tmp_path / "one", train_counterfactual=False)]) == 0
+    start = str(tmp_path / "one" / "checkpoints" / "last.ckpt")
+    assert main(["fit", "--config", config_of(tmp_path / "two", train_scope=False, start=start)]) == 0
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    ]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]) == name.startswith("editor.scope"), name
+    assert float(states[0]["editor.scope.log_scale"]) != pytest.approx(0.6931, abs=1e-5)
+    assert main(["fit", "--config", config_of(tmp_path / "other", adapted_layers=1, start=start)]) == 1
+    assert "start from one of the same shape" in capsys.readouterr().err
+
+
 def test_all_of_a_separate_model_is_trained_its_head_included(tiny_folder, monkeypatch):
     module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), train_scope=False)
     module.attach(language_model("llama"))

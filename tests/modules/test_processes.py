@@ -92,3 +92,30 @@ def test_every_record_is_scored_once_and_measures_agree(runs):
     assert set(one) == set(two)
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_an_editor_without_parameters_and_a_process_without_records(tmp_path, tiny_folder):
+    """Three records of one joint edit stay in one process; the other has nothing to do, and must not be waited for."""
+    written = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        config = write_config(folder, tiny_folder, devices=processes)
+        content = yaml.safe_load(config.read_text())
+        content["model"]["class_path"] = "lightning_edit.modules.EditingModule"
+        content["model"]["init_args"] = {
+            "language_model": {"name_or_path": str(tiny_folder)},
+            "editor": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [-1]}},
+        }
+        content["trainer"]["strategy"] = "ddp" if processes == 2 else "auto"
+        content["data"]["validation"]["init_args"]["limit"] = 3
+        content["data"]["eval_requests_per_edit"] = 4
+        config.write_text(yaml.safe_dump(content))
+        run(["test", "--config", str(config)], processes)
+        [metrics] = folder.rglob("metrics.json")
+        written[processes] = json.loads(metrics.read_text())
+    assert written[2]["counts"] == written[1]["counts"]
+    assert written[2]["counts"]["records"] == 3
+    assert set(written[1]["metrics"]) == set(written[2]["metrics"])
+    for name, value in written[1]["metrics"].items():
+        assert written[2]["metrics"][name] == pytest.approx(value, rel=1e-9), name
