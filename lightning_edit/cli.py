@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> None:
+    _show_notes()
     if command in _TRAINER_COMMANDS:
         from lightning_edit.training_cli import run
 
@@ -79,6 +80,18 @@ def _run(command: str, arguments: list[str]) -> None:
     from lightning_edit import commands
 
     auto_cli(getattr(commands, command), args=arguments[1:], prog=f"lightning-edit {command}", as_positional=False)
+
+
+def _show_notes() -> None:
+    """Shows what the package notes on the way, such as the size of what it keeps, on the standard error."""
+    import logging
+
+    logger = logging.getLogger("lightning_edit")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_edit.data.datamodule import EditDataModule
 from lightning_edit.modules.base import EditingModule
 
+_UNNAMED = "lightning_logs"
+"""What Lightning calls runs without a name."""
+
 
 class EditingCLI(LightningCLI):
     """LightningCLI for editing modules, with defaults that suit them."""
@@ -25,6 +28,15 @@ class EditingCLI(LightningCLI):
                 "trainer.num_sanity_val_steps": 0,
             }
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Runs that are not given a name are called after their editor: runs/serac/version_0."""
+        config = self.config[self.subcommand]
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            arguments = getattr(logger, "init_args", None)
+            if arguments is not None and arguments.get("name") == _UNNAMED:
+                arguments.name = str(config.model.init_args.editor.class_path).rpartition(".")[2].lower()
 
 
 class RunConfig(SaveConfigCallback):

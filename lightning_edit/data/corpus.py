@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -67,6 +68,7 @@ class TextCorpus:
         source: A .txt file (documents are parted by blank lines), a .jsonl or .parquet file, or a Hub data set.
         field: Name of the text in .jsonl, .parquet and Hub data sets.
         split: Split of a Hub data set.
+        configuration: Name of a Hub data set's configuration, such as "20220301.en", where it has several.
         tokens: Number of tokens to read, at most.
         length: Tokens in a row; not the model's maximum, which would take much memory.
         batch_size: Rows in a forward pass.
@@ -83,17 +85,20 @@ class TextCorpus:
         tokens: int = 100_000,
         length: int = 256,
         batch_size: int = 8,
+        configuration: str | None = None,
     ) -> None:
         for name, value in {"tokens": tokens, "length": length, "batch_size": batch_size}.items():
             if value < 1:
                 raise ConfigurationError(f"data.corpus.{name}: expected a positive number, found {value}")
-        self.source, self.field, self.split = source, field, split
+        self.source, self.field, self.split, self.configuration = source, field, split, configuration
         self.tokens, self.length, self.batch_size = tokens, length, batch_size
 
     @property
     def name(self) -> str:
         """The corpus by name."""
-        return Path(self.source).name if Path(self.source).exists() else f"{self.source} ({self.split})"
+        if Path(self.source).exists():
+            return Path(self.source).name
+        return f"{self.source} ({', '.join(part for part in (self.configuration, self.split) if part)})"
 
     def read(self, tokenizer: Any) -> Tensor:
         """(N, L) int32 packed rows.
@@ -101,7 +106,8 @@ class TextCorpus:
         Raises:
             ConfigurationError: If the corpus does not fill one row.
         """
-        rows = pack(documents(self.source, self.field, self.split), tokenizer, self.length, self.tokens)
+        texts = documents(self.source, self.field, self.split, self.configuration)
+        rows = pack(texts, tokenizer, self.length, self.tokens)
         if not len(rows):
             raise ConfigurationError(
                 f"{self.source}: the corpus has fewer than {self.length} tokens, the length of one row; "
@@ -118,17 +124,17 @@ class TextCorpus:
 
 def pack(texts: Iterator[str], tokenizer: Any, length: int, tokens: int) -> Tensor:
     """(N, L) int32: texts one behind the other, cut into rows."""
-    ids: list[int] = []
+    ids = array("i")
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     for text in texts:
-        ids += tokenizer(text, add_special_tokens=False)["input_ids"] + end
+        ids.extend(tokenizer(text, add_special_tokens=False)["input_ids"] + end)
         if len(ids) >= tokens:
             break
     rows = min(len(ids), tokens) // length
-    return torch.tensor(ids[: rows * length], dtype=torch.int32).view(rows, length)
+    return torch.tensor(memoryview(ids)[: rows * length], dtype=torch.int32).view(rows, length)
 
 
-def documents(source: str, field: str, split: str) -> Iterator[str]:
+def documents(source: str, field: str, split: str, configuration: str | None = None) -> Iterator[str]:
     """The documents of a corpus.
 
     Raises:
@@ -137,7 +143,7 @@ def documents(source: str, field: str, split: str) -> Iterator[str]:
     """
     path = Path(source).expanduser()
     if not path.is_file():
-        yield from _from_hub(source, field, split)
+        yield from _from_hub(source, field, split, configuration)
     elif path.suffix == ".jsonl":
         yield from _from_jsonl(path, field)
     elif path.suffix == ".parquet":
@@ -176,7 +182,7 @@ def _from_parquet(path: Path, field: str) -> Iterator[str]:
     yield from _texts(load_dataset("parquet", data_files=str(path), split="train", streaming=True), path, field)
 
 
-def _from_hub(source: str, field: str, split: str) -> Iterator[str]:
+def _from_hub(source: str, field: str, split: str, configuration: str | None) -> Iterator[str]:
     if source.count("/") > 1 or source.startswith((".", "/", "~")):
         raise SourceNotFoundError(f"{source}: no such file; pass a .txt, .jsonl or .parquet file or a Hub data set")
     if importlib.util.find_spec("datasets") is None:
@@ -187,11 +193,11 @@ def _from_hub(source: str, field: str, split: str) -> Iterator[str]:
     try:
         from datasets import load_dataset
 
-        found = load_dataset(source, split=split, streaming=True)
+        found = load_dataset(source, configuration, split=split, streaming=True)
     except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
         raise SourceNotFoundError(
             f"the corpus {source!r} is neither a local file nor reachable on the Hub ({type(error).__name__}: "
-            f"{error}); pass a .txt, .jsonl or .parquet file"
+            f"{error}); pass a .txt, .jsonl or .parquet file; some data sets also want a data.corpus.configuration"
         ) from error
     yield from _texts(found, source, field)
 

@@ -15,10 +15,13 @@ from lightning_edit.edits import EditBatch, EditSequence, Provenance, StackedFac
 from lightning_edit.functional.attribution import chosen_neurons
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.prefix import shortest_passes
+from lightning_edit.models.prefix import Passes, shortest_passes
 from lightning_edit.models.record import Tap, record
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText
+
+_LOGITS = 2**26
+"""Logits that a pass of the attribution holds: 256 MB of float32, and as much for its gradient."""
 
 
 class KnowledgeNeurons(Editor):
@@ -31,8 +34,8 @@ class KnowledgeNeurons(Editor):
 
     Args:
         layers: Layers whose neurons are considered; all of them if none are given, as in the paper.
-        contexts: Prompts of the same fact: texts with "{}" in place of the prompt. The paper takes about nine
-            paraphrases.
+        contexts: Prompts of the same fact: texts with "{}" in place of the prompt, the bare prompt first. The paper
+            takes about nine paraphrases, and a share of a single prompt says nothing.
         steps: Steps m of the integral (the paper's 20).
         threshold: A neuron counts above this share of the largest attribution (the paper's 0.2).
         share: It is kept if it counts in this share of the prompts (the paper's 0.7).
@@ -146,6 +149,20 @@ class KnowledgeNeurons(Editor):
         last = len(text.ids) - 1
         values = self._values(model, text, sites)
         passes = shortest_passes(model, [text], [last], 0)
+        embeddings: Any = model.model.get_output_embeddings()
+        # As many layers at once as a pass, and the logits behind it, have room for.
+        rows = min(model.tokens_per_batch // passes.batch.input_ids.shape[1], _LOGITS // embeddings.weight.shape[0])
+        count = max(rows // self.steps, 1)
+        gradients = [
+            self._gradients(model, passes, values[at : at + count], sites[at : at + count], token)
+            for at in range(0, len(sites), count)
+        ]
+        return values * torch.cat(gradients)
+
+    def _gradients(
+        self, model: LanguageModel, passes: Passes, values: Tensor, sites: Sequence[EditSite], token: int
+    ) -> Tensor:
+        """(L, M) mean gradient of a token's probability along the way from 0 to the values of L sites, one by one."""
         rows = torch.zeros(len(sites) * self.steps, dtype=torch.int64, device=model.device)
         batch = passes.batch.select(rows)
         position = int(passes.start[0] - passes.offset[0])
@@ -157,7 +174,7 @@ class KnowledgeNeurons(Editor):
             logits = passes.head_logits(rows, batch, read)
             probabilities = logits.float().softmax(-1)[:, token]
             gradients = torch.autograd.grad(probabilities.sum(), leaves)
-        return values * torch.stack([gradient.mean(0) for gradient in gradients])
+        return torch.stack([gradient.mean(0) for gradient in gradients])
 
 
 @contextmanager

@@ -49,6 +49,21 @@ def test_attributions_are_those_of_a_plain_loop(family):
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_attributions_do_not_depend_on_how_many_layers_fit_into_a_pass(monkeypatch):
+    model = language_model("llama")
+    editor = KnowledgeNeurons(steps=4)
+    sites = editor.sites(model)
+    whole = editor.attributions(model, "The capital of France is", "Rome", sites)
+    passes = []
+    gradients = KnowledgeNeurons._gradients
+    monkeypatch.setattr(
+        KnowledgeNeurons, "_gradients", lambda self, *args: passes.append(len(args[3])) or gradients(self, *args)
+    )
+    monkeypatch.setattr("lightning_edit.editors.knowledge_neurons._LOGITS", 2 * 4 * 512)
+    torch.testing.assert_close(editor.attributions(model, "The capital of France is", "Rome", sites), whole)
+    assert passes[:2] == [2, 1]
+
+
 def test_the_integral_adds_up_to_the_change_of_the_probability():
     """Completeness: the attributions of one layer sum to P(all neurons) - P(none of that layer's)."""
     model = language_model("llama")

@@ -263,6 +263,23 @@ def test_joint_evaluation_edits_so_many_records_at_once(run, tiny_folder, tmp_pa
     assert differs, "joint edits that say the same as single ones would prove nothing"
 
 
+def test_runs_without_a_name_are_called_after_their_editor(run, tmp_path):
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["trainer"]["logger"]["init_args"] = {"save_dir": str(tmp_path)}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(content))
+    assert main(["test", "--config", str(config), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
+    assert (tmp_path / "mend" / "version_0" / "metrics.json").is_file()
+
+
+def test_the_size_of_what_is_kept_is_shown(tmp_path, tiny_folder):
+    config = str(write_config(tmp_path, tiny_folder, max_steps=1, limit_val_batches=0))
+    command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", config]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "hidden states below block 1: keeping" in shown
+    assert "gradient factors of" in shown
+
+
 def test_flags_overrule_the_checkpoint(run, tmp_path):
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     arguments = ["test", "--config", config, "--ckpt_path", checkpoint, "--model.evaluation.extra_tokens", "1"]
