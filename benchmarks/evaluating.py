@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning_edit.callbacks.report import prediction
 from lightning_edit.editors import Editor
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.files import replace_file
 from lightning_edit.modules import Evaluator
 from lightning_edit.records import EditRecord
 
@@ -27,15 +30,20 @@ def evaluate(
         path: File of predictions, a line each, that is added to after every batch.
         size: Records in a batch.
         joint: Records edited jointly.
+
+    Raises:
+        ConfigurationError: If the file was made with other settings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    settings = {name: value for name, value in editor.hyperparameters.items() if name != "statistics"}
+    _claim(path, {"editor": settings, "evaluation": asdict(evaluator.settings), "joint": joint})
+    chunks = [records[at : at + size] for at in range(0, len(records), size)]
+    lines = _whole_chunks(path, [{record.id for record in chunk} for chunk in chunks])
     done = {line["record"] for line in lines}
     spent = dict.fromkeys(STAGES, 0.0)
     measured = 0
-    for at in range(0, len(records), size):
-        chunk = records[at : at + size]
-        if all(record.id in done for record in chunk):
+    for number, chunk in enumerate(chunks):
+        if chunk[0].id in done:
             continue
         groups = [chunk[start : start + joint] for start in range(0, len(chunk), joint)]
         begin = time.perf_counter()
@@ -54,8 +62,35 @@ def evaluate(
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in fresh)
         lines += fresh
-        print(f"{at + len(chunk)}/{len(records)} records", flush=True)
+        print(f"{min((number + 1) * size, len(records))}/{len(records)} records", flush=True)
     return lines, {name: round(value / measured, 3) for name, value in spent.items() if measured}
+
+
+def _claim(path: Path, settings: dict[str, Any]) -> None:
+    """Notes the settings beside a file of predictions; refuses a file with others."""
+    noted = path.with_suffix(".settings.json")
+    if path.exists() and (not noted.exists() or json.loads(noted.read_text()) != json.loads(json.dumps(settings))):
+        raise ConfigurationError(f"{path} was measured with other settings; delete it, or name another folder")
+    noted.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _whole_chunks(path: Path, chunks: list[set[str]]) -> list[dict[str, Any]]:
+    """The predictions in a file for records that were measured together.
+
+    Those of a run that was stopped between are removed from it; those of other records stay there.
+    """
+    if not path.exists():
+        return []
+    *texts, rest = path.read_text(encoding="utf-8").split("\n")
+    lines: list[dict[str, Any]] = [json.loads(text) for text in texts]
+    # The last record of a file that was cut may lack lines.
+    known = {line["record"] for line in lines} - ({lines[-1]["record"]} if lines and rest else set())
+    broken = {id for chunk in chunks if not chunk <= known for id in chunk}
+    kept = [line for line in lines if line["record"] not in broken]
+    with replace_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    wanted = {id for chunk in chunks for id in chunk}
+    return [line for line in kept if line["record"] in wanted]
 
 
 def summary(lines: list[dict[str, Any]], ids: set[str]) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def main() -> None:
     for name, editor in editors(inputs["contexts"], options.statistics).items():
         path = options.reference / f"{name}.safetensors"
         if not path.exists():
+            print(f"{name}: {path} is missing, and so it is not compared")
             continue
         editor.setup(model)
         edit = editor.edit(model, requests[:1] if name in ("rome", "rrome") else requests)
