@@ -148,16 +148,21 @@ class KnowledgeNeurons(Editor):
         """(L, M) attribution for one token behind a text: a row of the batch for each layer and step."""
         last = len(text.ids) - 1
         values = self._values(model, text, sites)
-        passes = shortest_passes(model, [text], [last], 0)
-        embeddings: Any = model.model.get_output_embeddings()
-        # As many layers at once as a pass, and the logits behind it, have room for.
-        rows = min(model.tokens_per_batch // passes.batch.input_ids.shape[1], _LOGITS // embeddings.weight.shape[0])
-        count = max(rows // self.steps, 1)
-        gradients = [
-            self._gradients(model, passes, values[at : at + count], sites[at : at + count], token)
-            for at in range(0, len(sites), count)
-        ]
+        count = self._layers_at_once(model, text, sites)
+        gradients = []
+        for at in range(0, len(sites), count):
+            some = sites[at : at + count]
+            # Below its own layer a row is the text as it is.
+            passes = shortest_passes(model, [text], [last], some[0].layer)
+            gradients.append(self._gradients(model, passes, values[at : at + count], some, token))
         return values * torch.cat(gradients)
+
+    def _layers_at_once(self, model: LanguageModel, text: EncodedText, sites: Sequence[EditSite]) -> int:
+        """As many layers as make a pass no slower for each of their rows, and as its logits have room for."""
+        width = shortest_passes(model, [text], [len(text.ids) - 1], sites[0].layer).batch.input_ids.shape[1]
+        embeddings: Any = model.model.get_output_embeddings()
+        rows: int = min(model.tokens_enough // width, _LOGITS // embeddings.weight.shape[0])
+        return max(rows // self.steps, 1)
 
     def _gradients(
         self, model: LanguageModel, passes: Passes, values: Tensor, sites: Sequence[EditSite], token: int
