@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class FactorStore:
     Args:
         edits: Number of edits B.
         on_disk: Keep the factors in files of a temporary folder and map them into memory; the folder goes when the
-            store does. Factors on disk come back on the CPU.
+            store does. They are read again, onto the model's device, each time that they are asked for.
     """
 
     def __init__(self, edits: int, on_disk: bool = False) -> None:
@@ -91,10 +92,18 @@ class FactorStore:
 
     def chunks(self, site: str, size: int) -> Iterator[FactorChunk]:
         """The factors of a site, at most ``size`` at a time, in the order in which they came."""
-        for x, delta, group in zip(self._x[site], self._delta[site], self._group[site], strict=True):
-            parts = (values.split(size) for values in (x, delta, group))
-            for one_x, one_delta, one_group in zip(*parts, strict=True):
-                yield FactorChunk(one_x.to(group.device), one_delta.to(group.device), one_group)
+        return (read() for read in self.readers(site, size))
+
+    def readers(self, site: str, size: int) -> Iterator[Callable[[], FactorChunk]]:
+        """What reads each of the :meth:`chunks`, whenever it is wanted and as often."""
+        for batch, group in enumerate(self._group[site]):
+            for start in range(0, len(group), size):
+                yield partial(self._read, site, batch, slice(start, start + size))
+
+    def _read(self, site: str, batch: int, rows: slice) -> FactorChunk:
+        group = self._group[site][batch][rows]
+        x, delta = (own[site][batch][rows].to(group.device) for own in (self._x, self._delta))
+        return FactorChunk(x, delta, group)
 
     def whole(self, site: str) -> FactorChunk:
         """All factors of a site."""

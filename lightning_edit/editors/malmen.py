@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -127,16 +127,29 @@ class _Differences:
         differences: Tensor = -self.step_size * strength * pseudo_gradients
         return differences
 
-    def carried(self, chunk: FactorChunk, gradient: Tensor) -> Tensor:
-        """() <∂L/∂D, D> for a chunk, whose activations are computed again in the backward pass."""
+    def carried(self, gradient_of: Callable[[FactorChunk, slice], Tensor]) -> Tensor:
+        """() <∂L/∂D, D>, chunk by chunk.
 
-        def product(x: Tensor, delta: Tensor) -> Tensor:
-            return carried([self.of(FactorChunk(x, delta, chunk.group))], [gradient])
+        Of a chunk nothing is kept: its factors are read again in the backward pass, and its activations and gradient
+        computed again.
 
-        if self.store.rows(self.site) <= self.size:
-            return product(chunk.x, chunk.delta)
-        kept: Tensor = checkpoint(product, chunk.x, chunk.delta, use_reentrant=False)
-        return kept
+        Args:
+            gradient_of: Gives (N, fan_out) ∂L/∂d for the rows of a chunk, and says which of all rows they are.
+        """
+        total: Tensor = self.step_size.new_zeros(())
+        start = 0
+        for read in self.store.readers(self.site, self.size):
+            end = start + len(read().x)
+
+            def product(read: Callable[[], FactorChunk] = read, rows: slice = slice(start, end)) -> Tensor:
+                chunk = read()
+                return carried([self.of(chunk)], [gradient_of(chunk, rows)])
+
+            if self.store.rows(self.site) <= self.size:
+                return product()
+            own: Tensor = checkpoint(product, use_reentrant=False, preserve_rng_state=False)
+            total, start = total + own, end
+        return total
 
     def carried_ridge(self, gradient: Tensor) -> Tensor:
         """() carries ∂L/∂λ into log λ."""
@@ -178,10 +191,8 @@ class _Primal(_Solution):
 
     def carry(self, gradient: Tensor) -> Tensor:
         of_values, of_ridge = self.system.gradients(gradient)
-        total = self.differences.carried_ridge(of_ridge)
-        for chunk in self.differences.chunks():
-            total = total + self.differences.carried(chunk, of_values(chunk.x, chunk.group))
-        return total
+        values = self.differences.carried(lambda chunk, rows: of_values(chunk.x, chunk.group))
+        return self.differences.carried_ridge(of_ridge) + values
 
 
 class _Dual(_Solution):
@@ -203,11 +214,6 @@ class _Dual(_Solution):
 
     def carry(self, gradient: Tensor) -> Tensor:
         of_packed, of_ridge = self.system.gradients(self.solution, gradient)
-        total = self.differences.carried_ridge(of_ridge)
         of_values = of_packed[self.group, self.slot]
-        start = 0
-        for chunk in self.differences.chunks():
-            end = start + len(chunk.x)
-            total = total + self.differences.carried(chunk, of_values[start:end])
-            start = end
-        return total
+        values = self.differences.carried(lambda chunk, rows: of_values[rows])
+        return self.differences.carried_ridge(of_ridge) + values

@@ -4,6 +4,7 @@ import torch
 from lightning_edit.editors import MALMEN, malmen
 from lightning_edit.edits import DenseDelta, FactoredDelta
 from lightning_edit.errors import ConfigurationError
+from lightning_edit.models.capture import GradientFactors
 from tests.testers import REQUESTS, EditorTester, log_prob
 from tests.tiny_models import language_model
 
@@ -55,6 +56,39 @@ def test_few_keys_give_a_factored_edit_and_many_a_dense_one():
     few, many = editor.edit(model, REQUESTS[:1]), editor.edit(model, REQUESTS * 8)
     assert {type(delta) for delta in few.deltas.values()} == {FactoredDelta}
     assert {type(delta) for delta in many.deltas.values()} == {DenseDelta}
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("form", ["_Primal", "_Dual"])
+def test_training_keeps_nothing_of_a_chunk_but_its_factors(form, on_disk, monkeypatch):
+    """What the graph of a step holds does not grow with the number of requests."""
+    monkeypatch.setattr(malmen, "_Primal" if form == "_Dual" else "_Dual", getattr(malmen, form))
+    editor = made(language_model("llama"), rows_per_chunk=8, factors_on_disk=on_disk)
+    sites = list(editor.step_sizes)
+    kept = {}
+    for rows in (16, 64):
+        generator = torch.Generator().manual_seed(0)
+        store = editor.new_store(1)
+        for site in (site.name for site in map(language_model("llama").layer_map.site, (1, 2))):
+            x, delta = (torch.randn(rows, size, generator=generator) for size in (48, 32))
+            store.append({site: GradientFactors(x, delta, torch.arange(rows))}, torch.zeros(rows, dtype=torch.int64))
+        proposal = editor.propose(store)
+        gradients = [torch.randn(leaf.shape, generator=generator) for leaf in proposal.leaves]
+        sizes = []
+
+        def noted(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+            carrier = proposal.carry(gradients)
+        # A number or two for each chunk, none of its (8, 32) differences.
+        kept[rows] = sum(sizes)
+        assert max(sizes, default=0) < 8 * 32
+        parameters = [own for own in editor.parameters() if own.requires_grad]
+        found = torch.autograd.grad(carrier, parameters, allow_unused=True)
+        assert any(bool(own.any()) for own in found if own is not None)
+    assert kept[64] - kept[16] <= 4 * len(sites) * (64 - 16) // 8
 
 
 def test_a_larger_ridge_makes_a_smaller_shift():
