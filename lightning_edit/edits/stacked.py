@@ -99,9 +99,12 @@ class StackedFactors(StackedDelta):
 
     def _output(self, x: Tensor, rows: Tensor) -> Tensor:
         wide = x.to(self.a.dtype)
+        # With a device map, sites are on several devices.
+        a, b = self.a.to(x.device), self.b.to(x.device)
         if len(self) == 1:
-            return wide @ self.a[0] @ self.b[0]
-        return wide @ self.a[rows] @ self.b[rows]
+            return wide @ a[0] @ b[0]
+        rows = rows.to(x.device)
+        return wide @ a[rows] @ b[rows]
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,9 @@ class _Pass:
 
     def factors(self, site: str, gradient: Tensor) -> GradientFactors:
         """The factors of one site, given the gradient with respect to its output."""
-        found = _chosen_tokens(self.inputs[site], gradient, self.batch.input_ids.shape, self.positions)
+        # With a device map, sites are on several devices.
+        read, gradient = self.inputs[site].to(self.rows.device), gradient.to(self.rows.device)
+        found = _chosen_tokens(read, gradient, self.batch.input_ids.shape, self.positions)
         return GradientFactors(found.x, found.delta, self.rows[found.rows])
 
 

@@ -194,8 +194,9 @@ class LanguageModel:
         seen: list[Tensor] = []
 
         def choose(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            chosen = args[0][positions]
-            seen.append(chosen)
+            # With a device map, the head may be elsewhere than what the model is given.
+            chosen = args[0][positions.to(args[0].device)]
+            seen.append(chosen.to(self.device))
             if extra is not None:
                 chosen = torch.cat([chosen, extra.to(chosen)])
             return (chosen.unsqueeze(0), *args[1:])
@@ -209,7 +210,7 @@ class LanguageModel:
         if outputs is not None:
             outputs.append(output)
         # A view whose backward pass needs no second array of the logits' size.
-        return output.logits.squeeze(0), seen[0]
+        return output.logits.squeeze(0).to(self.device), seen[0]
 
     def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
         """(N, hidden size) what the head reads at chosen positions, without its logits; see :meth:`head_logits`."""
@@ -220,7 +221,7 @@ class LanguageModel:
         seen: list[Tensor] = []
 
         def choose_none(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            seen.append(args[0][positions])
+            seen.append(args[0][positions.to(args[0].device)].to(self.device))
             return (args[0][:1, :0], *args[1:])
 
         head: Any = self.model.get_output_embeddings()
