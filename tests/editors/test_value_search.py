@@ -11,58 +11,82 @@ from tests.testers import REQUESTS
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
 
 
+def block_output(maps):
+    """Where MEMIT and its relatives search."""
+    return {"value": Tap(maps.block(1), "output", 1)}
+
+
+def projection_output(maps):
+    """Where ROME searches."""
+    return {"value": Tap(maps.site(1).module, "output", 1)}
+
+
+def both_outputs(maps):
+    """Where PMET searches."""
+    return {"mlp": Tap(maps.site(1).module, "output", 1), "attention": Tap(maps.attention_site(1).module, "output", 1)}
+
+
+@pytest.mark.parametrize("places", [block_output, projection_output, both_outputs])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_search_takes_the_gradient_of_the_whole_model(family):
+def test_the_search_takes_the_gradient_of_the_whole_model(family, places):
     """One step of Adam from zero is lr · sign(gradient), so compare the change after two steps with plain autograd."""
     base = build(FAMILIES[family][0](), torch.float64)
     model = LanguageModel(base, byte_level_tokenizer(), name=family)
-    site = model.layer_map.site(1)
-    tap = Tap(model.layer_map.block(1), "output", 1)
+    taps = places(model.layer_map)
     settings = ValueSettings(3, 0.05, 0.02, 4.0, 0.5)
     templates = ["{}", "Well. {}"]
-    found = search_values(model, REQUESTS[:2], templates, {"value": tap}, settings)
+    found = search_values(model, REQUESTS[:2], templates, taps, settings)
     for request, own in zip(REQUESTS[:2], found, strict=True):
-        delta, losses = plain_search(model, tap.module, request, templates, settings, site.fan_out)
-        # Adam's first step is the gradient's sign, and some families normalise in float32 whatever their precision.
-        same = torch.isclose(own.delta["value"], delta, rtol=1e-4, atol=1e-7)
-        assert int((~same).sum()) <= 2
+        modules = {place: tap.module for place, tap in taps.items()}
+        deltas, losses = plain_search(model, modules, request, templates, settings, model.layer_map.site(1).fan_out)
+        for place, delta in deltas.items():
+            # Adam's first step is the gradient's sign, and some families normalise in float32 whatever their precision.
+            same = torch.isclose(own.delta[place], delta, rtol=1e-4, atol=1e-7)
+            assert int((~same).sum()) <= 2
         assert own.losses == pytest.approx(losses, rel=1e-6)
 
 
-def plain_search(model, module, request, templates, settings, size):
+def plain_search(model, modules, request, templates, settings, size):
     """Text by text, full logits, no batch, no padding, no cache."""
-    delta = torch.zeros(size, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
+    deltas = {place: torch.zeros(size, dtype=torch.float64, requires_grad=True) for place in modules}
+    optimizer = torch.optim.Adam(list(deltas.values()), lr=settings.learning_rate)
     texts = every_context(model, [request], templates, with_targets=True)
     essence = model.encoder.encode(f"{request.subject} is a", "", (0, len(request.subject)))
-    seen = []
+    initial = {}
 
     def logits(text):
-        def add(_, __, output):
-            own = output[0] if isinstance(output, tuple) else output
-            seen.append(own[0, last_subject_token(text)].detach())
-            mask = torch.zeros(own.shape[1], 1, dtype=own.dtype)
-            mask[last_subject_token(text)] = 1
-            shifted = own + mask * delta
-            return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
+        def adding(place):
+            def add(_, __, output):
+                own = output[0] if isinstance(output, tuple) else output
+                rows = own.view(-1, size)  # some families flatten texts and positions
+                # A copy: some add the attention's output to it in place.
+                initial.setdefault(place, rows[last_subject_token(text)].detach().clone())
+                mask = torch.zeros(len(rows), 1, dtype=own.dtype)
+                mask[last_subject_token(text)] = 1
+                shifted = (rows + mask * deltas[place]).view(own.shape)
+                return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
-        handle = module.register_forward_hook(add)
+            return add
+
+        handles = [module.register_forward_hook(adding(place)) for place, module in modules.items()]
         try:
             return model.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
-    reference, losses, initial = None, [], None
+    reference, losses = None, []
     for step in range(settings.steps):
         nll = []
         for text in texts:
             at = torch.arange(*text.target)
             nll.append(-logits(text)[at - 1, torch.tensor(text.target_ids)].mean())
-            initial = seen[0]
         now = logits(essence)[last_subject_token(essence)]
         reference = now.detach() if reference is None else reference
         divergence = (now.exp() * (now - reference)).sum()
-        decay = settings.weight_decay * delta.norm() / initial.norm() ** 2
+        decay = settings.weight_decay * sum(
+            delta.norm() / initial[place].norm() ** 2 for place, delta in deltas.items()
+        )
         loss = sum(nll) / len(nll) + settings.kl_weight * divergence + decay
         losses.append(float(loss.detach()))
         if step == settings.steps - 1:
@@ -70,7 +94,7 @@ def plain_search(model, module, request, templates, settings, size):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return delta.detach(), losses
+    return {place: delta.detach() for place, delta in deltas.items()}, losses
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -179,7 +179,8 @@ def test_a_request_without_a_subject_cannot_be_traced():
         trace_fact(model, EditRequest("The capital is", "-"), SETTINGS, 1.0)
 
 
-def test_the_command_writes_numbers_and_pictures(tiny_folder, tmp_path, capsys):
+def test_the_command_writes_numbers_and_pictures(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     fact = ["--prompt", "The capital of France is", "--subject", "France"]
     arguments = ["trace", "--name_or_path", str(tiny_folder), "--samples", "2", "--window", "2"]
     assert main([*arguments, *fact, "--output", str(tmp_path / "one")]) == 0
@@ -194,7 +195,15 @@ def test_the_command_writes_numbers_and_pictures(tiny_folder, tmp_path, capsys):
     content = json.loads((tmp_path / "two" / "traces.json").read_text())
     assert content["counts"] == {"given": 2, "known": 2, "traced": 2}
     assert len(content["averages"]["mlp"]["last subject"]["mean"]) == 3
-    assert (tmp_path / "two" / "averages.png").exists()
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "two").glob("*.png")}
+    assert set(pictures) == {"trace-0.png", "trace-1.png", "averages.png"}
+    sent = [path.read_bytes() for path in tmp_path.glob("runs/wandb/offline-run-*/files/media/images/trace/*.png")]
+    assert sorted(sent) == sorted(pictures.values())
+    capsys.readouterr()
+    assert main([*arguments, *fact, "--severed", "mlp", "--output", str(tmp_path / "one")]) == 0
+    assert "suggested layer" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "one" / "traces-mlp-severed.json").read_text())["suggested_layer"] is None
+    assert (tmp_path / "one" / "trace-prompt-mlp-severed.png").exists()
     assert main([*arguments, "--output", str(tmp_path / "three")]) == 1
     assert "--prompt with --subject, or --facts" in capsys.readouterr().err
 

@@ -18,6 +18,39 @@ def test_finds_the_mlp_output_projection(family):
     assert layers.block(1) is model.get_submodule(layers.blocks_name)[1]
 
 
+ATTENTION = {
+    "gpt2": "transformer.h.1.attn.c_proj",
+    "gptj": "transformer.h.1.attn.out_proj",
+    "gpt_neo": "transformer.h.1.attn.attention.out_proj",
+    "gpt_neox": "gpt_neox.layers.1.attention.dense",
+    "opt": "model.decoder.layers.1.self_attn.out_proj",
+    "bloom": "transformer.h.1.self_attention.dense",
+    "falcon": "transformer.h.1.self_attention.dense",
+    "phi": "model.layers.1.self_attn.dense",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_finds_the_attention_output_projection(family):
+    found = LayerMap(build(FAMILIES[family][0]())).attention_site(1)
+    assert found.name == ATTENTION.get(family, "model.layers.1.self_attn.o_proj")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_orientation_of_a_square_weight_is_that_of_its_module(family):
+    config = FAMILIES[family][0]()
+    setattr(config, "n_inner" if family == "gpt2" else "intermediate_size", 32)
+    name = FAMILIES[family][1].replace(".1.", ".{}.")
+    # Shapes alone do not tell a square projection from the other maps; named, its orientation is known.
+    with pytest.raises(LayerMapError, match="name the edit site yourself"):
+        LayerMap(build(config)).site(1)
+    site = LayerMap(build(config), site=name).site(1)
+    assert site.fan_in == site.fan_out == 32
+    x = torch.randn(5, 32)
+    expected = site.module(x) - site.module(torch.zeros(1, 32))
+    torch.testing.assert_close(expected, x @ site.oriented(site.weight), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_orientation_says_how_the_module_multiplies(family):
     model = build(FAMILIES[family][0]())
