@@ -81,11 +81,11 @@ class LocateEditor(Editor):
             little of ROME's update reaches it.
         contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
             "last" keeps the last one, "keep" tries to make all of them.
-        steps: Evaluations of the loss in the search for a value.
-        learning_rate: Adam's, in that search.
+        steps: Evaluations of the loss in the search for a value (published settings have 20 or 25).
+        learning_rate: Adam's, in that search (0.5 in most published settings).
         weight_decay: Weight of |δ| / |h|² in it.
         clamp_norm: Largest |δ| in units of |h|.
-        kl_weight: Weight of the divergence on "<subject> is a".
+        kl_weight: Weight of the divergence on "<subject> is a" (the authors' 0.0625).
         stop_below: End the search once its loss is below this; never if None. The authors' code stops at 0.05.
         loss_layer: Layer whose output the final norm and the head read for the target's loss in the search; the last
             one if None, as in all published settings.
