@@ -145,9 +145,8 @@ class _Differences:
                 chunk = read()
                 return carried([self.of(chunk)], [gradient_of(chunk, rows)])
 
-            if self.store.rows(self.site) <= self.size:
-                return product()
-            own: Tensor = checkpoint(product, use_reentrant=False, preserve_rng_state=False)
+            few = self.store.rows(self.site) <= self.size
+            own: Tensor = product() if few else checkpoint(product, use_reentrant=False, preserve_rng_state=False)
             total, start = total + own, end
         return total
 

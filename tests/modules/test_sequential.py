@@ -110,8 +110,10 @@ def test_a_stopped_sequence_goes_on_where_it_was(records, tmp_path, text, monkey
     again = kept_sequence_of(records, tmp_path / "cut", **settings)
     assert len(again.sequence) == stopped_at
     made = []
-    edit = again.editor.edit
-    monkeypatch.setattr(again.editor, "edit", lambda *args, **kwargs: made.append(1) or edit(*args, **kwargs))
+    edit = again.editor.edit_each_group
+    monkeypatch.setattr(
+        again.editor, "edit_each_group", lambda *args, **kwargs: made.append(1) or edit(*args, **kwargs)
+    )
     outcomes = [again.step(number) for number in range(len(records))][-1]
     assert len(made) == len(records) - stopped_at
     assert [outcome.after.predicted_ids for outcome in outcomes] == [o.after.predicted_ids for o in expected]
