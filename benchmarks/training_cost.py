@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.environment import write_result
+from benchmarks.environment import read_result, write_result
 from lightning_edit.data import ZsRE
 from lightning_edit.data.batches import TrainingBatch, TrainingCollator, TrainingRecords
 from lightning_edit.editors import MEND
 from lightning_edit.editors.factor_cache import FactorCache
+from lightning_edit.edits.stacked import StackedFactors, StackedMatrices
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules import HypernetworkEditing
@@ -108,6 +109,17 @@ def seconds_per_record(step: Step, steps: int = STEPS) -> float:
 
 
 @contextmanager
+def changed_weights() -> Iterator[None]:
+    """Every edit is a matrix of the weight's size, in place of a term of low rank."""
+
+    def output(changes: StackedFactors, x: Tensor, rows: Tensor) -> Tensor:
+        return StackedMatrices(changes.a @ changes.b)._output(x, rows)
+
+    with mock.patch.object(StackedFactors, "_output", output):
+        yield
+
+
+@contextmanager
 def head_at_all_positions() -> Iterator[None]:
     """The forward pass goes on through the language-model head at every position, read or not."""
 
@@ -148,6 +160,8 @@ def backward_through_all_layers(model: LanguageModel) -> Iterator[None]:
 def contributions(model: LanguageModel, records: list[EditRecord]) -> dict[str, float]:
     """Seconds per record, each line without one more of the choices than the line before."""
     found = {"all choices": seconds_per_record(Step(model, records))}
+    with changed_weights():
+        found["changed weights in place of terms of low rank, by itself"] = seconds_per_record(Step(model, records))
     found["without the kept gradient factors"] = seconds_per_record(Step(model, records, factors=False))
     plain = {"kept": False, "factors": False}
     found["and without the kept hidden states"] = seconds_per_record(Step(model, records, **plain))
@@ -159,6 +173,20 @@ def contributions(model: LanguageModel, records: list[EditRecord]) -> dict[str, 
         single = Step(model, records, batch=1, **plain)
         found["and one record at a time"] = seconds_per_record(single, STEPS * 2)
     return found
+
+
+def proof(model: LanguageModel, records: list[EditRecord]) -> dict[str, float]:
+    """What a fast path's comparison with the full pass takes; it is made once in a run, or for far longer texts."""
+    encode = model.encoder.encode
+    texts = [encode(request.prompt, request.target) for record in records[:BATCH] for request in record.requests]
+    trunk, batch = Trunk(model, len(model.layer_map) - len(SITES)), model.encoder.collate(texts)
+    times = []
+    for _ in range(3):
+        trunk.works = None
+        start = time.perf_counter()
+        trunk._serves(batch)
+        times.append(time.perf_counter() - start)
+    return {"seconds, once a run": round(min(times), 3)}
 
 
 def growth(model: LanguageModel, records: list[EditRecord]) -> dict[str, dict[str, float]]:
@@ -233,19 +261,24 @@ def speed_of_products(size: int = 2048) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
+    parser.add_argument("--only", nargs="*", help="parts to measure again; the others stay as they were")
     options = parser.parse_args()
     model = load_language_model("smollm2-135m-instruct")
     source = ZsRE(str(next(options.data.rglob("zsre_mend_train_10000*.json"))), split="train", limit=160)
     records = source.read().records
     few = records[: BATCH * (STEPS + 1)]
-    result: dict[str, Any] = {"batch": BATCH, "sites": SITES}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "seconds per record": lambda: contributions(model, few),
+        "proof of the kept hidden states": lambda: proof(model, few),
         "seconds per step": lambda: growth(model, records),
         "precision of the kept hidden states": lambda: storage(model, few),
         "floor": lambda: floor(model, few),
     }
+    kept = {name: value for name, value in read_result(__file__).items() if name in parts}
+    result: dict[str, Any] = {"batch": BATCH, "sites": SITES, **kept}
     for name, part in parts.items():
+        if options.only is not None and name not in options.only:
+            continue
         result[name] = part()
         print(name, result[name], flush=True)
     write_result(__file__, result)
