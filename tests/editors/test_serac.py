@@ -6,6 +6,7 @@ import torch
 
 from lightning_edit.editors import SERAC
 from lightning_edit.edits import EditSequence, load_edit
+from lightning_edit.edits.scoped import Memory, ScopedEdit
 from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError, SourceNotFoundError
 from lightning_edit.functional.losses import target_nll
 from lightning_edit.models import load_language_model
@@ -145,20 +146,25 @@ def test_a_loaded_edit_works_on_another_instance_of_the_base(editor, model, tmp_
     assert loaded.add([EditRequest("Water boils at", "noon", id="water")]).request_ids[-1] == "water"
 
 
-def test_a_large_memory_costs_milliseconds(model):
-    classifier = EmbeddingScope()
+def test_routing_in_a_large_memory_costs_little_more(model, editor):
+    """One product: a memory a thousand times as large must not take even twice the time, which is the encoder's."""
     prompts = [f"Question number {index} about something else:" for index in range(8)]
     keys = torch.nn.functional.normalize(torch.randn(10_000, 384), dim=1)
+    requests = tuple(EditRequest(f"Fact {index} is", "so", id=str(index)) for index in range(10_000))
 
-    def seconds(memory):
-        start = time.perf_counter()
-        with torch.no_grad():
-            assert classifier.log_similarity(prompts, memory).shape == (8, len(memory))
-        return time.perf_counter() - start
+    def routed(count):
+        memory = Memory(requests[:count], keys[:count], torch.zeros(count, dtype=torch.int64))
+        return ScopedEdit(memory, editor.parts, editor.edit(model, REQUESTS[:1]).provenance)
 
-    seconds(keys)
-    small, large = min(seconds(keys[:10]) for _ in range(5)), min(seconds(keys) for _ in range(5))
-    assert large - small < 1.0
+    def seconds(edit):
+        with edit.applied(model) as edited:
+            start = time.perf_counter()
+            assert len(edited.routes(prompts)) == 8
+            return time.perf_counter() - start
+
+    small, large = routed(10), routed(10_000)
+    pairs = [(seconds(small), seconds(large)) for _ in range(9)]
+    assert min(own for _, own in pairs) < 2 * min(own for own, _ in pairs)
 
 
 def test_embedding_similarity_is_the_paper_formula():
@@ -199,29 +205,6 @@ def test_trained_layers_come_back_from_a_checkpoint():
     assert not torch.allclose(first.eval().embed(["a text"]), second.eval().embed(["a text"]), atol=1e-3)
     second.load_state_dict(first.state_dict())
     torch.testing.assert_close(first.embed(["a text"]), second.embed(["a text"]))
-
-
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory):
-    """A tiny cross-attention classifier with random weights."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "capital", "of", "is", "france", "rome"]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", sep_token="[SEP]")
-    fast.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=10, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
-    )
-    torch.manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
 
 
 def test_cross_attention_rates_every_pair_by_itself(bert_folder):

@@ -181,10 +181,12 @@ def test_parts_are_trained_apart():
         ({"train_counterfactual": False}, {}),
         ({}, {"encoder_layers": -1}),
         ({"objective": "mixed"}, {}),
+        ({}, {"cross_attention": "bert_folder"}),
     ],
 )
-def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch):
+def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch, request):
     """Data parallelism waits for the gradient of every parameter that requires one."""
+    editor = {name: request.getfixturevalue(own) if own == "bert_folder" else own for name, own in editor.items()}
     module = MemoryEditing(SERAC(rank=2, adapted_layers=1, **editor), **settings)
     module._language_model = language_model("llama")
     monkeypatch.setattr("lightning_edit.modules.trained.TrainedEditing.setup", lambda self, stage: None)

@@ -7,9 +7,21 @@ import sys
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 from lightning_edit.cli import main
 from tests.modules.test_training import write_config
+
+
+class KeepsState(Callback):
+    """Writes the editor's state of every process."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer, pl_module):
+        state = {name: value.clone() for name, value in pl_module.editor.state_dict().items()}
+        torch.save(state, f"{self.folder}/rank-{trainer.global_rank}.pt")
 
 
 def run(command, processes):
@@ -36,7 +48,10 @@ def runs(request, tmp_path_factory, tiny_folder):
         if request.param == "SERAC":
             content["model"]["class_path"] = "lightning_edit.modules.MemoryEditing"
             del module["factor_gigabytes"]
-        content["trainer"]["callbacks"].append({"class_path": "lightning_edit.callbacks.RunArtifacts"})
+        content["trainer"]["callbacks"] += [
+            {"class_path": "lightning_edit.callbacks.RunArtifacts"},
+            {"class_path": "tests.modules.test_processes.KeepsState", "init_args": {"folder": str(folder)}},
+        ]
         content["trainer"]["strategy"] = "ddp" if processes == 2 else "auto"
         content["data"]["batch_size"] = 4 // processes
         if request.param == "MALMEN":
@@ -78,6 +93,14 @@ def test_the_running_statistics_are_those_of_one_process(runs):
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-9)
 
 
+def test_all_processes_hold_the_same_state(runs):
+    """The first process's state is sent to the others only before the next step, if at all."""
+    first, second = (torch.load(runs[2] / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
 def test_every_record_is_scored_once_and_measures_agree(runs):
     written = {}
     for processes, folder in runs.items():
@@ -92,6 +115,9 @@ def test_every_record_is_scored_once_and_measures_agree(runs):
     assert set(one) == set(two)
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        if name.endswith(("accuracy", "match", "containment", "agreement", "hit_rate")):
+            # Counts: the same to the last digit that a log holds.
+            assert two[name] == pytest.approx(value, abs=1e-7), name
 
 
 def test_an_editor_without_parameters_and_a_process_without_records(tmp_path, tiny_folder):

@@ -18,6 +18,7 @@ from lightning_edit.editors.checkpoint import KEY, export_checkpoint
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
 from lightning_edit.metrics import ngram_entropy
 from lightning_edit.models import load_language_model
+from lightning_edit.modules import HypernetworkEditing
 from tests.testers import REQUESTS, target_log_probs
 
 
@@ -278,6 +279,32 @@ def test_the_size_of_what_is_kept_is_shown(tmp_path, tiny_folder):
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "hidden states below block 1: keeping" in shown
     assert "gradient factors of" in shown
+
+
+def test_no_step_computes_what_is_kept(tmp_path, tiny_folder, monkeypatch):
+    step, passes, steps = HypernetworkEditing.training_step, [], []
+
+    def watched(self, batch, batch_idx):
+        handles = [
+            self.language_model.layer_map.block(layer).mlp.register_forward_hook(
+                lambda *args, layer=layer: passes.append(layer)
+            )
+            for layer in (0, 1)
+        ]
+        steps.append(1)
+        try:
+            return step(self, batch, batch_idx)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    monkeypatch.setattr(HypernetworkEditing, "training_step", watched)
+    config = str(write_config(tmp_path, tiny_folder, limit_val_batches=0))
+    assert main(["fit", "--config", config]) == 0
+    assert len(steps) == 20
+    # The texts that fit trains on are those that were kept: the block below the lowest site never runs again.
+    assert passes.count(0) == 0
+    assert passes.count(1) >= len(steps)
 
 
 def test_flags_overrule_the_checkpoint(run, tmp_path):
