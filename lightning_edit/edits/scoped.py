@@ -73,7 +73,11 @@ class ScopeParts:
         """Whether these route and answer as others do."""
         if self is other:
             return True
-        if self.threshold != other.threshold or type(self.classifier) is not type(other.classifier):
+        # Frozen parts are not among the weights: they are what the descriptions name.
+        made = [
+            (describe(parts.classifier), describe(parts.counterfactual), parts.threshold) for parts in (self, other)
+        ]
+        if made[0] != made[1]:
             return False
         mine, theirs = (
             {**parts.classifier.state_dict(prefix="classifier."), **parts.counterfactual.weights()}

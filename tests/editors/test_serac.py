@@ -277,6 +277,7 @@ def test_sequences_of_memories_are_one_memory(model, editor, tmp_path):
     first, second = editor.edit(model, REQUESTS[:1]), editor.edit(model, REQUESTS[1:2])
     later = editor.edit(model, [replace(REQUESTS[0], target="Oslo")])
     saved = [load_edit(edit.save(tmp_path / str(at))) for at, edit in enumerate((first, second, later))]
+    unnamed = editor.edit(model, [replace(REQUESTS[0], id="")])
     expected = editor.edit(model, [replace(REQUESTS[0], target="Oslo"), REQUESTS[1]])
     prompts, targets = [REQUESTS[0].prompt, REQUESTS[1].prompt], ["Oslo", REQUESTS[1].target]
     with expected.applied(model) as edited:
@@ -287,6 +288,8 @@ def test_sequences_of_memories_are_one_memory(model, editor, tmp_path):
         assert [score.route.request.target for score in found] == ["Oslo", REQUESTS[1].target]
         for one, same in zip(found, wanted, strict=True):
             assert one.log_probs == pytest.approx(same.log_probs, abs=1e-4)
+    assert editor.made(saved[0].provenance, REQUESTS[:1])
+    assert editor.made(load_edit(unnamed.save(tmp_path / "unnamed")).provenance, [replace(REQUESTS[0], id="")])
     with torch.no_grad():
         saved[1].parts.classifier.log_scale.add_(1.0)
     with pytest.raises(EditError, match="by other weights"), EditSequence(saved).applied(model):
