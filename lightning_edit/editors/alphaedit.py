@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_edit.editors.locate import Job
+from lightning_edit.editors.job import Job
 from lightning_edit.editors.spread import SpreadEditor
 from lightning_edit.edits import StackedFactors
 from lightning_edit.errors import EditError

@@ -1,18 +1,18 @@
-"""What locate-then-edit methods share: contexts, keys, values, and updates of rank n at the sites of a few layers."""
+"""What locate-then-edit methods share: their settings, and the way from requests to edits."""
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from lightning_edit.editors.base import Capabilities, Editor
+from lightning_edit.editors.contradictions import Contradictions, without_contradictions
+from lightning_edit.editors.job import Job, Reading, among
 from lightning_edit.editors.prompts import (
     BARE,
     Contexts,
@@ -22,46 +22,25 @@ from lightning_edit.editors.prompts import (
     last_subject_token,
     sampled_contexts,
 )
-from lightning_edit.editors.value_search import FoundValue, ValueSettings, search_values
+from lightning_edit.editors.value_search import ValueSettings, search_values
 from lightning_edit.edits import (
     Edit,
     EditBatch,
     EditSequence,
     Provenance,
     StackedFactors,
-    WeightEdit,
     WeightEditBatch,
 )
-from lightning_edit.edits.hooks import added_terms
-from lightning_edit.errors import ConfigurationError, EditError, NonFiniteError
-from lightning_edit.models.language_model import ChunkContext, LanguageModel
+from lightning_edit.errors import ConfigurationError, NonFiniteError
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.record import Tap, record
 from lightning_edit.models.statistics import IdentityStatistics, KeyStatistics, Statistics
 from lightning_edit.records import EditRequest
 
 Covariance = Literal["fitted", "identity"]
-Contradictions = Literal["error", "last", "keep"]
 PLACE = "value"
 """Name of the place of methods that search one value."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a place sees at the last subject token, for N requests.
-
-    Args:
-        mean: (N, M) float64 mean over the contexts.
-        bare: (N, M) float64 for the prompt by itself.
-    """
-
-    mean: Tensor
-    bare: Tensor
-
-    @classmethod
-    def of(cls, read: Tensor, contexts: Contexts) -> Reading:
-        """That of (N, T, M) values in T contexts."""
-        return cls(torch.einsum("t,ntm->nm", contexts.weights.to(read.device), read), read[:, 0])
 
 
 class LocateEditor(Editor):
@@ -233,7 +212,7 @@ class LocateEditor(Editor):
             self.require(site, statistics)
         self.loss_layer_of(model, sites)
         for group in groups:
-            for request in self._without_contradictions(group):
+            for request in without_contradictions(group, self.contradictions):
                 last_subject_token(in_context(model, request, BARE))
         self.contexts_for(model)
 
@@ -258,7 +237,7 @@ class LocateEditor(Editor):
         that nothing is left of changes nothing.
         """
         statistics, sites = self.ready_statistics(model), self._sites(model)
-        kept = [self._without_contradictions(group) for group in groups]
+        kept = [without_contradictions(group, self.contradictions) for group in groups]
         flat = [request for group in kept for request in group]
         group_of = [index for index, group in enumerate(kept) for _ in group]
         contexts = self.contexts_for(model)
@@ -283,7 +262,7 @@ class LocateEditor(Editor):
         stacked = self.updates(model, job, statistics) if made else {}
         keys = self.keys_to_keep(model, job, stacked) if made else []
         provenances = [self._provenance(model, kept[at], group_of, problems, at) for at in range(len(groups))]
-        every = {site.name: _among(stacked.get(site.name), made, len(groups), site) for site in sites}
+        every = {site.name: among(stacked.get(site.name), made, len(groups), site) for site in sites}
         keys_of = dict(zip(made, keys, strict=True))
         return WeightEditBatch(every, provenances, [keys_of.get(at, {}) for at in range(len(groups))])
 
@@ -292,7 +271,7 @@ class LocateEditor(Editor):
         sampled = {"contexts": None} if self.contexts is None else {}
         settings = {**provenance.hyperparameters, **sampled}
         settings = {name: settings.get(name) for name in self.hyperparameters}
-        kept = self._without_contradictions(requests)
+        kept = without_contradictions(requests, self.contradictions)
         return super().made(replace(provenance, hyperparameters=settings), kept)
 
     def _sites(self, model: LanguageModel) -> list[EditSite]:
@@ -329,20 +308,6 @@ class LocateEditor(Editor):
     def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
         """The changes of every site."""
 
-    def _without_contradictions(self, group: Sequence[EditRequest]) -> list[EditRequest]:
-        last = {request.prompt: request for request in group}
-        contradicting = [request for request in group if last[request.prompt].target != request.target]
-        if not contradicting or self.contradictions == "keep":
-            return list(group)
-        if self.contradictions == "last":
-            return [request for request in group if last[request.prompt].target == request.target]
-        first = contradicting[0]
-        raise EditError(
-            f"{len(contradicting)} requests contradict later ones of the same edit, the first of them "
-            f"{first.id or first.prompt!r}: {first.prompt!r} is to be answered {first.target!r} and "
-            f"{last[first.prompt].target!r}; set contradictions to last or keep, or edit them apart"
-        )
-
     def keys(self, model: LanguageModel, job: Job, site: EditSite, partial: Mapping[str, StackedFactors]) -> Reading:
         """What a site reads at the last subject token, under the changes made so far."""
         read = self.readings(
@@ -364,75 +329,3 @@ class LocateEditor(Editor):
         seen = record(model, texts, positions, taps, job.hooks(model, partial, len(templates)))
         shape = (len(job.requests), len(templates), -1)
         return {name: values.double().view(shape) for name, values in seen.items()}
-
-
-@dataclass(frozen=True)
-class Job:
-    """The requests of several edits, with the values that were found for them.
-
-    Args:
-        requests: (N) requests of all edits.
-        group_of: (N) edit that each belongs to.
-        values: (N) what was found for each.
-        groups: Number of edits B.
-        sites: The sites to edit, lowest layer first.
-        contexts: The contexts.
-        after: Earlier edits that these are made on top of.
-    """
-
-    requests: list[EditRequest]
-    group_of: list[int]
-    values: list[FoundValue]
-    groups: int
-    sites: list[EditSite]
-    contexts: Contexts
-    after: EditSequence
-
-    def earlier_keys(self, site: EditSite) -> Tensor:
-        """(M, E) float64 the keys that earlier edits keep at a site."""
-        kept = [
-            edit.keys[site.name].double()
-            for edit in self.after.edits
-            if isinstance(edit, WeightEdit) and site.name in edit.keys
-        ]
-        device = site.weight.device
-        empty = torch.zeros(0, site.fan_in, dtype=torch.float64, device=device)
-        return torch.cat([empty, *(keys.to(device) for keys in kept)]).T
-
-    def members(self, group: int) -> list[int]:
-        """Places of an edit's requests."""
-        return [at for at, own in enumerate(self.group_of) if own == group]
-
-    def hooks(self, model: LanguageModel, partial: Mapping[str, StackedFactors], texts_each: int) -> ChunkContext:
-        """Context of a padded batch in which every text runs under its edit's changes so far."""
-
-        def around(chunk: list[int]) -> AbstractContextManager[object]:
-            rows = torch.tensor([self.group_of[index // texts_each] for index in chunk], device=model.device)
-            return added_terms(model, {site: changes.term(rows) for site, changes in partial.items()})
-
-        return around
-
-    def stacked(self, factors: Sequence[tuple[Tensor, Tensor]]) -> StackedFactors:
-        """One pair of factors for each edit, (M, n) and (n, D), padded to the same rank.
-
-        They are rounded to float32, or kept in float64 for a float64 model.
-        """
-        rank = max(a.shape[1] for a, _ in factors)
-        a = torch.stack([torch.nn.functional.pad(a, (0, rank - a.shape[1])) for a, _ in factors])
-        b = torch.stack([torch.nn.functional.pad(b, (0, 0, 0, rank - b.shape[0])) for _, b in factors])
-        dtype = next(iter(self.values[0].initial.values())).dtype
-        return StackedFactors(a.to(dtype), b.to(dtype))
-
-
-def _among(changes: StackedFactors | None, places: list[int], count: int, site: EditSite) -> StackedFactors:
-    """Changes at their places among those of ``count`` edits, the others of which change nothing."""
-    if changes is None:
-        device = site.weight.device
-        return StackedFactors(
-            torch.zeros(count, site.fan_in, 1, device=device), torch.zeros(count, 1, site.fan_out, device=device)
-        )
-    if len(changes) == count:
-        return changes
-    a, b = (own.new_zeros(count, *own.shape[1:]) for own in (changes.a, changes.b))
-    a[places], b[places] = changes.a, changes.b
-    return StackedFactors(a, b)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_edit.editors.base import Capabilities
-from lightning_edit.editors.locate import PLACE, Job, LocateEditor, Reading
+from lightning_edit.editors.job import Job, Reading
+from lightning_edit.editors.locate import PLACE, LocateEditor
 from lightning_edit.editors.prompts import PLAIN_SAMPLES, Sampling
 from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.key_value import constrained_update

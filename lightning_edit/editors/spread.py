@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_edit.editors.locate import PLACE, Job, LocateEditor
+from lightning_edit.editors.job import Job
+from lightning_edit.editors.locate import PLACE, LocateEditor
 from lightning_edit.editors.prompts import BARE, STARTED_SAMPLES, Sampling
 from lightning_edit.edits import StackedFactors
 from lightning_edit.models.language_model import LanguageModel

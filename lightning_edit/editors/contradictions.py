@@ -1,0 +1,35 @@
+"""Requests of one edit that want different answers to the same prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from lightning_edit.errors import EditError
+from lightning_edit.records import EditRequest
+
+Contradictions = Literal["error", "last", "keep"]
+
+
+def without_contradictions(group: Sequence[EditRequest], choice: Contradictions) -> list[EditRequest]:
+    """The requests of an edit, without those that a later one overrules.
+
+    Args:
+        group: The requests.
+        choice: "last" keeps the last request of each prompt, "keep" keeps all, "error" refuses.
+
+    Raises:
+        EditError: If requests contradict one another and the choice is to refuse.
+    """
+    last = {request.prompt: request for request in group}
+    contradicting = [request for request in group if last[request.prompt].target != request.target]
+    if not contradicting or choice == "keep":
+        return list(group)
+    if choice == "last":
+        return [request for request in group if last[request.prompt].target == request.target]
+    first = contradicting[0]
+    raise EditError(
+        f"{len(contradicting)} requests contradict later ones of the same edit, the first of them "
+        f"{first.id or first.prompt!r}: {first.prompt!r} is to be answered {first.target!r} and "
+        f"{last[first.prompt].target!r}; set contradictions to last or keep, or edit them apart"
+    )
