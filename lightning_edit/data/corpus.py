@@ -175,11 +175,18 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
 
 
 def _from_parquet(path: Path, field: str) -> Iterator[str]:
-    if importlib.util.find_spec("datasets") is None:
-        raise ConfigurationError(f"{path}: reading .parquet needs the package datasets: pip install datasets")
-    from datasets import load_dataset
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ConfigurationError(f"{path}: reading .parquet needs the package pyarrow: pip install pyarrow")
+    import pyarrow
+    from pyarrow import parquet
 
-    yield from _texts(load_dataset("parquet", data_files=str(path), split="train", streaming=True), path, field)
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [field] if field in file.schema_arrow.names else None
+            records = (record for batch in file.iter_batches(columns=columns) for record in batch.to_pylist())
+            yield from _texts(records, path, field)
+    except pyarrow.ArrowException as error:
+        raise DataFormatError(f"not a Parquet file ({error})", path) from error
 
 
 def _from_hub(source: str, field: str, split: str, configuration: str | None) -> Iterator[str]:

@@ -9,8 +9,7 @@ import torch
 import yaml
 
 from lightning_edit.cli import main
-from lightning_edit.data.corpus import TextCorpus, documents, pack
-from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
+from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.models import load_language_model
 from lightning_edit.models.moments import MomentSums
 from lightning_edit.models.statistics import KeyStatistics
@@ -282,35 +281,6 @@ def test_what_is_missing_is_named(tiny_folder, text, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", config]) == 1
     assert "editor.statistics" in capsys.readouterr().err
-
-
-def test_corpora_of_every_form(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\n\n\ntwo\nlines\n")
-    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n\n{"body": "two"}\n')
-    assert list(documents(str(tmp_path / "a.txt"), "text", "train")) == ["one", "two\nlines"]
-    assert list(documents(str(tmp_path / "a.jsonl"), "body", "train")) == ["one", "two"]
-    with pytest.raises(DataFormatError, match=r"record 0, field 'text'"):
-        list(documents(str(tmp_path / "a.jsonl"), "text", "train"))
-    (tmp_path / "b.jsonl").write_text("nonsense")
-    with pytest.raises(DataFormatError, match="not JSON"):
-        list(documents(str(tmp_path / "b.jsonl"), "text", "train"))
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(DataFormatError, match="not UTF-8"):
-        list(documents(str(tmp_path / "b.txt"), "text", "train"))
-    with pytest.raises(SourceNotFoundError, match="no such file"):
-        list(documents("./none.txt", "text", "train"))
-
-
-def test_packing_keeps_every_token_in_order():
-    tokenizer = byte_level_tokenizer()
-    texts = ["The capital of France", "On which continent is Brazil?"] * 5
-    rows = pack(iter(texts), tokenizer, 8, 10_000)
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    ids = [id for text in texts for id in tokenizer(text, add_special_tokens=False)["input_ids"] + end]
-    assert rows.flatten().tolist() == ids[: len(ids) // 8 * 8]
-    assert pack(iter(texts), tokenizer, 8, 20).shape == (2, 8)
-    with pytest.raises(ConfigurationError, match=r"data\.corpus\.length"):
-        TextCorpus("x", length=0)
 
 
 def test_the_module_has_nothing_to_optimise():
