@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_edit.editors.prompts import every_context, last_subject_token
-from lightning_edit.editors.value_search import ValueSettings, search_values
+from lightning_edit.editors.value_search import ValueSettings, _Search, search_values
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.record import Tap
 from tests.testers import REQUESTS
@@ -142,3 +142,25 @@ def test_searching_together_is_searching_alone():
     for one, other in zip(together, alone, strict=True):
         assert len(one.losses) == len(other.losses)
         torch.testing.assert_close(one.delta["value"], other.delta["value"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_finished_request_leaves_the_batch(monkeypatch):
+    model = language_model("llama")
+    tap = {"value": Tap(model.layer_map.block(1), "output", 1)}
+    templates = ["{}", "Well. {}"]
+    first = [
+        search_values(model, [request], templates, tap, ValueSettings(1, 0.3, 0.0, 4.0, 0.0))[0].losses[0]
+        for request in REQUESTS
+    ]
+    easiest, hardest = sorted(first)[:2]
+    rows_of_step = []
+    losses = _Search._losses
+    monkeypatch.setattr(
+        _Search, "_losses", lambda self, active: rows_of_step.append(len(active)) or losses(self, active)
+    )
+    found = search_values(
+        model, REQUESTS, templates, tap, ValueSettings(3, 1e-6, 0.0, 4.0, 0.0, stop_below=(easiest + hardest) / 2)
+    )
+    steps = [len(own.losses) for own in found]
+    assert steps == [1 if loss == easiest else 3 for loss in first]
+    assert rows_of_step == [len(REQUESTS), len(REQUESTS) - 1, len(REQUESTS) - 1]
