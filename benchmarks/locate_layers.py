@@ -40,14 +40,14 @@ CONTEXTS: dict[str, list[dict[str, Any]]] = {"rome": [{"bare_apart": False}, {"b
 
 
 def traced(model: LanguageModel, data: Path, folder: Path) -> dict[str, Any]:
-    """The averages of causal traces, and the layer that they suggest."""
+    """The averages of causal traces, and the layers that they suggest."""
     path = folder / "traces.json"
     if not path.exists():
         facts = read_known_facts(str(next(data.rglob("known_1000.json"))))
         trace_facts(model, facts, TraceSettings(samples=5), folder, FACTS)
     shutil.copy(folder / "averages.png", Path(__file__).with_suffix(".png"))
     found = json.loads(path.read_text())
-    return {name: found[name] for name in ("settings", "counts", "suggested_layer")}
+    return {name: found[name] for name in ("settings", "counts", "suggested_layer", "suggested_layers")}
 
 
 def score(measures: dict[str, Any]) -> float:

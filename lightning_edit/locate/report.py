@@ -18,7 +18,7 @@ from lightning_edit.locate.tracing import (
     TraceSettings,
     average_effects,
     embedding_deviation,
-    suggested_layer,
+    suggested_layers,
     trace_fact,
 )
 from lightning_edit.models.language_model import LanguageModel
@@ -26,6 +26,8 @@ from lightning_edit.records import EditRequest
 
 PICTURES = 5
 """Facts with a picture of their own, where many are traced."""
+SEVERAL = 5
+"""Layers that are suggested to methods that edit several, as many as MEMIT's authors edit in GPT-2 XL."""
 
 
 def trace_facts(
@@ -39,7 +41,7 @@ def trace_facts(
 ) -> list[Trace]:
     """Traces the facts that the model knows, and writes traces.json, pictures, and averages of several facts.
 
-    With severed outputs only single states are put back, as in the paper; the files' names say so, and no layer is
+    With severed outputs only single states are put back, as in the paper; the files' names say so, and no layers are
     suggested.
 
     Raises:
@@ -57,20 +59,21 @@ def trace_facts(
         traces.append(found)
         if number < PICTURES:
             pictures.append(draw_trace(found, folder / f"trace-{request.id}{suffix}.png", settings.window, severed))
-    layer = None if severed else suggested_layer(traces)
+    layers = [[], []] if severed else [suggested_layers(traces, count) for count in (1, SEVERAL)]
     numbers = folder / f"traces{suffix}.json"
-    write_json(numbers, _content(model, requests, known, settings, severed, deviation, traces, layer))
+    write_json(numbers, _content(model, requests, known, settings, severed, deviation, traces, layers))
     if len(traces) > 1:
         pictures.append(draw_averages(traces, folder / f"averages{suffix}.png", severed))
     if to_wandb:
         _send(pictures)
     console = Console()
     console.print(f"traced {len(traces)} of {len(known)} facts that the model says, of {len(requests)} given")
-    if layer is not None:
+    if not severed:
+        [[one], several] = layers
         console.print(
-            f"suggested layer  {layer}: there MLP outputs at the subject's last token restore the answer most "
-            f"(window of {settings.window}, mean of {len(traces)} fact{'s' * (len(traces) > 1)}); methods that edit "
-            "several layers take it as the last or the middle one"
+            f"suggested layers {one}, or {several[0]} to {several[-1]} for methods that edit several: there MLP "
+            f"outputs at the subject's last token restore the answer most (window of {settings.window}, mean of "
+            f"{len(traces)} fact{'s' * (len(traces) > 1)})"
         )
     for path in (numbers, *pictures):
         console.print(f"written          {path}", soft_wrap=True)
@@ -93,7 +96,7 @@ def _content(
     severed: str | None,
     deviation: float,
     traces: Sequence[Trace],
-    layer: int | None,
+    layers: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     averages = {
         kind: {
@@ -107,7 +110,8 @@ def _content(
         "fingerprint": model.fingerprint.digest,
         "settings": {**vars(settings), "severed": severed, "embedding_deviation": deviation},
         "counts": {"given": len(requests), "known": len(known), "traced": len(traces)},
-        "suggested_layer": layer,
+        "suggested_layer": layers[0][0] if layers[0] else None,
+        "suggested_layers": layers[1] or None,
         "averages": averages,
         "facts": [
             {

@@ -308,6 +308,13 @@ def average_effects(traces: Sequence[Trace], kind: str) -> dict[str, tuple[Tenso
     return averages
 
 
-def suggested_layer(traces: Sequence[Trace]) -> int:
-    """The layer whose MLP window has the largest mean effect at the subject's last token (the paper's early site)."""
-    return int(average_effects(traces, "mlp")["last subject"][0].argmax())
+def suggested_layers(traces: Sequence[Trace], count: int) -> list[int]:
+    """The consecutive layers whose MLP windows have the largest mean effect at the subject's last token.
+
+    That is the paper's early site: the layer to edit for methods that edit one, and where the range of layers lies for
+    those that edit several. Of a model with fewer layers, all of them.
+    """
+    effects = average_effects(traces, "mlp")["last subject"][0]
+    sums = effects.unfold(0, min(count, len(effects)), 1).sum(-1)
+    first = int(sums.argmax())
+    return list(range(first, min(first + count, len(effects))))

@@ -15,7 +15,7 @@ from lightning_edit.locate.tracing import (
     TraceSettings,
     average_effects,
     embedding_deviation,
-    suggested_layer,
+    suggested_layers,
     trace_fact,
 )
 from lightning_edit.models.skipping import entering
@@ -167,7 +167,9 @@ def test_roles_and_averages():
     torch.testing.assert_close(mean, torch.tensor([0.04, 0.045, 0.05, 0.055]))
     values = torch.tensor([[0.08, 0.0], [0.09, 0.0], [0.1, 0.0], [0.11, 0.0]])
     torch.testing.assert_close(band, 1.96 * values.std(1) / 2**0.5)
-    assert suggested_layer([first, second]) == 3
+    assert suggested_layers([first, second], 1) == [3]
+    assert suggested_layers([first, second], 3) == [1, 2, 3]
+    assert suggested_layers([first, second], 5) == [0, 1, 2, 3]
     assert average_effects([first], "mlp")["next"][1].tolist() == [0.0] * 4
 
 
@@ -184,7 +186,7 @@ def test_the_command_writes_numbers_and_pictures(tiny_folder, tmp_path, capsys, 
     fact = ["--prompt", "The capital of France is", "--subject", "France"]
     arguments = ["trace", "--name_or_path", str(tiny_folder), "--samples", "2", "--window", "2"]
     assert main([*arguments, *fact, "--output", str(tmp_path / "one")]) == 0
-    assert "suggested layer" in capsys.readouterr().out
+    assert "suggested layers " in capsys.readouterr().out
     assert (tmp_path / "one" / "trace-prompt.png").read_bytes().startswith(b"\x89PNG")
     facts = tmp_path / "facts.json"
     facts.write_text(json.dumps([
