@@ -33,6 +33,13 @@ SWEEP: dict[str, list[dict[str, Any]]] = {
         *({"covariance_weight": weight} for weight in (15000.0, 1500.0, 150.0, 15.0)),
         *({"covariance_weight": 150.0, "layers": layers} for layers in ([2, 3, 4, 5, 6], [6, 7, 8, 9, 10])),
     ],
+    "pmet": [
+        *({"covariance_weight": weight} for weight in (1500.0, 150.0, 15.0)),
+        {"covariance_weight": 150.0, "weight_decay": 1e-3},
+        {"covariance_weight": 150.0, "satisfied_weight": 1.0},
+        {"covariance_weight": 150.0, "weight_decay": 1e-3, "satisfied_weight": 1.0},
+        *({"covariance_weight": 150.0, "layers": layers} for layers in ([2, 3, 4, 5, 6], [6, 7, 8, 9, 10])),
+    ],
 }
 """Method to changes of its settings in configs/editor."""
 CONTEXTS: dict[str, list[dict[str, Any]]] = {"rome": [{"bare_apart": False}, {"bare_apart": True}]}

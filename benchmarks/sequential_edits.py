@@ -78,7 +78,7 @@ def undone(run: SequentialRun) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draws retention, locality and perplexity against the number of edits."""
+    """Draws retention, generalization, locality and perplexity against the number of edits."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,9 +87,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     curves = (
         ("edit success of earlier edits", lambda row: row["earlier"].get("edit_success/token_accuracy")),
-        ("edit success of the latest", lambda row: row["latest"].get("edit_success/token_accuracy")),
+        ("generalization of all edits", lambda row: row["all"].get("generalization/token_accuracy")),
         ("locality against the unedited model", lambda row: _mean(row["all"], "self_agreement")),
-        ("perplexity", lambda row: row["perplexity"]),
+        ("perplexity (dashed: unedited)", lambda row: row["perplexity"]),
     )
     for axis, (title, value) in zip(axes, curves, strict=True):
         for method, found in result.items():
@@ -97,7 +97,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
             points = [(edits, own) for edits, own in points if own is not None]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method)
         axis.set(title=title, xlabel="edits")
-    axes[-1].set_yscale("log")
+        axis.set_ylim(bottom=0)
+    before = max(row["perplexity_before"] for found in result.values() for row in found["schedule"])
+    axes[-1].axhline(before, color="grey", linestyle="--", linewidth=1)
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=110)
     print(f"drawn to {path}")
