@@ -3,9 +3,10 @@
 python -m benchmarks.locate_layers --data FOLDER [--methods NAME …]
 
 FOLDER holds the published files. Traced are facts of known_1000 that the model says. The sweep edits 8 CounterFact
-records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE, which no other benchmark tests, and for the contexts'
-weights the 23 CounterFact records that are left; the score is the mean of edit success, generalization and locality
-against the unedited model. Writes the numbers, and the traces' averages as a picture beside them.
+records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE; for the contexts' weights the 23 CounterFact records
+that are left, for the length of the search the 24 ZsRE records before those. None of them is among the records that
+locate_quality and sequential_edits test. The score is the mean of edit success, generalization and locality against
+the unedited model. Writes the numbers, and the traces' averages as a picture beside them.
 """
 
 from __future__ import annotations
@@ -28,22 +29,33 @@ from lightning_edit.records import EditRecord
 FACTS = 12
 RECORDS = 8
 SWEEP: dict[str, list[dict[str, Any]]] = {
-    "rome": [{"layers": [layer], "bare_apart": False} for layer in (3, 5, 7, 9)],
+    "rome": [{"layers": [layer]} for layer in (3, 5, 7, 9)],
     "memit": [
         *({"covariance_weight": weight} for weight in (15000.0, 1500.0, 150.0, 15.0)),
         *({"covariance_weight": 150.0, "layers": layers} for layers in ([2, 3, 4, 5, 6], [6, 7, 8, 9, 10])),
     ],
     "pmet": [
-        *({"covariance_weight": weight} for weight in (1500.0, 150.0, 15.0)),
-        {"covariance_weight": 150.0, "weight_decay": 1e-3},
-        {"covariance_weight": 150.0, "satisfied_weight": 1.0},
-        {"covariance_weight": 150.0, "weight_decay": 1e-3, "satisfied_weight": 1.0},
-        *({"covariance_weight": 150.0, "layers": layers} for layers in ([2, 3, 4, 5, 6], [6, 7, 8, 9, 10])),
+        *({"covariance_weight": weight} for weight in (15000.0, 1500.0, 150.0)),
+        {"clamp_norm": 0.75, "learning_rate": 0.2},
+        *({"layers": layers} for layers in ([7, 8], [8])),
+        {"satisfied_weight": 1.0},
+        {"weight_decay": 1e-3},
+        *({"satisfied_weight": 1.0, "layers": layers} for layers in ([7, 8], [6, 7, 8], [8, 9])),
     ],
 }
-"""Method to changes of its settings in configs/editor."""
+"""Method to changes of the settings that its sweep began with."""
+START: dict[str, dict[str, Any]] = {
+    "rome": {"bare_apart": False},
+    "pmet": {"layers": [4, 5, 6, 7, 8], "satisfied_weight": 0.1},
+}
+"""Those settings, where configs/editor now has others because of the sweep."""
 CONTEXTS: dict[str, list[dict[str, Any]]] = {"rome": [{"bare_apart": False}, {"bare_apart": True}]}
-"""The same, for CounterFact records half of which begin with their subject."""
+"""Method to changes of its settings in configs/editor, for records most of which begin with their subject."""
+SEARCHES: dict[str, list[dict[str, Any]]] = {
+    "rome": [{"learning_rate": rate} for rate in (0.5, 1.0)],
+    "memit": [{"learning_rate": rate} for rate in (0.5, 1.0)],
+}
+"""The same, for ZsRE records, whose answers are longer."""
 
 
 def traced(model: LanguageModel, data: Path, folder: Path) -> dict[str, Any]:
@@ -77,9 +89,11 @@ class Sweep:
         self.model, self.statistics, self.work = model, statistics, work
         self.evaluator = Evaluator(model, EvaluationSettings(generate=False))
 
-    def measure(self, method: str, changes: dict[str, Any], benchmarks: dict[str, list[EditRecord]]) -> dict[str, Any]:
+    def measure(
+        self, method: str, start: dict[str, Any], changes: dict[str, Any], benchmarks: dict[str, list[EditRecord]]
+    ) -> dict[str, Any]:
         """Benchmark to its measures."""
-        editor = changed_editor(method, str(self.statistics), changes)
+        editor = changed_editor(method, str(self.statistics), {**start, **changes})
         editor.setup(self.model)
         found: dict[str, Any] = {}
         for benchmark, records in benchmarks.items():
@@ -104,12 +118,18 @@ def main() -> None:
     counterfacts = counterfact(options.data)
     few = {"CounterFact": counterfacts[1000 : 1000 + RECORDS], "KnowEdit ZsRE": zsre(options.data)[-RECORDS:]}
     more = {"CounterFact, more": counterfacts[1000 + RECORDS :]}
+    longer = {"KnowEdit ZsRE, more": zsre(options.data)[-4 * RECORDS : -RECORDS]}
     kept = read_result(__file__)
     result: dict[str, Any] = kept.get("sweep", {})
     for method in options.methods:
-        for benchmarks, settings in ((few, SWEEP[method]), (more, CONTEXTS.get(method, []))):
+        parts = [
+            (few, SWEEP[method], START.get(method, {})),
+            (more, CONTEXTS.get(method, []), {}),
+            (longer, SEARCHES.get(method, []), {}),
+        ]
+        for benchmarks, settings, start in parts:
             for changes in settings:
-                result.setdefault(method, {})[named(changes)] = sweep.measure(method, changes, benchmarks)
+                result.setdefault(method, {})[named(changes)] = sweep.measure(method, start, changes, benchmarks)
                 write_result(__file__, {"traces": kept.get("traces"), "sweep": result})
     write_result(__file__, {"traces": traced(model, options.data, options.work / "traces"), "sweep": result})
 
