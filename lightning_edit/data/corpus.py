@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_edit import ranges
 from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
 
 _LOG = logging.getLogger(__name__)
@@ -87,9 +88,7 @@ class TextCorpus:
         batch_size: int = 8,
         configuration: str | None = None,
     ) -> None:
-        for name, value in {"tokens": tokens, "length": length, "batch_size": batch_size}.items():
-            if value < 1:
-                raise ConfigurationError(f"data.corpus.{name}: expected a positive number, found {value}")
+        ranges.at_least(1, "data.corpus", tokens=tokens, length=length, batch_size=batch_size)
         self.source, self.field, self.split, self.configuration = source, field, split, configuration
         self.tokens, self.length, self.batch_size = tokens, length, batch_size
 

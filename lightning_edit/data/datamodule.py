@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_edit import ranges
 from lightning_edit.data.batches import RecordGroups, TrainingBatch, TrainingCollator, TrainingRecords
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.data.reading import ReadReport, RecordSource
@@ -69,16 +70,15 @@ class EditDataModule(LightningDataModule):
         skip_seen_subjects: bool = False,
     ) -> None:
         super().__init__()
-        numbers = {
-            "batch_size": batch_size,
-            "requests_per_edit": requests_per_edit,
-            "locality_draws": locality_draws,
-            "eval_batch_size": eval_batch_size,
-            "eval_requests_per_edit": eval_requests_per_edit,
-        }
-        for name, value in numbers.items():
-            if value < 1:
-                raise ConfigurationError(f"data.{name}: expected a positive number, found {value}")
+        ranges.at_least(
+            1,
+            "data",
+            batch_size=batch_size,
+            requests_per_edit=requests_per_edit,
+            locality_draws=locality_draws,
+            eval_batch_size=eval_batch_size,
+            eval_requests_per_edit=eval_requests_per_edit,
+        )
         self.sources = {
             "fit": train,
             "validate": validation,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lightning_edit import ranges
 from lightning_edit.errors import (
     ConfigurationError,
     DataFormatError,
@@ -240,8 +241,7 @@ class Benchmark(RecordSource):
     def __init__(self, source: str, split: str = "test", limit: int | None = None) -> None:
         if split not in self.files:
             raise ConfigurationError(f"{type(self).__name__} has no split {split!r}; it has {sorted(self.files)}")
-        if limit is not None and limit < 1:
-            raise ConfigurationError(f"limit: expected a positive number or none, found {limit}")
+        ranges.at_least(1, type(self).__name__, limit=limit)
         self.source, self.split, self.limit = str(source), split, limit
 
     def read(self) -> ReadReport:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning_edit import ranges
 from lightning_edit.data.reading import ReadReport, RecordSource, note_repeated_prompts
 from lightning_edit.data.worldfacts_text import (
     CONTINENTS,
@@ -77,9 +78,7 @@ class WorldFacts(RecordSource):
             raise ConfigurationError(f"validation_fraction: expected between 0 and 1, found {validation_fraction}")
         if not 1 <= rephrases <= (9 if split == "train" else 3):
             raise ConfigurationError(f"rephrases: expected 1 to 9 in training, 1 to 3 else, found {rephrases}")
-        for name, value in (("limit", limit), ("cities_per_country", cities_per_country)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name}: expected a positive number, found {value}")
+        ranges.at_least(1, "WorldFacts", limit=limit, cities_per_country=cities_per_country)
         self.split, self.limit, self.seed = split, limit, seed
         self.cities_per_country, self.validation_fraction = cities_per_country, validation_fraction
         self.rephrases = rephrases

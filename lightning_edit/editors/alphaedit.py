@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.job import Job
 from lightning_edit.editors.spread import SpreadEditor
 from lightning_edit.edits import StackedFactors
@@ -44,6 +45,7 @@ class AlphaEdit(SpreadEditor):
         **common: Any,
     ) -> None:
         super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        ranges.above(0, "editor", threshold=threshold, ridge=ridge)
         self.threshold, self.ridge = threshold, ridge
         self._bases: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -21,15 +21,18 @@ def without_contradictions(group: Sequence[EditRequest], choice: Contradictions)
     Raises:
         EditError: If requests contradict one another and the choice is to refuse.
     """
-    last = {request.prompt: request for request in group}
-    contradicting = [request for request in group if last[request.prompt].target != request.target]
+    last = {request.prompt: at for at, request in enumerate(group)}
+    contradicting = [request for request in group if group[last[request.prompt]].target != request.target]
     if not contradicting or choice == "keep":
         return list(group)
     if choice == "last":
-        return [request for request in group if last[request.prompt].target == request.target]
+        overruled = {request.prompt for request in contradicting}
+        return [
+            request for at, request in enumerate(group) if request.prompt not in overruled or at == last[request.prompt]
+        ]
     first = contradicting[0]
     raise EditError(
         f"{len(contradicting)} requests contradict later ones of the same edit, the first of them "
         f"{first.id or first.prompt!r}: {first.prompt!r} is to be answered {first.target!r} and "
-        f"{last[first.prompt].target!r}; set contradictions to last or keep, or edit them apart"
+        f"{group[last[first.prompt]].target!r}; set contradictions to last or keep, or edit them apart"
     )

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.spread import SpreadEditor
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.errors import EditError
 from lightning_edit.functional.key_value import constrained_update
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.statistics import IdentityStatistics, Statistics
@@ -41,6 +42,8 @@ class EMMET(SpreadEditor):
         **common: Any,
     ) -> None:
         super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        ranges.above(0, "editor", covariance_weight=covariance_weight)
+        ranges.at_least(0, "editor", constraint_ridge=constraint_ridge, covariance_ridge=covariance_ridge)
         self.covariance_weight = covariance_weight
         self.constraint_ridge, self.covariance_ridge = constraint_ridge, covariance_ridge
 
@@ -49,17 +52,25 @@ class EMMET(SpreadEditor):
         return [depth // 6]
 
     def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
-        """See :meth:`SpreadEditor.left_factor`."""
+        """See :meth:`SpreadEditor.left_factor`.
+
+        Raises:
+            EditError: If requests share a key and no ridge parts them.
+        """
         ridge = self.constraint_ridge if keys.shape[1] > 1 else 0.0
-        return constrained_update(keys, self._weighted(site, keys, statistics), ridge=ridge)
+        try:
+            return constrained_update(keys, self._weighted(site, keys, statistics), ridge=ridge)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the module does not list it
+            raise EditError(
+                f"requests of one edit read the same key at {site.name}, where only one value can be written; set "
+                "editor.constraint_ridge above zero, or edit them apart"
+            ) from error
 
     def _weighted(self, site: EditSite, keys: Tensor, statistics: Statistics) -> Tensor:
         if self.covariance_ridge == 0:
             return statistics.inverse_times(site.name, keys) / self.covariance_weight
         if isinstance(statistics, IdentityStatistics):
             return keys / (self.covariance_weight + self.covariance_ridge)
-        if self.covariance_ridge < 0:
-            raise ConfigurationError("editor.covariance_ridge: expected zero or more")
         moment = self.covariance_weight * statistics.moment(site.name).double().to(keys.device)
         identity = torch.eye(len(moment), dtype=torch.float64, device=keys.device)
         solved: Tensor = torch.linalg.solve(moment + self.covariance_ridge * identity, keys)

@@ -106,3 +106,20 @@ def among(changes: StackedFactors | None, places: list[int], count: int, site: E
     a, b = (own.new_zeros(count, *own.shape[1:]) for own in (changes.a, changes.b))
     a[places], b[places] = changes.a, changes.b
     return StackedFactors(a, b)
+
+
+def not_finite(changes: Mapping[str, StackedFactors]) -> list[tuple[int, str]]:
+    """The edits whose change is not finite, each with the first such site."""
+    found: dict[int, str] = {}
+    for site, factors in changes.items():
+        finite = factors.a.isfinite().all(dim=(1, 2)) & factors.b.isfinite().all(dim=(1, 2))
+        for number in (~finite).nonzero()[:, 0].tolist():
+            found.setdefault(number, site)
+    return list(found.items())
+
+
+def without(changes: StackedFactors, number: int) -> StackedFactors:
+    """Changes of which that of one edit is nothing."""
+    a, b = changes.a.clone(), changes.b.clone()
+    a[number], b[number] = 0, 0
+    return StackedFactors(a, b)

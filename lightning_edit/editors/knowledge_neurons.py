@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor
+from lightning_edit.editors.contradictions import Contradictions, without_contradictions
+from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out
 from lightning_edit.editors.prompts import BARE, Contexts
-from lightning_edit.edits import EditBatch, EditSequence, Provenance, StackedFactors, WeightEditBatch
+from lightning_edit.edits import Edit, EditBatch, EditSequence, Provenance, StackedFactors, WeightEditBatch
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.attribution import chosen_neurons
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -43,6 +47,8 @@ class KnowledgeNeurons(Editor):
         at_most: Largest number of neurons (the paper's 5).
         answer_weight: λ₁ (the paper's 1).
         target_weight: λ₂ (the paper's 8).
+        contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
+            "last" keeps the last one, "keep" tries to make all of them.
         signed: Turn the change over for neurons with a negative value at the prompt, so that what they write moves
             towards the target. The paper's neurons are positive where they count; those of gated MLPs need not be.
     """
@@ -61,45 +67,84 @@ class KnowledgeNeurons(Editor):
         answer_weight: float = 1.0,
         target_weight: float = 8.0,
         signed: bool = False,
+        contradictions: Contradictions = "error",
     ) -> None:
         super().__init__()
+        if layers is not None and not layers:
+            raise ConfigurationError("editor.layers: name at least one layer, or none at all (null)")
+        ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
+        ranges.at_least(1, "editor", steps=steps, at_least=at_least, at_most=at_most)
+        ranges.at_least(0, "editor", threshold=threshold, share=share)
         self.layers = list(layers) if layers is not None else None
         self.contexts = list(Contexts((tuple(contexts),)).templates)
         self.steps, self.threshold, self.share = steps, threshold, share
         self.at_least, self.at_most = at_least, at_most
         self.answer_weight, self.target_weight, self.signed = answer_weight, target_weight, signed
+        self.contradictions = contradictions
 
     def sites(self, model: LanguageModel) -> list[EditSite]:
         """The output projections of the layers that are considered, lowest first."""
         layers = range(len(model.layer_map)) if self.layers is None else self.layers
         return model.layer_map.sites(list(layers))
 
+    def prepare(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> None:
+        """See :meth:`Editor.prepare`.
+
+        Raises:
+            EditError: If requests of one edit contradict one another.
+            LayerMapError: If the model does not have one of the layers, or one is named twice.
+        """
+        self.sites(model)
+        for group in groups:
+            without_contradictions(group, self.contradictions)
+
+    def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
+        """See :meth:`Editor.made`; an edit holds no request that was overruled."""
+        return super().made(provenance, without_contradictions(requests, self.contradictions))
+
+    def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
+        """See :meth:`Editor.edit`.
+
+        Raises:
+            EditError: Also if no request could be edited.
+        """
+        return refuse_empty(super().edit(model, requests, after))
+
     def edit_groups(
         self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
     ) -> EditBatch:
-        """See :meth:`Editor.edit_groups`."""
+        """See :meth:`Editor.edit_groups`.
+
+        Requests whose attributions are not finite, or nowhere positive, are left out, with a warning that names them.
+        """
         sites = self.sites(model)
-        changes = [[self._change(model, request, sites) for request in group] for group in groups]
-        stacked = {}
-        for site in sites:
-            pairs = [[change[site.name] for change in group if site.name in change] for group in changes]
-            if any(pairs):
-                stacked[site.name] = _stacked(pairs, site, model)
-        provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
+        kept = [without_contradictions(group, self.contradictions) for group in groups]
+        found = [[self._change(model, request, sites) for request in group] for group in kept]
+        problems = [[own if isinstance(own, str) else None for own in group] for group in found]
+        warn_of_left_out([problem for group in problems for problem in group])
+        changes = [[own for own in group if not isinstance(own, str)] for group in found]
+        touched = {name for group in changes for change in group for name in change}
+        # Edits that nothing is left of are made of nothing at one site.
+        changed = [site for site in sites if site.name in touched] or sites[:1]
+        stacked = {site.name: _stacked(changes, site, model) for site in changed}
+        provenances = [
+            with_left_out(Provenance.of(model, type(self).__name__, self.hyperparameters, group), own)
+            for group, own in zip(kept, problems, strict=True)
+        ]
         return WeightEditBatch(stacked, provenances)
 
     def _change(
         self, model: LanguageModel, request: EditRequest, sites: Sequence[EditSite]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Site name to the factors of a request's change."""
+    ) -> dict[str, tuple[Tensor, Tensor]] | str:
+        """Site name to the factors of a request's change, or what went wrong."""
         answer = request.ground_truth or self._said(model, request)
-        neurons = chosen_neurons(
-            self.attributions(model, request.prompt, answer, sites),
-            self.threshold,
-            self.share,
-            self.at_least,
-            self.at_most,
-        )
+        scores = self.attributions(model, request.prompt, answer, sites)
+        name = repr(request.id or request.prompt)
+        if not bool(scores.isfinite().all()):
+            return f"the attributions of {name} are not finite"
+        neurons = chosen_neurons(scores, self.threshold, self.share, self.at_least, self.at_most)
+        if not len(neurons):
+            return f"no neuron speaks for the answer {answer!r} of {name}; lower editor.threshold"
         embedding: Any = model.model.get_output_embeddings()
         weight = embedding.weight.detach().float()
 
@@ -202,8 +247,11 @@ def _replacing(values: Tensor, rows: slice, position: int, shape: torch.Size) ->
     return hook
 
 
-def _stacked(pairs: list[list[tuple[Tensor, Tensor]]], site: EditSite, model: LanguageModel) -> StackedFactors:
-    """The factors of each edit's requests side by side, padded to the same rank."""
+def _stacked(
+    changes: Sequence[Sequence[Mapping[str, tuple[Tensor, Tensor]]]], site: EditSite, model: LanguageModel
+) -> StackedFactors:
+    """The factors of each edit's requests at a site side by side, padded to the same rank."""
+    pairs = [[change[site.name] for change in group if site.name in change] for group in changes]
     rank = max(sum(a.shape[1] for a, _ in own) for own in pairs)
     a = torch.zeros(len(pairs), site.fan_in, max(rank, 1), device=model.device)
     b = torch.zeros(len(pairs), max(rank, 1), site.fan_out, device=model.device)

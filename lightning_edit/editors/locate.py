@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor
 from lightning_edit.editors.contradictions import Contradictions, without_contradictions
-from lightning_edit.editors.job import Job, Reading, among
+from lightning_edit.editors.job import Job, Reading, among, not_finite, without
+from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out
 from lightning_edit.editors.prompts import (
     BARE,
     Contexts,
@@ -31,7 +33,7 @@ from lightning_edit.edits import (
     StackedFactors,
     WeightEditBatch,
 )
-from lightning_edit.errors import ConfigurationError, NonFiniteError
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.record import Tap, record
@@ -90,14 +92,13 @@ class LocateEditor(Editor):
         loss_layer: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("covariance", covariance, get_args(Covariance)),
-            ("contradictions", contradictions, get_args(Contradictions)),
-        ):
-            if value not in choices:
-                raise ConfigurationError(f"editor.{name}: expected one of {choices}, found {value!r}")
-        if steps < 1:
-            raise ConfigurationError(f"editor.steps: expected at least 1, found {steps}")
+        ranges.one_of(get_args(Covariance), "editor", covariance=covariance)
+        ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
+        if layers is not None and not layers:
+            raise ConfigurationError("editor.layers: name at least one layer, or none at all (null)")
+        ranges.at_least(1, "editor", steps=steps)
+        ranges.at_least(0, "editor", weight_decay=weight_decay, kl_weight=kl_weight)
+        ranges.above(0, "editor", learning_rate=learning_rate, clamp_norm=clamp_norm)
         self.layers = list(layers) if layers is not None else None
         self.statistics, self.covariance = statistics, covariance
         self.contexts = None if contexts is None else [list(group) for group in contexts]
@@ -187,10 +188,10 @@ class LocateEditor(Editor):
         """The layers to edit, lowest first.
 
         Raises:
-            LayerMapError: If the model does not have one of them.
+            LayerMapError: If the model does not have one of them, or one is named twice.
         """
         if self.layers is not None:
-            return sorted(model.layer_map.index(layer) for layer in self.layers)
+            return [site.layer for site in model.layer_map.sites(self.layers)]
         chosen = self.default_layers(len(model.layer_map))
         warnings.warn(
             f"no layers are configured; {chosen} follow from the depth of {model.name} alone. Causal tracing shows "
@@ -220,21 +221,17 @@ class LocateEditor(Editor):
         """See :meth:`Editor.edit`.
 
         Raises:
-            NonFiniteError: If no request could be edited.
+            EditError: Also if no request could be edited.
         """
-        edit = super().edit(model, requests, after)
-        problems = edit.provenance.warnings
-        if len(problems) == len(edit.provenance.requests):
-            raise NonFiniteError(f"the edit could not be made; {problems[0]}")
-        return edit
+        return refuse_empty(super().edit(model, requests, after))
 
     def edit_groups(
         self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
     ) -> EditBatch:
         """See :meth:`Editor.edit_groups`.
 
-        Requests whose loss is not finite are left out, with a warning that names them; the others are edited. An edit
-        that nothing is left of changes nothing.
+        Requests whose loss is not finite are left out, with a warning that names them, and so are those of an edit
+        whose update is not; the others are edited. An edit that nothing is left of changes nothing.
         """
         statistics, sites = self.ready_statistics(model), self._sites(model)
         kept = [without_contradictions(group, self.contradictions) for group in groups]
@@ -245,9 +242,6 @@ class LocateEditor(Editor):
         values = search_values(model, flat, contexts.templates, self.taps(model, sites), settings)
         problems = [value.problem for value in values]
         good = [at for at, problem in enumerate(problems) if problem is None]
-        if len(good) < len(flat):
-            first = next(problem for problem in problems if problem)
-            warnings.warn(f"{len(flat) - len(good)} of {len(flat)} requests are left out: {first}", stacklevel=2)
         # The edits that something is left of, each with its place among the others.
         made = list(dict.fromkeys(group_of[at] for at in good))
         job = Job(
@@ -260,8 +254,20 @@ class LocateEditor(Editor):
             after or EditSequence(),
         )
         stacked = self.updates(model, job, statistics) if made else {}
+        for number, site in not_finite(stacked):
+            stacked = {name: without(changes, number) for name, changes in stacked.items()}
+            for at in job.members(number):
+                name = repr(job.requests[at].id or job.requests[at].prompt)
+                problems[good[at]] = f"the update of {site} for {name} is not finite"
+        warn_of_left_out(problems)
         keys = self.keys_to_keep(model, job, stacked) if made else []
-        provenances = [self._provenance(model, kept[at], group_of, problems, at) for at in range(len(groups))]
+        provenances = [
+            with_left_out(
+                self._provenance(model, group),
+                [problem for problem, owner in zip(problems, group_of, strict=True) if owner == at],
+            )
+            for at, group in enumerate(kept)
+        ]
         every = {site.name: among(stacked.get(site.name), made, len(groups), site) for site in sites}
         keys_of = dict(zip(made, keys, strict=True))
         return WeightEditBatch(every, provenances, [keys_of.get(at, {}) for at in range(len(groups))])
@@ -275,7 +281,7 @@ class LocateEditor(Editor):
         return super().made(replace(provenance, hyperparameters=settings), kept)
 
     def _sites(self, model: LanguageModel) -> list[EditSite]:
-        return [model.layer_map.site(layer) for layer in self.edited_layers(model)]
+        return model.layer_map.sites(self.edited_layers(model))
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
         """What a user should know of how edits of a model are made; it is written into them. By default nothing."""
@@ -287,18 +293,10 @@ class LocateEditor(Editor):
         """For each edit, site name to the (n, M) keys that edits on top of it must know; by default none."""
         return [{} for _ in range(job.groups)]
 
-    def _provenance(
-        self, model: LanguageModel, group: list[EditRequest], group_of: list[int], problems: list[str | None], at: int
-    ) -> Provenance:
+    def _provenance(self, model: LanguageModel, group: list[EditRequest]) -> Provenance:
         contexts = [list(templates) for templates in self.contexts_for(model).groups]
         used = {"contexts": contexts, **self.findings(model)}
-        made = Provenance.of(model, type(self).__name__, {**self.hyperparameters, **used}, group)
-        own = tuple(
-            f"left out: {problem}"
-            for problem, owner in zip(problems, group_of, strict=True)
-            if problem is not None and owner == at
-        )
-        return replace(made, warnings=own)
+        return Provenance.of(model, type(self).__name__, {**self.hyperparameters, **used}, group)
 
     @abstractmethod
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.spread import SpreadEditor
 from lightning_edit.functional.key_value import least_squares_update
 from lightning_edit.models.layer_map import EditSite
@@ -35,6 +36,7 @@ class MEMIT(SpreadEditor):
         **common: Any,
     ) -> None:
         super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        ranges.above(0, "editor", covariance_weight=covariance_weight)
         self.covariance_weight = covariance_weight
 
     def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.locate import PLACE
 from lightning_edit.editors.spread import SpreadEditor
 from lightning_edit.editors.value_search import ValueSettings
@@ -62,6 +63,8 @@ class PMET(SpreadEditor):
             kl_weight=kl_weight,
             **common,
         )
+        ranges.above(0, "editor", covariance_weight=covariance_weight)
+        ranges.at_least(0, "editor", satisfied_weight=satisfied_weight)
         self.covariance_weight = covariance_weight
         self.satisfied_weight, self.satisfied_kl = satisfied_weight, satisfied_kl
 

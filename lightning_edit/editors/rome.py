@@ -10,6 +10,7 @@ from lightning_edit.editors.job import Job, Reading
 from lightning_edit.editors.locate import PLACE, LocateEditor
 from lightning_edit.editors.prompts import PLAIN_SAMPLES, Sampling
 from lightning_edit.edits import StackedFactors
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.key_value import constrained_update
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -48,6 +49,8 @@ class ROME(LocateEditor):
         **common: Any,
     ) -> None:
         super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        if layers is not None and len(layers) != 1:
+            raise ConfigurationError(f"editor.layers: ROME edits one layer, found {list(layers)}")
         self.original_keys = original_keys
 
     @property

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightning_edit.editors import KnowledgeNeurons
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.errors import ConfigurationError, EditError
 from lightning_edit.functional.attribution import chosen_neurons
 from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import FAMILIES, language_model
@@ -139,3 +141,46 @@ def test_signed_changes_push_towards_the_target():
 def test_contexts_are_checked():
     with pytest.raises(ConfigurationError, match="first template"):
         KnowledgeNeurons(contexts=["Well. {}"])
+
+
+@pytest.mark.parametrize(
+    ("break_scores", "message"),
+    [
+        (lambda scores: scores.fill_(torch.nan), "the attributions of 'germany' are not finite"),
+        (
+            lambda scores: scores.zero_(),
+            "no neuron speaks for the answer 'Berlin' of 'germany'; lower editor.threshold",
+        ),
+    ],
+)
+def test_a_request_without_neurons_is_reported_and_the_others_are_edited(break_scores, message, monkeypatch):
+    model, editor = language_model("llama"), KnowledgeNeurons(steps=2)
+    whole = KnowledgeNeurons.attributions
+    good = editor.edit(model, REQUESTS[:1])
+
+    def broken(self, model, prompt, answer, sites):
+        scores = whole(self, model, prompt, answer, sites)
+        return break_scores(scores) if prompt == REQUESTS[1].prompt else scores
+
+    monkeypatch.setattr(KnowledgeNeurons, "attributions", broken)
+    with pytest.warns(UserWarning, match=f"1 of 2 requests are left out: {message}"):
+        edits = editor.edit_each(model, REQUESTS[:2])
+    assert edits[1].provenance.warnings[0].startswith(f"left out: {message}")
+    assert not any(bool(delta.dense().any()) for delta in edits[1].deltas.values())
+    for site, delta in good.deltas.items():
+        torch.testing.assert_close(edits[0].deltas[site].dense(), delta.dense())
+    with pytest.warns(UserWarning, match="1 of 1"), pytest.raises(EditError, match=f"could not be made; .*{message}"):
+        editor.edit(model, REQUESTS[1:2])
+
+
+@pytest.mark.parametrize("choice", ["error", "last", "keep"])
+def test_contradicting_requests(choice):
+    model, editor = language_model("llama"), KnowledgeNeurons(steps=2, contradictions=choice)
+    requests = [REQUESTS[0], replace(REQUESTS[0], target="Oslo", id="later"), REQUESTS[0]]
+    if choice == "error":
+        with pytest.raises(EditError, match=r"'later': .* is to be answered 'Oslo' and 'Rome'"):
+            editor.edit(model, requests)
+        return
+    edit = editor.edit(model, requests)
+    assert len(edit.provenance.requests) == (1 if choice == "last" else 3)
+    assert editor.made(edit.provenance, requests)

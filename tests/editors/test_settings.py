@@ -1,0 +1,80 @@
+"""Settings that no method could mean are refused where they are given."""
+
+import pytest
+import torch
+
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, KnowledgeNeurons
+from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
+from lightning_edit.models.statistics import IdentityStatistics
+from tests.testers import REQUESTS
+from tests.tiny_models import language_model
+
+KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        *((kind, {"layers": []}, "editor.layers: name at least one") for kind in KINDS),
+        (ROME, {"layers": [1, 2]}, r"editor.layers: ROME edits one layer, found \[1, 2\]"),
+        *((kind, {"steps": 0}, "editor.steps: expected at least 1, found 0") for kind in KINDS),
+        (MEMIT, {"learning_rate": 0.0}, "editor.learning_rate: expected more than 0, found 0"),
+        (MEMIT, {"clamp_norm": -1.0}, "editor.clamp_norm: expected more than 0"),
+        (ROME, {"weight_decay": -1.0}, "editor.weight_decay: expected at least 0"),
+        (ROME, {"kl_weight": float("nan")}, "editor.kl_weight: expected at least 0, found nan"),
+        *((kind, {"covariance_weight": 0.0}, "editor.covariance_weight: expected") for kind in (MEMIT, PMET, EMMET)),
+        (EMMET, {"covariance_ridge": -1.0}, "editor.covariance_ridge: expected at least 0"),
+        (AlphaEdit, {"ridge": -1.0}, "editor.ridge: expected more than 0"),
+        (PMET, {"satisfied_weight": -1.0}, "editor.satisfied_weight: expected at least 0"),
+        (MEMIT, {"covariance": "none"}, "editor.covariance: expected one of"),
+        (MEMIT, {"contradictions": "first"}, "editor.contradictions: expected one of"),
+        (KnowledgeNeurons, {"contradictions": "first"}, "editor.contradictions: expected one of"),
+        (KnowledgeNeurons, {"at_most": 0}, "editor.at_most: expected at least 1"),
+        (ROME, {"contexts": [["{}"], []]}, "a group without templates"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused(kind, settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        kind(**settings)
+
+
+@pytest.mark.parametrize("kind", [MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons])
+@pytest.mark.parametrize("layers", [[1, 1], [1, -2]])
+def test_a_layer_named_twice_is_refused(kind, layers):
+    model = language_model("llama")
+    assert len(model.layer_map) == 3, "so that 1 and -2 are the same one"
+    editor = kind(layers=layers)
+    if kind is not KnowledgeNeurons:
+        editor.use_statistics(IdentityStatistics())
+    with pytest.raises(LayerMapError, match="named twice"):
+        editor.edit(model, REQUESTS[:1])
+
+
+def test_requests_that_share_a_key_need_a_ridge():
+    model = language_model("llama")
+    editor = EMMET(layers=[1], covariance="identity", contexts=[["{}"]], steps=2, constraint_ridge=0.0)
+    with pytest.raises(EditError, match=r"read the same key .* editor.constraint_ridge"):
+        editor.edit(model, [REQUESTS[0], REQUESTS[0]])
+
+
+@pytest.mark.parametrize("kind", [ROME, MEMIT])
+def test_an_update_that_is_not_finite_is_reported_and_the_others_stand(kind, monkeypatch):
+    model = language_model("llama")
+    editor = kind(layers=[1], covariance="identity", contexts=[["{}"]], steps=2)
+    whole = kind.updates
+
+    def broken(self, model, job, statistics):
+        found = whole(self, model, job, statistics)
+        for changes in found.values():
+            changes.a[-1] = torch.inf
+        return found
+
+    good = editor.edit_each(model, REQUESTS[:2])
+    monkeypatch.setattr(kind, "updates", broken)
+    with pytest.warns(UserWarning, match=r"1 of 2 requests are left out: the update of .* is not finite"):
+        edits = editor.edit_each(model, REQUESTS[:2])
+    assert edits[0].provenance.warnings == ()
+    assert repr(REQUESTS[1].id) in edits[1].provenance.warnings[0]
+    for site, delta in good[0].deltas.items():
+        torch.testing.assert_close(edits[0].deltas[site].dense(), delta.dense())
+        assert not edits[1].deltas[site].dense().any()
