@@ -142,6 +142,18 @@ FAMILIES: dict[str, tuple[Callable[[], Any], str, int, str]] = {
     "smollm3": (lambda: hf.SmolLM3Config(**_GQA), "model.layers.1.mlp.down_proj", 48, "linear"),
 }
 
+_GEMMA = {**_GQA, "head_dim": 8, "sliding_window": 64, "vocab_size_per_layer_input": VOCAB}
+_GEMMA |= {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 1, "num_hidden_layers": 4}
+_GEMMA |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
+
+SHARED: dict[str, Callable[[], Any]] = {
+    "gemma3n": lambda: hf.Gemma3nTextConfig(
+        **{**_GEMMA, "intermediate_size": [48] * 4, "activation_sparsity_pattern": [0.0] * 4}, laurel_rank=4
+    ),
+    "gemma4": lambda: hf.Gemma4TextConfig(**_GEMMA),
+}
+"""Families whose blocks share keys and values, and read inputs of their own."""
+
 REFUSED: dict[str, Callable[[], Any]] = {
     "mixtral": lambda: hf.MixtralConfig(**_GQA, num_local_experts=2, num_experts_per_tok=1),
     "mamba": lambda: hf.MambaConfig(

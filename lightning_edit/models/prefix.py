@@ -168,7 +168,8 @@ class SuffixPasses(Passes):
 def _moved(values: Tensor, place: Tensor) -> Tensor:
     """(R, heads, P, D) values with position ``place[r, p]`` of row r at p, and zeros where there is none."""
     index = place.clamp(min=0)[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
-    return values.gather(2, index) * (place >= 0)[:, None, :, None].to(values)
+    # Not a product: in a row without any position, some models attend to nothing, and read NaN.
+    return values.gather(2, index).masked_fill((place < 0)[:, None, :, None], 0)
 
 
 def _selected(cache: Any, rows: Tensor) -> Any:

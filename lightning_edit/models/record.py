@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_edit.errors import LayerMapError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import EncodedText, similar_lengths
@@ -33,7 +34,16 @@ class Tap:
 
 
 def as_rows(values: Tensor, shape: torch.Size) -> Tensor:
-    """(R, S, D) of values that some architectures flatten to (R · S, D)."""
+    """(R, S, D) of values that some architectures flatten to (R · S, D).
+
+    Raises:
+        LayerMapError: If there are several states for each position, as between Gemma 3n's blocks.
+    """
+    if values.numel() != shape.numel() * values.shape[-1]:
+        raise LayerMapError(
+            f"a block hands on values of shape {tuple(values.shape)} for texts of shape {tuple(shape)}, not one state "
+            "for each position; choose a method that reads the MLP's output instead of the block's, such as ROME"
+        )
     return values.reshape(*shape, values.shape[-1])
 
 

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from lightning_edit.editors import MEMIT
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_search import ValueSettings, _Search, search_values
+from lightning_edit.errors import LayerMapError
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.record import Tap
 from tests.testers import REQUESTS
-from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
+from tests.tiny_models import FAMILIES, SHARED, build, byte_level_tokenizer, language_model
 
 
 def block_output(maps):
@@ -31,7 +33,29 @@ def both_outputs(maps):
 def test_the_search_takes_the_gradient_of_the_whole_model(family, places):
     """One step of Adam from zero is lr · sign(gradient), so compare the change after two steps with plain autograd."""
     base = build(FAMILIES[family][0](), torch.float64)
-    model = LanguageModel(base, byte_level_tokenizer(), name=family)
+    assert_searched_as_in_the_whole_model(LanguageModel(base, byte_level_tokenizer(), name=family), places)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_models_that_share_keys_and_values_are_searched_with_whole_texts_in_words(family):
+    base = build(SHARED[family](), torch.float64)
+    model = LanguageModel(base, byte_level_tokenizer(), name=family, site="model.layers.{}.mlp.down_proj")
+    with pytest.warns(UserWarning, match=rf"cannot be reused in {family} .* whole texts are run"):
+        assert_searched_as_in_the_whole_model(model, projection_output)
+
+
+def test_several_states_for_each_position_are_refused_in_words():
+    base = build(SHARED["gemma3n"]())
+    model = LanguageModel(base, byte_level_tokenizer(), site="model.layers.{}.mlp.down_proj")
+    editor = MEMIT(layers=[1], covariance="identity", contexts=[["{}"]], steps=2)
+    with (
+        pytest.warns(UserWarning, match="cannot be reused"),
+        pytest.raises(LayerMapError, match=r"not one state for each position; .* such as ROME"),
+    ):
+        editor.edit(model, REQUESTS[:1])
+
+
+def assert_searched_as_in_the_whole_model(model, places):
     taps = places(model.layer_map)
     settings = ValueSettings(3, 0.05, 0.02, 4.0, 0.5)
     templates = ["{}", "Well. {}"]

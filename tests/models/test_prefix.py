@@ -6,6 +6,7 @@ import torch
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.prefix import Passes, SuffixPasses, shortest_passes
+from lightning_edit.records import EditRequest
 from tests.testers import REQUESTS
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
 
@@ -101,6 +102,27 @@ def test_texts_that_begin_with_their_subject_are_run_whole():
     model = language_model("llama")
     text = model.encoder.encode("France has the capital", "Rome", (0, 6))
     assert type(shortest_passes(model, [text], [0], 1)) is Passes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_that_begins_with_its_subject_beside_others(family):
+    """Nothing lies before it; what a model computes for a row of nothing must reach no other pass."""
+    config = FAMILIES[family][0]()
+    if family in WINDOWS:
+        config.sliding_window = 64
+    model = LanguageModel(build(config, torch.float64), byte_level_tokenizer(), name=family)
+    shortest_passes(model, *texts_of(model), 1)
+    request = EditRequest("A has the capital", "Rome", "A")
+    texts = every_context(model, [request], TEMPLATES, with_targets=True)
+    starts = [last_subject_token(text) for text in texts]
+    assert starts[0] == 0
+    short, whole = shortest_passes(model, texts, starts, 1), Passes(model, texts, starts, 0)
+    assert isinstance(short, SuffixPasses)
+    rows = torch.arange(len(texts))
+    with torch.no_grad():
+        found = short.head_logits(rows, short.batch, short.batch.answer_mask)
+        expected = whole.head_logits(rows, whole.batch, whole.batch.answer_mask)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_first_pass_alone_is_compared_and_far_longer_texts_again(monkeypatch):
