@@ -6,8 +6,10 @@ import sys
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_edit.data.datamodule import EditDataModule
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.modules.base import EditingModule
 
 _UNNAMED = "lightning_logs"
@@ -28,6 +30,18 @@ class EditingCLI(LightningCLI):
                 "trainer.num_sanity_val_steps": 0,
             }
         )
+
+    def before_fit(self) -> None:
+        """Refuses to fit what cannot be fitted.
+
+        Raises:
+            ConfigurationError: If the module trains nothing and collects nothing.
+        """
+        if not is_overridden("training_step", self.model):
+            raise ConfigurationError(
+                f"{type(self.model.editor).__name__} in {type(self.model).__name__} has nothing to fit; run validate, "
+                "test, predict or edit"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Runs that are not given a name are called after their editor: runs/serac/version_0."""

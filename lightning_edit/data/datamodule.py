@@ -185,8 +185,11 @@ class EditDataModule(LightningDataModule):
         return [(record, dataset.candidates(record)[0]) for record in dataset.records]
 
     def val_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
-        """Groups of validation records in batches; no loader where none are configured."""
-        return self._evaluation("validate") if self.sources["validate"] is not None else cast(Any, [])
+        """Groups of validation records in batches; no loader where none are configured, or a corpus is being read."""
+        reading = self.corpus is not None and self.trainer is not None and self.trainer.state.fn == "fit"
+        if reading or self.sources["validate"] is None:
+            return cast("DataLoader[list[list[EditRecord]]]", [])
+        return self._evaluation("validate")
 
     def test_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
         """Groups of test records in batches."""

@@ -122,3 +122,10 @@ class EvaluationBatches(Sampler[list[list[int]]]):
 
     def __iter__(self) -> Iterator[list[list[int]]]:
         return iter(self.batches)
+
+
+def limited(batches: int, limit: float | None) -> int:
+    """How many batches a Trainer runs under one of its limits: a number of batches, or a share if it is a float."""
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(limit * batches)

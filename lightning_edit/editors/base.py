@@ -117,19 +117,33 @@ class Editor(nn.Module, ABC):
         after: EditSequence | None = None,
     ) -> EditBatch:
         """Makes one independent edit of each group of requests; see :meth:`edit` for what it raises."""
-        self._check(groups, after)
-        self.prepare(model, groups)
+        self.check(model, groups, on_top=bool(after))
         with _under(model, after):
             batch = self.edit_groups(model, groups, after)
         if after and self.capabilities.depends:
             batch.provenances = [provenance.on_top_of(after.ids) for provenance in batch.provenances]
         return batch
 
-    def _check(self, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None) -> None:
+    def check(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], on_top: bool = False) -> None:
+        """Refuses what cannot be edited, before anything is computed; :meth:`edit` does so, too.
+
+        Args:
+            model: The base model.
+            groups: See :meth:`edit_groups`.
+            on_top: Whether there will be earlier edits.
+
+        Raises:
+            EditError: If the editor cannot do what is asked.
+            EditorNotFittedError: If it has to be fitted first.
+        """
+        self._check(groups, on_top)
+        self.prepare(model, groups)
+
+    def _check(self, groups: Sequence[Sequence[EditRequest]], on_top: bool) -> None:
         name, can = type(self).__name__, self.capabilities
         if not groups or not all(groups):
             raise EditError("nothing to edit: give at least one request in each group")
-        if after and not can.sequential:
+        if on_top and not can.sequential:
             raise EditError(f"{name} cannot edit on top of earlier edits; merge them first")
         if not can.joint and max(map(len, groups)) > 1:
             raise EditError(f"{name} makes one edit at a time; give one request, or use edit_each")

@@ -122,6 +122,11 @@ class LocateEditor(Editor):
             BaseModelMismatchError: If they belong to another model.
             ConfigurationError: If none are named.
         """
+        statistics = self._loaded_statistics()
+        statistics.check(model)
+        return statistics
+
+    def _loaded_statistics(self) -> Statistics:
         if self._statistics is None:
             if self.covariance == "identity":
                 self._statistics = IdentityStatistics()
@@ -132,7 +137,6 @@ class LocateEditor(Editor):
                 )
             else:
                 self._statistics = KeyStatistics.load(self.statistics)
-        self._statistics.check(model)
         return self._statistics
 
     @property
@@ -273,7 +277,12 @@ class LocateEditor(Editor):
         return WeightEditBatch(every, provenances, [keys_of.get(at, {}) for at in range(len(groups))])
 
     def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
-        """See :meth:`Editor.made`; an edit holds the contexts that were sampled, and no request that was overruled."""
+        """See :meth:`Editor.made`; an edit holds the contexts that were sampled, and no request that was overruled.
+
+        A folder of statistics can be filled anew, so that what they were collected on is compared, not its name.
+        """
+        if provenance.hyperparameters.get("corpus") != self._loaded_statistics().origin:
+            return False
         sampled = {"contexts": None} if self.contexts is None else {}
         settings = {**provenance.hyperparameters, **sampled}
         settings = {name: settings.get(name) for name in self.hyperparameters}
@@ -295,7 +304,7 @@ class LocateEditor(Editor):
 
     def _provenance(self, model: LanguageModel, group: list[EditRequest]) -> Provenance:
         contexts = [list(templates) for templates in self.contexts_for(model).groups]
-        used = {"contexts": contexts, **self.findings(model)}
+        used = {"contexts": contexts, "corpus": self._loaded_statistics().origin, **self.findings(model)}
         return Provenance.of(model, type(self).__name__, {**self.hyperparameters, **used}, group)
 
     @abstractmethod

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_edit.distributed import sum_over_processes
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -81,16 +82,25 @@ class MomentSums:
 
     @classmethod
     def resume(cls, path: Path, identity: str) -> MomentSums:
-        """The saved sums, or none yet where there is no file or one of something else."""
+        """The saved sums, or none yet where there is no file or one of something else.
+
+        Raises:
+            ConfigurationError: If the file is damaged.
+        """
         if not path.is_file():
             return cls()
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            if metadata.get("identity") != identity:
-                _LOG.warning("%s holds sums of another model or corpus, or of other layers; beginning anew", path)
-                return cls()
-            sums = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118 - not a dictionary
-        return cls(sums, json.loads(metadata["tokens"]), json.loads(metadata["batches"]))
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("identity") != identity:
+                    _LOG.warning("%s holds sums of another model or corpus, or of other layers; beginning anew", path)
+                    return cls()
+                sums = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118 - not a dictionary
+            return cls(sums, json.loads(metadata["tokens"]), json.loads(metadata["batches"]))
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise ConfigurationError(
+                f"{path}: the sums of a run that was stopped are damaged ({error!r}); delete the file to begin anew"
+            ) from error
 
 
 @torch.no_grad()

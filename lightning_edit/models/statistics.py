@@ -66,6 +66,11 @@ class KeyStatistics:
         self.model_name, self.fingerprint = model_name, fingerprint
         self._factors: dict[str, Tensor] = {}
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What they were collected on, as plain data."""
+        return asdict(self.corpus)
+
     def check(self, model: LanguageModel) -> None:
         """Refuses another model; another precision of the same one is a mismatch, too.
 
@@ -186,6 +191,11 @@ class KeyStatistics:
 
 class IdentityStatistics:
     """C = I in place of collected statistics, for trials."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """They were collected on nothing."""
+        return {}
 
     def check(self, model: LanguageModel) -> None:
         """Belongs to every model."""

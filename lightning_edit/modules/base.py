@@ -10,6 +10,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule
 from torchmetrics import MetricCollection
 
+from lightning_edit.data.sampling import limited
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import KEY, check_checkpoint, describe
 from lightning_edit.errors import ConfigurationError
@@ -28,6 +29,10 @@ _HEADLINES = {
     ProbeKind.LOCALITY: "self_agreement",
 }
 """The measure of each kind that enters the score by which checkpoints are chosen."""
+
+
+_LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+"""The Trainer's setting that limits the batches of a stage."""
 
 
 class Prediction:
@@ -138,12 +143,19 @@ class EditingModule(LightningModule):
         return f"edited jointly, {number}on the clean model" if joint > 1 else "each edited on the clean model"
 
     def _prepare_sequence(self, datamodule: Any, stage: str, settings: SequentialSettings) -> None:
+        if self.trainer.state.fn == "fit":
+            raise ConfigurationError(
+                "model.validation.sequential: a sequence is measured once, not after each epoch; run validate or test "
+                "with model.evaluation.sequential"
+            )
         if self.trainer.world_size > 1:
             raise ConfigurationError(
                 "evaluation.sequential: a sequence of edits cannot be divided between processes; use trainer.devices 1"
             )
         datamodule.keep_order = True
         groups = datamodule.evaluation_groups(stage)
+        # A sequence that is cut ends, and is measured, where it is cut.
+        groups = groups[: limited(len(groups), getattr(self.trainer, _LIMITS[stage]))]
         folder = Path(settings.folder or self.trainer.log_dir or self.trainer.default_root_dir)
         self._runs[stage] = SequentialRun(
             self.language_model, self.editor, self._evaluators[stage], settings, groups, folder
@@ -164,6 +176,8 @@ class EditingModule(LightningModule):
         records = [record for group in groups for record in group]
         edit_of_record = [index for index, group in enumerate(groups) for _ in group]
         evaluator = self._evaluators[stage]
+        # Before the unedited model is asked, which takes long.
+        self.editor.check(self.language_model, requests)
         with evaluator.prepared(self.editor, records):
             edits = self.editor.edit_each_group(self.language_model, requests)
             return evaluator.evaluate(records, edits, edit_of_record)

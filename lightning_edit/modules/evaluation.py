@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits import EditBatch, Scorer
 from lightning_edit.errors import ConfigurationError
@@ -29,7 +30,8 @@ class SequentialSettings:
             folder, without the edits, if none is given.
 
     Raises:
-        ConfigurationError: If the sequence is to be stopped by a perplexity that is not measured.
+        ConfigurationError: If a number is out of its range, or the sequence is to be stopped by a perplexity that is
+            not measured before its end.
     """
 
     every: int = 0
@@ -39,8 +41,14 @@ class SequentialSettings:
     folder: str | None = None
 
     def __post_init__(self) -> None:
+        where = "evaluation.sequential"
+        ranges.at_least(0, where, every=self.every)
+        ranges.at_least(1, where, tokens=self.tokens)
+        ranges.above(0, where, stop_above=self.stop_above)
         if self.stop_above is not None and self.text is None:
-            raise ConfigurationError("evaluation.sequential.stop_above needs the text that perplexity is measured on")
+            raise ConfigurationError(f"{where}.stop_above needs the text that perplexity is measured on ({where}.text)")
+        if self.stop_above is not None and not self.every:
+            raise ConfigurationError(f"{where}.stop_above: nothing is measured before the end; set {where}.every")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_edit import ranges
 from lightning_edit.data.corpus import CorpusBatches
 from lightning_edit.data.datamodule import EditDataModule
+from lightning_edit.data.sampling import limited
 from lightning_edit.distributed import sum_over_processes
 from lightning_edit.editors.locate import LocateEditor
 from lightning_edit.errors import ConfigurationError
@@ -25,6 +28,8 @@ from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
 
 _LOG = logging.getLogger(__name__)
+_SHOWN = 12
+"""Digits of what sums belong to that are part of their file's name."""
 
 
 class LocateEditing(EditingModule):
@@ -55,10 +60,12 @@ class LocateEditing(EditingModule):
         save_every: int = 50,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average)
+        ranges.at_least(1, "model", save_every=save_every)
         self.automatic_optimization = False
         self.save_every = save_every
         self._sums = MomentSums()
         self._sites: list[EditSite] = []
+        self._identity = ""
 
     def setup(self, stage: str) -> None:
         """Loads the base model; in fit, picks up the sums of a run that was stopped."""
@@ -70,7 +77,9 @@ class LocateEditing(EditingModule):
         self._kept(self._corpus(self._tokens_to_read()))
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
-        self._sums = MomentSums.resume(self._partial(), self._identity())
+        self._identity = self._identified()
+        self._sums = MomentSums.resume(self._partial(), self._identity)
+        self._tell_of_others()
         self._share_what_is_left()
         if self.trainer.world_size > 1 and not list(self.parameters()):
             # Data parallelism refuses a module without parameters, and this one has nothing to train.
@@ -86,8 +95,8 @@ class LocateEditing(EditingModule):
 
     def _tokens_to_read(self) -> int:
         """Tokens that a run that was not stopped reads in all processes."""
-        batches, limit = self._batches(), self.trainer.limit_train_batches
-        count = limit if isinstance(limit, int) else int(limit * len(batches)) if limit is not None else len(batches)
+        batches = self._batches()
+        count = limited(len(batches), self.trainer.limit_train_batches)
         rows = torch.tensor(sum(map(len, batches[:count])), device=self.language_model.device)
         return int(sum_over_processes(rows)) * self._data().corpus_rows().shape[1]
 
@@ -121,7 +130,7 @@ class LocateEditing(EditingModule):
             raise ConfigurationError("pass an EditDataModule with a corpus to the Trainer")
         return found
 
-    def _identity(self) -> str:
+    def _identified(self) -> str:
         """What the sums belong to: model, sites, corpus, packing, and share of the processes."""
         data = self._data()
         values = [
@@ -144,25 +153,47 @@ class LocateEditing(EditingModule):
         return KeyStatistics.kept_in(str(self.editor.statistics), corpus, self.language_model.fingerprint)
 
     def _partial(self) -> Path:
-        return Path(f"{self.editor.statistics}.partial-{self.trainer.global_rank}.safetensors")
+        share = f"{self._identity[:_SHOWN]}-{self.trainer.global_rank}"
+        return Path(f"{self.editor.statistics}.partial-{share}.safetensors")
+
+    def _tell_of_others(self) -> None:
+        """Sums of another model or text, of other layers or packing stay for the run that they belong to."""
+        folder = Path(str(self.editor.statistics))
+        found = {*folder.parent.glob(f"{glob.escape(folder.name)}.partial-*.safetensors")}
+        others = sorted(str(path) for path in found if f".partial-{self._identity[:_SHOWN]}-" not in path.name)
+        if others and self.trainer.is_global_zero:
+            _LOG.warning(
+                "%s: sums of another run that was stopped (another model, text, packing or other layers); they are "
+                "not used here, and can be deleted unless that run is to go on",
+                ", ".join(others),
+            )
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds a batch (B, L) int64 of packed texts."""
         self._sums.add(keys_of(self.language_model, batch, self._sites))
         self.log("train/tokens", float(self._sums.tokens), prog_bar=True)
         if self._sums.batches % self.save_every == 0:
-            self._sums.save(self._partial(), self._identity())
+            self._sums.save(self._partial(), self._identity)
 
     def on_train_epoch_end(self) -> None:
         """One pass is all there is to do, whatever the Trainer's number of epochs."""
         self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
-        """Merges the sums of all processes and writes the statistics from the first.
+        """Merges the sums of all processes and writes the statistics from the first, unless the run was cut short.
 
         This hook is called, too, where a run that was stopped had nothing left to read.
         """
-        whole = self._sums.of_all_processes(self._sites)
+        whole, wanted = self._sums.of_all_processes(self._sites), self._tokens_to_read()
+        if whole.tokens < wanted:
+            # By trainer.max_time, for example; what there is would pass for statistics of the whole corpus.
+            self._sums.save(self._partial(), self._identity)
+            _LOG.warning(
+                "stopped after %d of %d tokens; no statistics were written. Run the same command again to go on",
+                whole.tokens,
+                wanted,
+            )
+            return
         # Every process looks, so that none waits for another that was refused. Those of other sites stay.
         corpus, model = self._corpus(whole.tokens), self.language_model
         kept = self._kept(corpus)
@@ -185,7 +216,7 @@ class LocateEditing(EditingModule):
         checkpoint["state_dict"].pop("placeholder", None)
         checkpoint["statistics_batches"] = self._sums.batches
         if self._sums.batches:
-            self._sums.save(self._partial(), self._identity())
+            self._sums.save(self._partial(), self._identity)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from the sums, not from the Trainer's count of batches.

@@ -23,6 +23,8 @@ from lightning_edit.modules.evaluation import Evaluator, SequentialSettings
 from lightning_edit.records import EditOutcome, EditRecord, group_names
 
 SCHEDULE_FILE = "sequence.jsonl"
+_SAME = 1e-3
+"""Relative difference of the perplexities of one text that rounding explains."""
 
 
 class SequentialRun:
@@ -51,6 +53,8 @@ class SequentialRun:
         self.sequence = EditSequence()
         self.rows: list[dict[str, Any]] = []
         self.stopped = False
+        # Before the unedited model is asked, which takes long.
+        editor.check(model, [_requests(group) for group in self.groups], on_top=len(self.groups) > 1)
         self._text = self._read_text()
         records = [record for group in self.groups for record in group]
         evaluator.ask_before(evaluator.questions(records))
@@ -68,11 +72,12 @@ class SequentialRun:
         """Takes up the edits and measures that the folder holds.
 
         Raises:
-            ConfigurationError: If they belong to other requests or another editor.
+            ConfigurationError: If they belong to other requests, another editor or another text.
         """
         path = self.folder / SCHEDULE_FILE
         if path.exists():
             self.rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        self._compare_texts()
         for number, group in enumerate(self.groups):
             place = self._edit_folder(number)
             if not place.exists():
@@ -80,13 +85,24 @@ class SequentialRun:
             edit = load_edit(place)
             if not self.editor.made(edit.provenance, _requests(group)):
                 raise ConfigurationError(
-                    f"{place} holds an edit of other requests or of another editor; name another folder in "
-                    "evaluation.sequential.folder, or delete it"
+                    f"{place} holds an edit of other requests, of another editor or with other statistics; name "
+                    "another folder in evaluation.sequential.folder, or delete it"
                 )
             self.sequence = self.sequence.then(edit)
         self.rows = [row for row in self.rows if row["edits"] <= self.edited]
         if self.rows and "perplexity" in self.rows[-1] and self._measured == self.edited:
             self._check(self.rows[-1]["perplexity"] / self.rows[-1]["perplexity_before"])
+
+    def _compare_texts(self) -> None:
+        """Perplexities of two texts would stand in one curve."""
+        for row in self.rows:
+            earlier, now = row.get("perplexity_before"), self._perplexity_before
+            if not _like(earlier, now):
+                raise ConfigurationError(
+                    f"{self.folder / SCHEDULE_FILE} was measured on another text: the unedited model's perplexity is "
+                    f"{earlier} there and {now} on evaluation.sequential.text; name the same text and number of "
+                    "tokens, or another folder in evaluation.sequential.folder"
+                )
 
     def _edit_folder(self, number: int) -> Path:
         return self.folder / f"edit-{number:05d}"
@@ -165,6 +181,12 @@ class SequentialRun:
         metrics.update(outcomes)
         values = {name: float(value) for name, value in metrics.compute().items()}
         return {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
+
+
+def _like(first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return math.isclose(first, second, rel_tol=_SAME)
 
 
 def flat(row: dict[str, Any]) -> dict[str, float]:

@@ -11,9 +11,9 @@ import yaml
 from lightning_edit.cli import main
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.models import load_language_model
-from lightning_edit.models.moments import MomentSums
+from lightning_edit.models.moments import MomentSums, keys_of
 from lightning_edit.models.statistics import KeyStatistics
-from lightning_edit.modules import LocateEditing
+from lightning_edit.modules import Evaluator, LocateEditing
 from tests.tiny_models import byte_level_tokenizer
 
 
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, mo
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         main(["fit", "--config", str(config)])
     assert not (tmp_path / "statistics").exists()
-    assert list(tmp_path.glob("*.partial-0.safetensors"))
+    assert list(tmp_path.glob("*.partial-*-0.safetensors"))
     again = []
     monkeypatch.setattr(MomentSums, "add", lambda self, keys: again.append(1) or add(self, keys))
     assert main(["fit", "--config", str(config)]) == 0
@@ -226,6 +226,101 @@ def test_statistics_of_more_sites_are_added_and_those_of_another_corpus_refused(
     assert main(["fit", "--config", str(config), layers, "[2]", "--data.corpus.tokens", "600"]) == 1
     assert "cannot be added; name another folder" in capsys.readouterr().err
     assert KeyStatistics.load(tmp_path / "statistics").moments.keys() == whole.moments.keys()
+
+
+def test_statistics_do_not_depend_on_where_documents_are_kept(run, tiny_folder, text, tmp_path):
+    """Rows are cut from one stream of tokens: the same documents one to a line, or in a file apart by blank lines."""
+    lines = tmp_path / "corpus.jsonl"
+    lines.write_text("".join(json.dumps({"text": part}) + "\n" for part in text.read_text().split("\n\n")))
+    whole, found = KeyStatistics.load(run / "statistics"), fitted(tmp_path, tiny_folder, lines)
+    assert found.corpus.digest == whole.corpus.digest
+    assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())
+
+
+def test_statistics_do_not_depend_on_the_rows_beside_them(run, tiny_folder, text):
+    """What a boundary between two rows parts is parted for good: nothing is read across it, whatever the batch."""
+    model = load_language_model(str(tiny_folder))
+    rows = TextCorpus(str(text), tokens=1200, length=32).read(model.tokenizer).long()
+    sites = model.layer_map.sites([0, 1])
+    alone, turned = MomentSums(), MomentSums()
+    for row in rows:
+        alone.add(keys_of(model, row[None], sites))
+    turned.add(keys_of(model, rows.flip(0), sites))
+    for name, moment in KeyStatistics.load(run / "statistics").moments.items():
+        torch.testing.assert_close(alone.moments()[name], moment, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(turned.moments()[name], moment, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_of_another_length_make_other_statistics(tiny_folder, text, tmp_path, capsys):
+    fitted(tmp_path, tiny_folder, text)
+    config = str(write_config(tmp_path, tiny_folder, text))
+    more = ["--model.editor.init_args.layers", "[2]", "--data.corpus.length", "16"]
+    assert main(["fit", "--config", config, *more]) == 1
+    assert "cannot be added; name another folder" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_short_writes_no_statistics(run, tiny_folder, text, tmp_path, monkeypatch, caplog):
+    step = LocateEditing.training_step
+
+    def cut(self, batch, batch_idx):
+        step(self, batch, batch_idx)
+        # As trainer.max_time does.
+        self.trainer.should_stop = batch_idx == 3
+
+    monkeypatch.setattr(LocateEditing, "training_step", cut)
+    config = str(write_config(tmp_path, tiny_folder, text, min_epochs=0))
+    assert main(["fit", "--config", config]) == 0
+    assert not (tmp_path / "statistics").exists()
+    assert "stopped after 512 of 1184 tokens; no statistics were written" in caplog.text
+    monkeypatch.setattr(LocateEditing, "training_step", step)
+    assert main(["fit", "--config", config]) == 0
+    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert found.corpus == whole.corpus
+    assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())
+
+
+def test_a_damaged_file_of_sums_is_named(tiny_folder, text, tmp_path, monkeypatch, capsys):
+    def stopping(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    config = str(write_config(tmp_path, tiny_folder, text))
+    save = MomentSums.save
+    monkeypatch.setattr(MomentSums, "save", lambda self, *arguments: save(self, *arguments) or stopping(self, 0, 0))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(["fit", "--config", config])
+    monkeypatch.setattr(MomentSums, "save", save)
+    [partial] = tmp_path.glob("*.partial-*")
+    partial.write_bytes(partial.read_bytes()[:100])
+    assert main(["fit", "--config", config]) == 1
+    error = capsys.readouterr().err
+    assert str(partial) in error
+    assert "delete the file to begin anew" in error
+
+
+def test_sums_of_another_run_are_kept_and_told_of(run, tiny_folder, text, tmp_path, caplog):
+    other = tmp_path / "statistics.partial-0123456789ab-0.safetensors"
+    other.write_bytes(b"of another run")
+    fitted(tmp_path, tiny_folder, text)
+    assert f"{other}: sums of another run that was stopped" in caplog.text
+    assert other.exists()
+
+
+def test_fit_reads_the_corpus_alone_where_validation_records_are_configured(run, tiny_folder, text, tmp_path):
+    config = write_config(tmp_path, tiny_folder, text)
+    content = yaml.safe_load(config.read_text())
+    content["data"]["validation"] = content["data"]["test"]
+    config.write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", str(config)]) == 0
+    assert KeyStatistics.load(tmp_path / "statistics").corpus == KeyStatistics.load(run / "statistics").corpus
+    assert main(["validate", "--config", str(config)]) == 0
+
+
+def test_what_cannot_be_edited_is_refused_before_the_unedited_model_is_asked(run, monkeypatch, capsys):
+    monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
+    arguments = ["test", "--config", str(run / "config.yaml"), "--model.editor.init_args.layers", "[9]"]
+    for sequential in ([], ["--model.evaluation.sequential.every", "1"]):
+        assert main([*arguments, *sequential]) == 1
+        assert "layer 9" in capsys.readouterr().err
 
 
 def test_sums_of_another_corpus_are_not_gone_on_with(tmp_path):

@@ -14,6 +14,7 @@ from lightning_edit.edits import EditSequence
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models.perplexity import perplexity
+from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings
 from lightning_edit.modules.sequential import SCHEDULE_FILE, SequentialRun
 from lightning_edit.records import group_names
@@ -175,8 +176,33 @@ def test_a_sequence_that_was_ended_stays_so(records, tmp_path, text):
 def test_edits_of_other_requests_are_refused(records, tmp_path):
     begun = kept_sequence_of(records, tmp_path)
     begun.step(0)
-    with pytest.raises(ConfigurationError, match="edit of other requests or of another editor"):
+    with pytest.raises(ConfigurationError, match="edit of other requests, of another editor or with other statistics"):
         kept_sequence_of(records[::-1], tmp_path)
+
+
+def test_edits_with_other_statistics_are_refused(records, tmp_path):
+    def fitted(tokens):
+        editor, model = memit(), language_model("llama")
+        moments = {site.name: torch.eye(site.fan_in) for site in model.layer_map.sites([0, 1])}
+        corpus = Corpus("text", 8, tokens, "digest")
+        editor.use_statistics(KeyStatistics(moments, corpus, model.name, model.fingerprint))
+        return editor
+
+    kept_sequence_of(records, tmp_path, editor=fitted(640)).step(0)
+    assert len(kept_sequence_of(records, tmp_path, editor=fitted(640)).sequence) == 1
+    for other in (fitted(641), memit()):
+        with pytest.raises(ConfigurationError, match="with other statistics"):
+            kept_sequence_of(records, tmp_path, editor=other)
+
+
+def test_measures_on_another_text_are_refused(records, tmp_path, text):
+    other = tmp_path / "other.txt"
+    other.write_text("Something else is said here, at some length. " * 40)
+    kept_sequence_of(records, tmp_path, text=text, every=1).step(0)
+    for changed in (str(other), None):
+        with pytest.raises(ConfigurationError, match="was measured on another text"):
+            kept_sequence_of(records, tmp_path, text=changed, every=1)
+    assert len(kept_sequence_of(records, tmp_path, text=text, every=1).rows) == 1
 
 
 def test_a_sequence_ends_where_the_model_breaks(records, tmp_path, text):
@@ -192,6 +218,16 @@ def test_a_sequence_ends_where_the_model_breaks(records, tmp_path, text):
 def test_stopping_by_a_perplexity_that_is_not_measured_is_an_error():
     with pytest.raises(ConfigurationError, match="needs the text that perplexity is measured on"):
         SequentialSettings(stop_above=2.0)
+    with pytest.raises(
+        ConfigurationError, match=r"nothing is measured before the end; set evaluation.sequential.every"
+    ):
+        SequentialSettings(stop_above=2.0, text="text.txt")
+
+
+def test_numbers_out_of_range_are_refused():
+    for name, value in {"every": -1, "tokens": 0, "stop_above": 0.0}.items():
+        with pytest.raises(ConfigurationError, match=f"evaluation.sequential.{name}: expected"):
+            SequentialSettings(**{"text": "text.txt", "every": 1, name: value})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -204,7 +240,13 @@ def test_perplexity_is_that_of_the_full_logits(family):
     assert perplexity(model, rows, rows_per_pass=2) == pytest.approx(float(expected.exp()), rel=1e-4)
 
 
-def test_on_the_command_line(tmp_path, tiny_folder, text):
+def test_training_measures_no_sequence(tmp_path, tiny_folder, capsys):
+    config = str(write_config(tmp_path, tiny_folder))
+    assert main(["fit", "--config", config, "--model.validation.sequential.every", "1"]) == 1
+    assert "a sequence is measured once, not after each epoch" in capsys.readouterr().err
+
+
+def test_on_the_command_line(tmp_path, tiny_folder, text, capsys):
     config = write_config(tmp_path, tiny_folder)
     content = yaml.safe_load(config.read_text())
     content["model"]["class_path"] = "lightning_edit.modules.EditingModule"
@@ -224,5 +266,10 @@ def test_on_the_command_line(tmp_path, tiny_folder, text):
     assert metrics["metrics"]["edit_success/token_accuracy"] == pytest.approx(
         rows[-1]["all"]["edit_success/token_accuracy"], abs=1e-5
     )
+    assert main(["test", "--config", str(config), "--trainer.limit_test_batches", "3"]) == 0
+    found = [json.loads(path.read_text())["counts"]["records"] for path in tmp_path.rglob("metrics.json")]
+    assert sorted(found) == [3, 5]
+    assert main(["fit", "--config", str(config)]) == 1
+    assert "GradientStep in EditingModule has nothing to fit" in capsys.readouterr().err
     records = WorldFacts("validation", limit=5).read().records
     assert set(edit_metrics(group_names(records)).keys()) >= set(rows[-1]["all"])
