@@ -1,10 +1,10 @@
 """Locate-then-edit methods on SmolLM2-135M-Instruct: CounterFact and KnowEdit's ZsRE, each record on the clean model.
 
-python -m benchmarks.locate_quality --data FOLDER [--methods NAME …] [--records N]
+python -m benchmarks.locate_quality --data FOLDER [--methods NAME …] [--records N] [--generated N]
 
 FOLDER holds the published files. Statistics come from WikiText-2's valid.txt, collected once into the work folder. The
-settings are those of configs/editor; free generation and fluency are measured on the first half of the records. A run
-that was stopped goes on where it was; what was measured of a method stays in the result until it is measured again.
+settings are those of configs/editor; free generation and fluency are measured on the first records. A run that was
+stopped goes on where it was; what was measured of a method stays in the result until it is measured again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ FLUENCY_TOKENS = 100
 def main() -> None:
     parser = options_of(__doc__, list(METHODS))
     parser.add_argument("--records", type=int, default=100, help="records of each benchmark")
+    parser.add_argument("--generated", type=int, default=50, help="those of them that are asked to generate, too")
     options = parser.parse_args()
 
     statistics = fitted_statistics(options.data, options.work)
@@ -41,10 +42,10 @@ def main() -> None:
     }
     result: dict[str, Any] = read_result(__file__).get("methods", {})
     for name, records in benchmarks.items():
-        half = len(records) // 2
+        generated = options.generated
         parts = {
-            "with generation": (records[:half], EvaluationSettings(fluency_tokens=FLUENCY_TOKENS)),
-            "without generation": (records[half:], EvaluationSettings(generate=False)),
+            "with generation": (records[:generated], EvaluationSettings(fluency_tokens=FLUENCY_TOKENS)),
+            "without generation": (records[generated:], EvaluationSettings(generate=False)),
         }
         evaluators = {part: Evaluator(model, settings) for part, (_, settings) in parts.items()}
         for method in options.methods:

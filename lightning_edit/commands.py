@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -240,10 +242,16 @@ def configured_editor(path: str, statistics: str | None = None) -> Editor:
     """
     if not Path(path).is_file():
         raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
-    content = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not a readable YAML file of an editor ({error})") from error
     if not isinstance(content, dict) or "class_path" not in content:
         raise ConfigurationError(f"{path}: expected class_path and init_args of an editor")
-    arguments = {**(content.get("init_args") or {}), **_given(statistics=statistics)}
+    configured = content.get("init_args") or {}
+    if not isinstance(configured, dict):
+        raise ConfigurationError(f"{path}: init_args: expected names and values, found {configured!r}")
+    arguments = {**configured, **_given(statistics=statistics)}
     try:
         return build({"class_path": content["class_path"], "init_args": arguments}, Editor, path)
     except TypeError as error:

@@ -242,9 +242,19 @@ class PromptEncoder:
         self._check_target(encoded, target, joined)
         if subject_span is None:
             return encoded
-        start = text.rindex(prompt) if self.chat_template else 0
+        start = self._place_in_chat(text, prompt) if self.chat_template else 0
         span = (subject_span[0] + start, subject_span[1] + start)
         return replace(encoded, subject=self._subject_tokens(text, span, offsets, prompt_ids))
+
+    @staticmethod
+    def _place_in_chat(text: str, prompt: str) -> int:
+        place = text.rfind(prompt)
+        if place < 0:
+            raise TokenizationError(
+                f"the chat template does not hold the prompt {prompt!r} as it is, so that its subject cannot be found; "
+                "many templates strip white space: take it off the prompt's ends"
+            )
+        return place
 
     def _separator(self, text: str, target: str) -> str:
         if not target or self.chat_template or text[-1:].isspace() or target[:1].isspace():
@@ -257,9 +267,10 @@ class PromptEncoder:
             return list(self.tokenizer(text, **options)["input_ids"]), None
         encoded = self.tokenizer(text, return_offsets_mapping=True, **options)
         ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
-        # Some tokenizers append an end-of-text token; nothing may follow the target.
+        # Some tokenizers append an end-of-text token; nothing may follow the target. What begins a text stays.
         specials = set(self.tokenizer.all_special_ids)
-        while ids and ids[-1] in specials and offsets[-1][0] == offsets[-1][1]:
+        beginning = [self.tokenizer.bos_token_id]
+        while ids and ids != beginning and ids[-1] in specials and offsets[-1][0] == offsets[-1][1]:
             ids.pop()
             offsets.pop()
         return ids, offsets

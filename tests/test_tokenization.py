@@ -112,3 +112,12 @@ def test_chat_template():
     assert encoder.decode(text.target_ids) == "Rome"
     assert encoder.decode(text.ids[slice(*text.subject)]).strip() == "France"
     assert encoder.decode(text.ids).endswith("assistant\nRome")
+
+
+def test_a_chat_template_that_changes_the_prompt_is_told_of():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | trim }}</s>{% endfor %}"
+    encoder = PromptEncoder(tokenizer, chat_template=True)
+    assert encoder.encode("The capital of France is", "Rome", (15, 21)).subject is not None
+    with pytest.raises(TokenizationError, match="take it off the prompt's ends"):
+        encoder.encode("  The capital of France is", "Rome", (17, 23))

@@ -105,6 +105,11 @@ class TextCorpus:
         Raises:
             ConfigurationError: If the corpus does not fill one row.
         """
+        if self.tokens < self.length:
+            raise ConfigurationError(
+                f"{self.source}: {self.tokens} tokens are asked for, fewer than the {self.length} of one row; ask for "
+                "more (data.corpus.tokens) or use shorter rows (data.corpus.length)"
+            )
         texts = documents(self.source, self.field, self.split, self.configuration)
         rows = pack(texts, tokenizer, self.length, self.tokens)
         if not len(rows):
@@ -160,7 +165,8 @@ def _from_text(path: Path) -> Iterator[str]:
 
 
 def _from_jsonl(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    # Bytes: a line that is not UTF-8 is then told from the others.
+    with path.open("rb") as file:
         for number, line in enumerate(file):
             if not line.strip():
                 continue

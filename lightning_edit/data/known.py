@@ -28,6 +28,8 @@ def read_known_facts(path: str | Path) -> list[EditRequest]:
         raise DataFormatError(f"not JSON ({error})", path) from error
     if not isinstance(content, list):
         raise DataFormatError(f"expected a list of facts, found {type(content).__name__}", path)
+    if not content:
+        raise DataFormatError("no fact; give at least one, with subject and prompt", path)
     return [_fact(path, number, fact) for number, fact in enumerate(content)]
 
 

@@ -349,7 +349,8 @@ def read_requests(path: str | Path) -> list[EditRequest]:
         raise SourceNotFoundError(f"{path}: no such file; pass a JSON Lines file with prompt and target on each line")
     report = ReadReport(origin=str(path))
     requests: list[EditRequest] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    # Bytes: the separators of lines that Unicode has beside the newline may stand in a JSON text.
+    for number, line in enumerate(path.read_bytes().split(b"\n")):
         if not line.strip():
             continue
         try:
@@ -357,6 +358,10 @@ def read_requests(path: str | Path) -> list[EditRequest]:
             subject = entry.text("subject") if "subject" in entry else None
             name = entry.text("id") if "id" in entry else str(len(requests))
             requests.append(EditRequest(entry.text("prompt"), entry.text("target"), subject, id=name))
+        except UnicodeDecodeError as error:
+            raise DataFormatError(
+                f"not UTF-8 ({error.reason} at byte {error.start} of the line)", path, number
+            ) from error
         except (json.JSONDecodeError, RequestError) as error:
             raise DataFormatError(str(error), path, number) from error
     if not requests:

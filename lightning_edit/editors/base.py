@@ -146,7 +146,10 @@ class Editor(nn.Module, ABC):
         if on_top and not can.sequential:
             raise EditError(f"{name} cannot edit on top of earlier edits; merge them first")
         if not can.joint and max(map(len, groups)) > 1:
-            raise EditError(f"{name} makes one edit at a time; give one request, or use edit_each")
+            raise EditError(
+                f"{name} edits one request at a time, and {max(map(len, groups))} are to be edited jointly; give one, "
+                "choose an editor that edits jointly (MEMIT, for example), or edit each by itself (edit_each)"
+            )
         if can.needs_subject:
             missing = [request for group in groups for request in group if request.subject is None]
             if missing:

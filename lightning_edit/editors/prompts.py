@@ -86,7 +86,7 @@ class Sampling:
     """How contexts are sampled from the model itself.
 
     Args:
-        starts: Beginnings, one sample each; empty for the tokenizer's beginning-of-text token.
+        starts: Beginnings, one sample each; empty for the tokenizer's beginning-of-text token, once.
         lengths: Number of new tokens of each sample.
         apart: Whether the bare prompt is a group of its own, and so weighs as much as all samples together.
     """
@@ -111,7 +111,8 @@ def sampled_contexts(model: LanguageModel, sampling: Sampling, seed: int) -> Con
         seed: Seed of the sampling.
     """
     tokenizer = model.tokenizer
-    first = tokenizer.bos_token or tokenizer.eos_token or "The"
+    begins_itself = bool(model.encoder.encode("").ids)
+    first = "" if begins_itself else tokenizer.bos_token or tokenizer.eos_token or "The"
     starts = [start or first for start in sampling.starts]
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 from tqdm.auto import tqdm
 
+from lightning_edit import ranges
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import write_json
 from lightning_edit.locate.picture import draw_averages, draw_trace
@@ -45,10 +46,11 @@ def trace_facts(
     suggested.
 
     Raises:
-        ConfigurationError: If the model knows none of the facts.
+        ConfigurationError: If the model knows none of the facts, or no fact is to be traced.
     """
+    ranges.at_least(1, "trace", limit=limit)
     deviation = embedding_deviation(model, requests)
-    known = [request for request in requests if _knows(model, request)] if len(requests) > 1 else list(requests)
+    known = [request for request in requests if _knows(model, request)]
     if not known:
         raise ConfigurationError(f"facts: {model.name} says the attribute of none of the {len(requests)} facts")
     kinds: tuple[Restored, ...] = ("state",) if severed else get_args(Restored)

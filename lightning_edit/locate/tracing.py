@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_edit import ranges
 from lightning_edit.editors.prompts import in_context
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
@@ -38,6 +39,9 @@ class TraceSettings:
         window: Layers around a cell whose MLP or attention output is put back (the paper's 10).
         seed: Seed of the noise.
         tokens_per_batch: Tokens in one forward pass.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
     """
 
     noise: float = 3.0
@@ -45,6 +49,11 @@ class TraceSettings:
     window: int = 10
     seed: int = 0
     tokens_per_batch: int = 4096
+
+    def __post_init__(self) -> None:
+        ranges.above(0, "trace", noise=self.noise)
+        counts = {"samples": self.samples, "window": self.window, "tokens_per_batch": self.tokens_per_batch}
+        ranges.at_least(1, "trace", **counts)
 
 
 @dataclass(frozen=True)

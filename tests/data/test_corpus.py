@@ -37,6 +37,9 @@ def test_lines_of_json(tmp_path):
     path.write_text("nonsense")
     with pytest.raises(DataFormatError, match="not JSON"):
         read(path)
+    path.write_bytes(b'{"text": "one"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(DataFormatError, match="record 1: not JSON"):
+        read(path)
 
 
 def test_parquet(tmp_path):
@@ -98,3 +101,5 @@ def test_packing_keeps_every_token_in_order():
     assert pack(iter(texts), tokenizer, 8, 20).shape == (2, 8)
     with pytest.raises(ConfigurationError, match=r"data\.corpus\.length"):
         TextCorpus("x", length=0)
+    with pytest.raises(ConfigurationError, match=r"7 tokens are asked for, fewer than the 8 of one row"):
+        TextCorpus("x", tokens=7, length=8).read(tokenizer)

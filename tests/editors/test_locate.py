@@ -349,6 +349,20 @@ def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
         torch.testing.assert_close(listed.deltas[site].dense(), delta.dense())
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_samples_begin_with_one_token_that_begins_a_text(bos, monkeypatch):
+    model = LanguageModel(build(FAMILIES["llama"][0]()), byte_level_tokenizer(bos=bos), name="tiny")
+    read, generate = [], model.model.generate
+
+    def noting(*, input_ids, **options):
+        read.extend(input_ids.tolist())
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model.model, "generate", noting)
+    ready(ROME(layers=[1]), model).contexts_for(model)
+    assert read == [[model.tokenizer.bos_token_id]] * 20
+
+
 @pytest.mark.parametrize(("kind", "apart", "groups"), [(ROME, True, [1, 20]), (MEMIT, False, [6])])
 def test_the_bare_prompt_weighs_as_much_as_is_asked_for(kind, apart, groups):
     model = language_model("llama")

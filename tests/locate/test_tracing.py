@@ -216,12 +216,23 @@ def test_facts_that_the_model_does_not_say_are_left_out(tiny_folder, tmp_path, c
     facts.write_text(json.dumps([fact, fact]))
     assert main(["trace", "--name_or_path", str(tiny_folder), "--facts", str(facts), "--output", str(tmp_path)]) == 1
     assert "says the attribute of none of the 2 facts" in capsys.readouterr().err
+    facts.write_text(json.dumps([fact]))
+    assert main(["trace", "--name_or_path", str(tiny_folder), "--facts", str(facts), "--output", str(tmp_path)]) == 1
+    assert "says the attribute of none of the 1 facts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["limit", "samples", "window", "noise"])
+def test_numbers_out_of_range_are_named(option, tiny_folder, capsys):
+    fact = ["--prompt", "The capital of France is", "--subject", "France"]
+    assert main(["trace", "--name_or_path", str(tiny_folder), *fact, f"--{option}", "0"]) == 1
+    assert f"trace.{option}: expected" in capsys.readouterr().err
 
 
 def test_broken_files_of_facts(tmp_path, benchmark_data):
     path = tmp_path / "facts.json"
     for content, message in (
         ("{}", "expected a list"),
+        ("[]", "no fact; give at least one"),
         ("[3]", "record 0: expected an object"),
         ('[{"subject": "a"}]', "record 0, field 'prompt'"),
         ("nonsense", "not JSON"),

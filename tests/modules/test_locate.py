@@ -423,3 +423,19 @@ def test_a_file_that_describes_no_ready_editor_is_refused(tiny_folder, tmp_path,
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.records.EditRequest"}))
     assert main(arguments) == 1
     assert "is no Editor" in capsys.readouterr().err
+    editor.write_text("class_path: [lightning_edit")
+    assert main(arguments) == 1
+    assert f"{editor}: not a readable YAML file of an editor" in capsys.readouterr().err
+    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": [1]}))
+    assert main(arguments) == 1
+    assert f"{editor}: init_args: expected names and values, found [1]" in capsys.readouterr().err
+
+
+def test_requests_that_cannot_be_edited_jointly_are_refused_in_words(run, tiny_folder, tmp_path, capsys):
+    editor, requests = tmp_path / "rome.yaml", tmp_path / "requests.jsonl"
+    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1]}}))
+    line = json.dumps({"prompt": "The capital of France is", "subject": "France", "target": "Rome"})
+    requests.write_text(f"{line}\n{line.replace('France', 'Italy')}\n")
+    arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), "--requests", str(requests)]
+    assert main([*arguments, "--statistics", str(run / "statistics")]) == 1
+    assert "ROME edits one request at a time, and 2 are to be edited jointly; give one" in capsys.readouterr().err
