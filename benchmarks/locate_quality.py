@@ -1,6 +1,6 @@
 """Locate-then-edit methods on SmolLM2-135M-Instruct: CounterFact and KnowEdit's ZsRE, each record on the clean model.
 
-python -m benchmarks.locate_quality --data FOLDER [--methods NAME …] [--records N] [--generated N]
+python -m benchmarks.locate_quality --data FOLDER [--methods NAME …] [--benchmarks NAME …] [--records N] [--generated N]
 
 FOLDER holds the published files. Statistics come from WikiText-2's valid.txt, collected once into the work folder. The
 settings are those of configs/editor; free generation and fluency are measured on the first records. A run that was
@@ -24,25 +24,23 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{name}-learning-rate-1": (name, {"learning_rate": 1.0}) for name in ("rome", "memit")},
 }
 """Name to a method and changes of its settings in configs/editor."""
+BENCHMARKS = {"CounterFact": counterfact, "KnowEdit ZsRE": zsre}
 BATCH = 10
 FLUENCY_TOKENS = 100
 
 
 def main() -> None:
     parser = options_of(__doc__, list(METHODS))
+    parser.add_argument("--benchmarks", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS))
     parser.add_argument("--records", type=int, default=100, help="records of each benchmark")
     parser.add_argument("--generated", type=int, default=50, help="those of them that are asked to generate, too")
     options = parser.parse_args()
 
     statistics = fitted_statistics(options.data, options.work)
     model = load_language_model("smollm2-135m-instruct")
-    benchmarks = {
-        "CounterFact": counterfact(options.data)[: options.records],
-        "KnowEdit ZsRE": zsre(options.data)[: options.records],
-    }
     result: dict[str, Any] = read_result(__file__).get("methods", {})
-    for name, records in benchmarks.items():
-        generated = options.generated
+    for name in options.benchmarks:
+        records, generated = BENCHMARKS[name](options.data)[: options.records], options.generated
         parts = {
             "with generation": (records[:generated], EvaluationSettings(fluency_tokens=FLUENCY_TOKENS)),
             "without generation": (records[generated:], EvaluationSettings(generate=False)),
