@@ -7,6 +7,7 @@ import json
 import logging
 from array import array
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -157,11 +158,15 @@ def documents(source: str, field: str, split: str, configuration: str | None = N
 
 
 def _from_text(path: Path) -> Iterator[str]:
+    """One document after the other, so that of a long file no more is read than is asked for."""
     try:
-        content = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            for _, lines in groupby(file, lambda line: line == "\n"):
+                text = "".join(lines).strip()
+                if text:
+                    yield text
     except UnicodeDecodeError as error:
-        raise DataFormatError(f"not UTF-8 ({error.reason} at byte {error.start})", path) from error
-    yield from (part.strip() for part in content.split("\n\n") if part.strip())
+        raise DataFormatError(f"not UTF-8 ({error.reason})", path) from error
 
 
 def _from_jsonl(path: Path, field: str) -> Iterator[str]:

@@ -21,6 +21,11 @@ def test_plain_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\n\n\n\ntwo\nlines\n")
     assert read(path) == ["one", "two\nlines"]
+    path.write_bytes(b"one\r\n\r\ntwo" + b"\n\nlong" * 10_000 + b"\n\n\xff")
+    parts = documents(str(path), "text", "train")
+    assert [next(parts), next(parts)] == ["one", "two"]
+    with pytest.raises(DataFormatError, match="not UTF-8"):
+        list(parts)
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(DataFormatError, match="not UTF-8"):
         read(path)
