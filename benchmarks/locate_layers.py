@@ -4,9 +4,10 @@ python -m benchmarks.locate_layers --data FOLDER [--methods NAME …]
 
 FOLDER holds the published files. Traced are facts of known_1000 that the model says. The sweep edits 8 CounterFact
 records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE; for the contexts' weights the 23 CounterFact records
-that are left, for the length of the search the 24 ZsRE records before those. None of them is among the records that
-locate_quality and sequential_edits test. The score is the mean of edit success, generalization and locality against
-the unedited model. Writes the numbers, and the traces' averages as a picture beside them.
+that are left, for the length of the search the 24 ZsRE records before those; with Knowledge Neurons, which take long,
+the 8 CounterFact records alone. None of them is among the records that locate_quality and sequential_edits test. The
+score is the mean of edit success, generalization and locality against the unedited model. Writes the numbers, and the
+traces' averages as a picture beside them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ SEARCHES: dict[str, list[dict[str, Any]]] = {
     "memit": [{"learning_rate": rate} for rate in (0.5, 1.0)],
 }
 """The same, for ZsRE records, whose answers are longer."""
+NEURONS: dict[str, list[dict[str, Any]]] = {
+    "knowledge-neurons": [
+        {"signed": False, "target_weight": 8.0},
+        *({"signed": True, "target_weight": weight} for weight in (8.0, 4.0, 2.0, 1.0)),
+    ]
+}
+"""The same, for what the neurons are made to write."""
 
 
 def traced(model: LanguageModel, data: Path, folder: Path) -> dict[str, Any]:
@@ -93,7 +101,7 @@ class Sweep:
         self, method: str, start: dict[str, Any], changes: dict[str, Any], benchmarks: dict[str, list[EditRecord]]
     ) -> dict[str, Any]:
         """Benchmark to its measures."""
-        editor = changed_editor(method, str(self.statistics), {**start, **changes})
+        editor = changed_editor(method, self.statistics, {**start, **changes})
         editor.setup(self.model)
         found: dict[str, Any] = {}
         for benchmark, records in benchmarks.items():
@@ -111,21 +119,23 @@ def named(changes: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = options_of(__doc__, list(SWEEP)).parse_args()
+    options = options_of(__doc__, [*SWEEP, *NEURONS]).parse_args()
     statistics = fitted_statistics(options.data, options.work)
     model = load_language_model("smollm2-135m-instruct")
     sweep = Sweep(model, statistics, options.work)
     counterfacts = counterfact(options.data)
     few = {"CounterFact": counterfacts[1000 : 1000 + RECORDS], "KnowEdit ZsRE": zsre(options.data)[-RECORDS:]}
     more = {"CounterFact, more": counterfacts[1000 + RECORDS :]}
+    fewest = {"CounterFact": few["CounterFact"]}
     longer = {"KnowEdit ZsRE, more": zsre(options.data)[-4 * RECORDS : -RECORDS]}
     kept = read_result(__file__)
     result: dict[str, Any] = kept.get("sweep", {})
     for method in options.methods:
         parts = [
-            (few, SWEEP[method], START.get(method, {})),
+            (few, SWEEP.get(method, []), START.get(method, {})),
             (more, CONTEXTS.get(method, []), {}),
             (longer, SEARCHES.get(method, []), {}),
+            (fewest, NEURONS.get(method, []), {}),
         ]
         for benchmarks, settings, start in parts:
             for changes in settings:

@@ -48,8 +48,7 @@ def main() -> None:
         evaluators = {part: Evaluator(model, settings) for part, (_, settings) in parts.items()}
         for method in options.methods:
             name_of_config, changes = METHODS[method]
-            own = None if method == "knowledge-neurons" else str(statistics)
-            editor = changed_editor(name_of_config, own, changes)
+            editor = changed_editor(name_of_config, statistics, changes)
             editor.setup(model)
             lines: list[dict[str, Any]] = []
             earlier = result.setdefault(method, {}).get(name, {})

@@ -49,7 +49,8 @@ def fitted_statistics(data: Path, work: Path) -> Path:
     return folder
 
 
-def changed_editor(method: str, statistics: str | None, changes: dict[str, Any]) -> Editor:
-    """A method with its settings in configs/editor but for some changes."""
-    configured = configured_editor(f"configs/editor/{method}.yaml", statistics)
-    return type(configured)(**{**configured.hyperparameters, **changes})
+def changed_editor(method: str, statistics: Path, changes: dict[str, Any]) -> Editor:
+    """A method with its settings in configs/editor but for some changes, and the statistics, if it wants some."""
+    configured = configured_editor(f"configs/editor/{method}.yaml")
+    own = {"statistics": str(statistics)} if "statistics" in configured.hyperparameters else {}
+    return type(configured)(**{**configured.hyperparameters, **own, **changes})
