@@ -46,7 +46,10 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
         ConfigurationError: If the description names something else.
     """
     module, _, name = str(description["class_path"]).rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None)
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"{where}: there is no class {description['class_path']} ({error})") from error
     expected = cast(type[T], base)
     if not (isinstance(kind, type) and issubclass(kind, expected)):
         raise ConfigurationError(f"{where}: {description['class_path']} is no {expected.__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning_edit.errors import ConfigurationError
 
@@ -18,8 +18,8 @@ def at_least(least: float, where: str, **settings: float | None) -> None:
     Raises:
         ConfigurationError: If one is smaller, or not a number.
     """
-    for name, value in settings.items():
-        if value is not None and not value >= least:
+    for name, value in _numbers(where, settings):
+        if not value >= least:
             raise ConfigurationError(f"{where}.{name}: expected at least {least}, found {value}")
 
 
@@ -29,9 +29,35 @@ def above(bound: float, where: str, **settings: float | None) -> None:
     Raises:
         ConfigurationError: If one is not larger.
     """
-    for name, value in settings.items():
-        if value is not None and not value > bound:
+    for name, value in _numbers(where, settings):
+        if not value > bound:
             raise ConfigurationError(f"{where}.{name}: expected more than {bound}, found {value}")
+
+
+def layer_numbers(where: str, layers: Sequence[int] | None) -> None:
+    """Refuses anything but a list of layers' numbers, or None.
+
+    Args:
+        where: See :func:`at_least`; the setting is called "layers".
+        layers: The setting.
+
+    Raises:
+        ConfigurationError: If it is something else, or names no layer.
+    """
+    if layers is None:
+        return
+    if not isinstance(layers, Sequence) or not all(type(layer) is int for layer in layers):
+        raise ConfigurationError(f"{where}.layers: expected a list of layers' numbers, found {layers!r}")
+    if not layers:
+        raise ConfigurationError(f"{where}.layers: name at least one layer, or none at all (null)")
+
+
+def _numbers(where: str, settings: Mapping[str, float | None]) -> list[tuple[str, float]]:
+    found = [(name, value) for name, value in settings.items() if value is not None]
+    for name, value in found:
+        if not isinstance(value, int | float):
+            raise ConfigurationError(f"{where}.{name}: expected a number, found {value!r}")
+    return found
 
 
 def one_of(choices: Sequence[str], where: str, **settings: str) -> None:

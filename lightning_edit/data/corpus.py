@@ -47,11 +47,14 @@ class CorpusBatches(Sampler[list[int]]):
         skip: Batches of this process that are done.
         rank: This process.
         world_size: Number of processes.
+        stop: Batches of this process, the skipped ones among them, behind which it ends; all if None.
     """
 
-    def __init__(self, rows: int, batch_size: int, skip: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, rows: int, batch_size: int, skip: int = 0, rank: int = 0, world_size: int = 1, stop: int | None = None
+    ) -> None:
         every = [list(range(at, min(at + batch_size, rows))) for at in range(0, rows, batch_size)]
-        self.batches = every[rank::world_size][skip:]
+        self.batches = every[rank::world_size][skip:stop]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -121,9 +124,11 @@ class TextCorpus:
         _LOG.info("%s: %d rows of %d tokens", self.name, len(rows), self.length)
         return rows
 
-    def loader(self, rows: Tensor, skip: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Tensor]:
+    def loader(
+        self, rows: Tensor, skip: int = 0, rank: int = 0, world_size: int = 1, stop: int | None = None
+    ) -> DataLoader[Tensor]:
         """Batches (B, L) int64 of packed rows; see :class:`CorpusBatches`."""
-        batches = CorpusBatches(len(rows), self.batch_size, skip, rank, world_size)
+        batches = CorpusBatches(len(rows), self.batch_size, skip, rank, world_size, stop)
         return DataLoader(PackedTexts(rows), batch_sampler=cast(Any, batches))
 
 
@@ -195,8 +200,8 @@ def _from_parquet(path: Path, field: str) -> Iterator[str]:
             columns = [field] if field in file.schema_arrow.names else None
             records = (record for batch in file.iter_batches(columns=columns) for record in batch.to_pylist())
             yield from _texts(records, path, field)
-    except pyarrow.ArrowException as error:
-        raise DataFormatError(f"not a Parquet file ({error})", path) from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataFormatError(f"not a Parquet file, or a damaged one ({error})", path) from error
 
 
 def _from_hub(source: str, field: str, split: str, configuration: str | None) -> Iterator[str]:

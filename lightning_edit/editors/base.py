@@ -125,7 +125,7 @@ class Editor(nn.Module, ABC):
         return batch
 
     def check(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], on_top: bool = False) -> None:
-        """Refuses what cannot be edited, before anything is computed; :meth:`edit` does so, too.
+        """Refuses what is known not to be editable before a search or a pass for it; :meth:`edit` does so, too.
 
         Args:
             model: The base model.
@@ -134,7 +134,6 @@ class Editor(nn.Module, ABC):
 
         Raises:
             EditError: If the editor cannot do what is asked.
-            EditorNotFittedError: If it has to be fitted first.
         """
         self._check(groups, on_top)
         self.prepare(model, groups)

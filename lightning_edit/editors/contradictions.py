@@ -16,7 +16,8 @@ def without_contradictions(group: Sequence[EditRequest], choice: Contradictions)
 
     Args:
         group: The requests.
-        choice: "last" keeps the last request of each prompt, "keep" keeps all, "error" refuses.
+        choice: "last" keeps the last request of each prompt that several targets are wanted for, "keep" keeps all,
+            "error" refuses.
 
     Raises:
         EditError: If requests contradict one another and the choice is to refuse.

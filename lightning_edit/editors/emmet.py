@@ -15,6 +15,9 @@ from lightning_edit.functional.key_value import constrained_update
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.statistics import IdentityStatistics, Statistics
 
+_SAME = 1e-5
+"""Relative singular value of keys below which they depend on one another; rounding parts them by 1e-7."""
+
 
 class EMMET(SpreadEditor):
     """EMMET: MEMIT's objective under ROME's equality constraint, for n requests at once.
@@ -57,14 +60,14 @@ class EMMET(SpreadEditor):
         Raises:
             EditError: If requests share a key and no ridge parts them.
         """
-        ridge = self.constraint_ridge if keys.shape[1] > 1 else 0.0
-        try:
-            return constrained_update(keys, self._weighted(site, keys, statistics), ridge=ridge)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the module does not list it
+        several = keys.shape[1] > 1
+        ridge = self.constraint_ridge if several else 0.0
+        if several and not ridge and int(torch.linalg.matrix_rank(keys, rtol=_SAME)) < keys.shape[1]:
             raise EditError(
-                f"requests of one edit read the same key at {site.name}, where only one value can be written; set "
-                "editor.constraint_ridge above zero, or edit them apart"
-            ) from error
+                f"requests of one edit read the same key at {site.name}, or keys that depend on one another, where not "
+                "every value can be written; set editor.constraint_ridge above zero, or edit them apart"
+            )
+        return constrained_update(keys, self._weighted(site, keys, statistics), ridge=ridge)
 
     def _weighted(self, site: EditSite, keys: Tensor, statistics: Statistics) -> Tensor:
         if self.covariance_ridge == 0:

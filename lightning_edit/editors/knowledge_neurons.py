@@ -70,11 +70,13 @@ class KnowledgeNeurons(Editor):
         contradictions: Contradictions = "error",
     ) -> None:
         super().__init__()
-        if layers is not None and not layers:
-            raise ConfigurationError("editor.layers: name at least one layer, or none at all (null)")
+        ranges.layer_numbers("editor", layers)
         ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
         ranges.at_least(1, "editor", steps=steps, at_least=at_least, at_most=at_most)
         ranges.at_least(0, "editor", threshold=threshold, share=share)
+        ranges.at_least(at_least, "editor", at_most=at_most)
+        if not threshold < 1:
+            raise ConfigurationError(f"editor.threshold: expected a share below 1, found {threshold}")
         self.layers = list(layers) if layers is not None else None
         self.contexts = list(Contexts((tuple(contexts),)).templates)
         self.steps, self.threshold, self.share = steps, threshold, share
@@ -144,7 +146,7 @@ class KnowledgeNeurons(Editor):
             return f"the attributions of {name} are not finite"
         neurons = chosen_neurons(scores, self.threshold, self.share, self.at_least, self.at_most)
         if not len(neurons):
-            return f"no neuron speaks for the answer {answer!r} of {name}; lower editor.threshold"
+            return f"no neuron speaks for the answer {answer!r} of {name}: no attribution is above zero"
         embedding: Any = model.model.get_output_embeddings()
         weight = embedding.weight.detach().float()
 

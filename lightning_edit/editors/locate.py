@@ -94,8 +94,7 @@ class LocateEditor(Editor):
         super().__init__()
         ranges.one_of(get_args(Covariance), "editor", covariance=covariance)
         ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
-        if layers is not None and not layers:
-            raise ConfigurationError("editor.layers: name at least one layer, or none at all (null)")
+        ranges.layer_numbers("editor", layers)
         ranges.at_least(1, "editor", steps=steps)
         ranges.at_least(0, "editor", weight_decay=weight_decay, kl_weight=kl_weight)
         ranges.above(0, "editor", learning_rate=learning_rate, clamp_norm=clamp_norm)
@@ -258,7 +257,8 @@ class LocateEditor(Editor):
             after or EditSequence(),
         )
         stacked = self.updates(model, job, statistics) if made else {}
-        for number, site in not_finite(stacked):
+        broken = not_finite(stacked)
+        for number, site in broken:
             stacked = {name: without(changes, number) for name, changes in stacked.items()}
             for at in job.members(number):
                 name = repr(job.requests[at].id or job.requests[at].prompt)
@@ -273,18 +273,19 @@ class LocateEditor(Editor):
             for at, group in enumerate(kept)
         ]
         every = {site.name: among(stacked.get(site.name), made, len(groups), site) for site in sites}
-        keys_of = dict(zip(made, keys, strict=True))
+        unchanged = {number for number, _ in broken}
+        keys_of = {made[number]: own for number, own in enumerate(keys) if number not in unchanged}
         return WeightEditBatch(every, provenances, [keys_of.get(at, {}) for at in range(len(groups))])
 
     def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
         """See :meth:`Editor.made`; an edit holds the contexts that were sampled, and no request that was overruled.
 
-        A folder of statistics can be filled anew, so that what they were collected on is compared, not its name.
+        A folder of statistics can be moved, and be filled anew: what they were collected on is compared, not its name.
         """
         if provenance.hyperparameters.get("corpus") != self._loaded_statistics().origin:
             return False
         sampled = {"contexts": None} if self.contexts is None else {}
-        settings = {**provenance.hyperparameters, **sampled}
+        settings = {**provenance.hyperparameters, **sampled, "statistics": self.statistics}
         settings = {name: settings.get(name) for name in self.hyperparameters}
         kept = without_contradictions(requests, self.contradictions)
         return super().made(replace(provenance, hyperparameters=settings), kept)

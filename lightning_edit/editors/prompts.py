@@ -31,10 +31,10 @@ class Contexts:
         for template in self.templates:
             if template.count(PLACEHOLDER) != 1:
                 raise ConfigurationError(f"contexts: expected {PLACEHOLDER} once in each template, found {template!r}")
-        if not all(self.groups):
-            raise ConfigurationError("contexts: a group without templates; leave it out")
         if not self.templates or self.templates[0] != BARE:
             raise ConfigurationError(f"contexts: the first template must be {BARE!r}, the prompt by itself")
+        if not all(self.groups):
+            raise ConfigurationError("contexts: a group without templates; leave it out")
 
     @property
     def templates(self) -> list[str]:

@@ -43,7 +43,7 @@ class SequentialSettings:
     def __post_init__(self) -> None:
         where = "evaluation.sequential"
         ranges.at_least(0, where, every=self.every)
-        ranges.at_least(1, where, tokens=self.tokens)
+        ranges.at_least(2, where, tokens=self.tokens)
         ranges.above(0, where, stop_above=self.stop_above)
         if self.stop_above is not None and self.text is None:
             raise ConfigurationError(f"{where}.stop_above needs the text that perplexity is measured on ({where}.text)")

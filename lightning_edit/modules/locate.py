@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lightning_edit import ranges
 from lightning_edit.data.corpus import CorpusBatches
 from lightning_edit.data.datamodule import EditDataModule
-from lightning_edit.data.sampling import limited
 from lightning_edit.distributed import sum_over_processes
 from lightning_edit.editors.locate import LocateEditor
 from lightning_edit.errors import ConfigurationError
@@ -74,6 +73,7 @@ class LocateEditing(EditingModule):
             return
         if self.editor.statistics is None:
             raise ConfigurationError("editor.statistics: name the folder that the statistics are to be written to")
+        self._limit_batches()
         self._kept(self._corpus(self._tokens_to_read()))
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
@@ -88,16 +88,28 @@ class LocateEditing(EditingModule):
             _LOG.info("going on behind %d batches (%d tokens)", self._sums.batches, self._sums.tokens)
 
     def _batches(self) -> list[list[int]]:
-        """The rows of each batch of this process."""
+        """The rows of each batch of this process, the ones that are done among them."""
         data, trainer = self._data(), self.trainer
-        size = data.corpus.batch_size if data.corpus else 1
-        return CorpusBatches(len(data.corpus_rows()), size, 0, trainer.global_rank, trainer.world_size).batches
+        size, rows = data.corpus.batch_size if data.corpus else 1, len(data.corpus_rows())
+        return CorpusBatches(rows, size, 0, trainer.global_rank, trainer.world_size, data.corpus_stop).batches
+
+    def _limit_batches(self) -> None:
+        """Takes over the Trainer's limit, which would be applied anew to what a resumed run has left.
+
+        Raises:
+            ConfigurationError: If it is a share.
+        """
+        limit = self.trainer.limit_train_batches
+        if isinstance(limit, float) and limit != 1.0:
+            raise ConfigurationError(
+                "trainer.limit_train_batches: a share of what is left to read would be another one after a resume; "
+                "give a number of batches, or limit data.corpus.tokens"
+            )
+        self._data().corpus_stop = limit if isinstance(limit, int) else None
 
     def _tokens_to_read(self) -> int:
         """Tokens that a run that was not stopped reads in all processes."""
-        batches = self._batches()
-        count = limited(len(batches), self.trainer.limit_train_batches)
-        rows = torch.tensor(sum(map(len, batches[:count])), device=self.language_model.device)
+        rows = torch.tensor(sum(map(len, self._batches())), device=self.language_model.device)
         return int(sum_over_processes(rows)) * self._data().corpus_rows().shape[1]
 
     def _share_what_is_left(self) -> None:
@@ -112,7 +124,7 @@ class LocateEditing(EditingModule):
         if without:
             raise ConfigurationError(
                 f"data.corpus: {without} of {self.trainer.world_size} processes have no batch to read; use fewer "
-                "processes, a smaller batch_size, or more text"
+                "processes, a smaller batch_size, more text, or no trainer.limit_train_batches"
             )
         if 0 < finished < self.trainer.world_size and self._sums.batches >= number:
             # The Trainer wants a batch from every process, or from none.
@@ -131,13 +143,14 @@ class LocateEditing(EditingModule):
         return found
 
     def _identified(self) -> str:
-        """What the sums belong to: model, sites, corpus, packing, and share of the processes."""
+        """What the sums belong to: model, sites, corpus, packing, share of the processes, and their limit."""
         data = self._data()
         values = [
             self.language_model.fingerprint.digest,
             [site.name for site in self._sites],
             self._digest(),
             [*data.corpus_rows().shape, data.corpus.batch_size if data.corpus else 0, self.trainer.world_size],
+            data.corpus_stop,
         ]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
@@ -153,8 +166,8 @@ class LocateEditing(EditingModule):
         return KeyStatistics.kept_in(str(self.editor.statistics), corpus, self.language_model.fingerprint)
 
     def _partial(self) -> Path:
-        share = f"{self._identity[:_SHOWN]}-{self.trainer.global_rank}"
-        return Path(f"{self.editor.statistics}.partial-{share}.safetensors")
+        folder, share = Path(str(self.editor.statistics)), f"{self._identity[:_SHOWN]}-{self.trainer.global_rank}"
+        return folder.with_name(f"{folder.name}.partial-{share}.safetensors")
 
     def _tell_of_others(self) -> None:
         """Sums of another model or text, of other layers or packing stay for the run that they belong to."""
@@ -163,8 +176,8 @@ class LocateEditing(EditingModule):
         others = sorted(str(path) for path in found if f".partial-{self._identity[:_SHOWN]}-" not in path.name)
         if others and self.trainer.is_global_zero:
             _LOG.warning(
-                "%s: sums of another run that was stopped (another model, text, packing or other layers); they are "
-                "not used here, and can be deleted unless that run is to go on",
+                "%s: sums of another run that was stopped (another model, text, packing, limit or number of processes, "
+                "or other layers); they are not used here, and can be deleted unless that run is to go on",
                 ", ".join(others),
             )
 

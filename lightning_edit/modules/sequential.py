@@ -25,6 +25,8 @@ from lightning_edit.records import EditOutcome, EditRecord, group_names
 SCHEDULE_FILE = "sequence.jsonl"
 _SAME = 1e-3
 """Relative difference of the perplexities of one text that rounding explains."""
+_ROW = 256
+"""Tokens in a row of the text that perplexity is measured on."""
 
 
 class SequentialRun:
@@ -53,31 +55,39 @@ class SequentialRun:
         self.sequence = EditSequence()
         self.rows: list[dict[str, Any]] = []
         self.stopped = False
+        if not self.groups:
+            raise ConfigurationError(
+                "a sequence needs at least one record, and there is none; see data.test, and the Trainer's limits"
+            )
         # Before the unedited model is asked, which takes long.
         editor.check(model, [_requests(group) for group in self.groups], on_top=len(self.groups) > 1)
+        if settings.folder is not None:
+            self._take_up_edits()
         self._text = self._read_text()
         records = [record for group in self.groups for record in group]
         evaluator.ask_before(evaluator.questions(records))
         self._names = evaluator.settings.groups(group_names(records))
         self._perplexity_before = None if self._text is None else perplexity(model, self._text)
         if settings.folder is not None:
-            self._resume()
+            self._take_up_measures()
 
     def _read_text(self) -> Tensor | None:
         if self.settings.text is None:
             return None
-        return TextCorpus(self.settings.text, tokens=self.settings.tokens).read(self.model.tokenizer)
+        length = min(_ROW, self.settings.tokens)
+        return TextCorpus(self.settings.text, tokens=self.settings.tokens, length=length).read(self.model.tokenizer)
 
-    def _resume(self) -> None:
-        """Takes up the edits and measures that the folder holds.
+    def _take_up_edits(self) -> None:
+        """Takes up the edits that the folder holds.
 
         Raises:
-            ConfigurationError: If they belong to other requests, another editor or another text.
+            ConfigurationError: If they belong to other requests or another editor, or are more than are to be made.
         """
-        path = self.folder / SCHEDULE_FILE
-        if path.exists():
-            self.rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        self._compare_texts()
+        if self._edit_folder(len(self.groups)).exists():
+            raise ConfigurationError(
+                f"{self.folder} holds a longer sequence than the {len(self.groups)} edits that are to be made; name "
+                "another folder in evaluation.sequential.folder"
+            )
         for number, group in enumerate(self.groups):
             place = self._edit_folder(number)
             if not place.exists():
@@ -89,6 +99,17 @@ class SequentialRun:
                     "another folder in evaluation.sequential.folder, or delete it"
                 )
             self.sequence = self.sequence.then(edit)
+
+    def _take_up_measures(self) -> None:
+        """Takes up the measures of those edits.
+
+        Raises:
+            ConfigurationError: If they were made on another text.
+        """
+        path = self.folder / SCHEDULE_FILE
+        if path.exists():
+            self.rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        self._compare_texts()
         self.rows = [row for row in self.rows if row["edits"] <= self.edited]
         if self.rows and "perplexity" in self.rows[-1] and self._measured == self.edited:
             self._check(self.rows[-1]["perplexity"] / self.rows[-1]["perplexity_before"])
@@ -99,9 +120,9 @@ class SequentialRun:
             earlier, now = row.get("perplexity_before"), self._perplexity_before
             if not _like(earlier, now):
                 raise ConfigurationError(
-                    f"{self.folder / SCHEDULE_FILE} was measured on another text: the unedited model's perplexity is "
-                    f"{earlier} there and {now} on evaluation.sequential.text; name the same text and number of "
-                    "tokens, or another folder in evaluation.sequential.folder"
+                    f"{self.folder / SCHEDULE_FILE} was measured on another text or in another precision: the unedited "
+                    f"model's perplexity is {earlier} there and {now} on evaluation.sequential.text; use the same text "
+                    "and dtype, or name another folder in evaluation.sequential.folder"
                 )
 
     def _edit_folder(self, number: int) -> Path:

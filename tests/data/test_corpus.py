@@ -56,6 +56,10 @@ def test_parquet(tmp_path):
         next(texts)
     with pytest.raises(DataFormatError, match=r"record 0, field 'text': .*\['body', 'year'\]"):
         read(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
+    with pytest.raises(DataFormatError, match="or a damaged one"):
+        read(path, "body")
     path.write_bytes(b"nonsense")
     with pytest.raises(DataFormatError, match="not a Parquet file"):
         read(path)

@@ -139,8 +139,9 @@ def test_signed_changes_push_towards_the_target():
 
 
 def test_contexts_are_checked():
-    with pytest.raises(ConfigurationError, match="first template"):
-        KnowledgeNeurons(contexts=["Well. {}"])
+    for contexts in (["Well. {}"], []):
+        with pytest.raises(ConfigurationError, match="first template"):
+            KnowledgeNeurons(contexts=contexts)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_contexts_are_checked():
         (lambda scores: scores.fill_(torch.nan), "the attributions of 'germany' are not finite"),
         (
             lambda scores: scores.zero_(),
-            "no neuron speaks for the answer 'Berlin' of 'germany'; lower editor.threshold",
+            "no neuron speaks for the answer 'Berlin' of 'germany': no attribution is above zero",
         ),
     ],
 )

@@ -5,7 +5,8 @@ import torch
 
 from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, KnowledgeNeurons
 from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
-from lightning_edit.models.statistics import IdentityStatistics
+from lightning_edit.models.statistics import Corpus, IdentityStatistics, KeyStatistics
+from lightning_edit.records import EditRequest
 from tests.testers import REQUESTS
 from tests.tiny_models import language_model
 
@@ -16,6 +17,9 @@ KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
     ("kind", "settings", "message"),
     [
         *((kind, {"layers": []}, "editor.layers: name at least one") for kind in KINDS),
+        *((kind, {"layers": ["model.layers.1.mlp.up_proj"]}, "expected a list of layers' numbers") for kind in KINDS),
+        *((kind, {"layers": 1}, "editor.layers: expected a list of layers' numbers, found 1") for kind in KINDS),
+        *((kind, {"steps": "5"}, "editor.steps: expected a number, found '5'") for kind in KINDS),
         (ROME, {"layers": [1, 2]}, r"editor.layers: ROME edits one layer, found \[1, 2\]"),
         *((kind, {"steps": 0}, "editor.steps: expected at least 1, found 0") for kind in KINDS),
         (MEMIT, {"learning_rate": 0.0}, "editor.learning_rate: expected more than 0, found 0"),
@@ -30,6 +34,8 @@ KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
         (MEMIT, {"contradictions": "first"}, "editor.contradictions: expected one of"),
         (KnowledgeNeurons, {"contradictions": "first"}, "editor.contradictions: expected one of"),
         (KnowledgeNeurons, {"at_most": 0}, "editor.at_most: expected at least 1"),
+        (KnowledgeNeurons, {"at_least": 3, "at_most": 2}, "editor.at_most: expected at least 3"),
+        (KnowledgeNeurons, {"threshold": 1.0}, "editor.threshold: expected a share below 1"),
         (ROME, {"contexts": [["{}"], []]}, "a group without templates"),
     ],
 )
@@ -50,11 +56,19 @@ def test_a_layer_named_twice_is_refused(kind, layers):
         editor.edit(model, REQUESTS[:1])
 
 
-def test_requests_that_share_a_key_need_a_ridge():
-    model = language_model("llama")
-    editor = EMMET(layers=[1], covariance="identity", contexts=[["{}"]], steps=2, constraint_ridge=0.0)
+@pytest.mark.parametrize("contexts", [[["{}"]], [["{}"], ["Well. {}", "So, {}"]]])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_requests_that_share_a_key_need_a_ridge(family, contexts):
+    """The keys of the two differ by rounding, and then the system can be solved: by an update of any size."""
+    model = language_model(family)
+    editor = EMMET(layers=[1], covariance="identity", contexts=contexts, steps=2, constraint_ridge=0.0)
+    others = [EditRequest(f"The capital of {name} is", "Rome", name) for name in ("Italy", "Peru", "Chad", "Oman")]
+    same = EditRequest("The capital of Peru, in South America, is", "Oslo", "Peru")
+    assert editor.edit(model, others)
     with pytest.raises(EditError, match=r"read the same key .* editor.constraint_ridge"):
-        editor.edit(model, [REQUESTS[0], REQUESTS[0]])
+        editor.edit(model, [*others, same])
+    with pytest.raises(EditError, match=r"read the same key .* editor.constraint_ridge"):
+        editor.edit(model, [others[0], others[0]])
 
 
 @pytest.mark.parametrize("kind", [ROME, MEMIT])
@@ -78,3 +92,23 @@ def test_an_update_that_is_not_finite_is_reported_and_the_others_stand(kind, mon
     for site, delta in good[0].deltas.items():
         torch.testing.assert_close(edits[0].deltas[site].dense(), delta.dense())
         assert not edits[1].deltas[site].dense().any()
+
+
+def test_an_update_that_is_not_finite_leaves_no_keys_behind(monkeypatch):
+    model = language_model("llama")
+    moments = {site.name: torch.eye(site.fan_in) / 100 for site in model.layer_map.sites([1])}
+    editor = AlphaEdit(layers=[1], threshold=0.1, contexts=[["{}"]], steps=2)
+    editor.use_statistics(KeyStatistics(moments, Corpus("", 8, 1000, ""), model.name, model.fingerprint))
+    whole = AlphaEdit.updates
+
+    def broken(self, model, job, statistics):
+        found = whole(self, model, job, statistics)
+        for changes in found.values():
+            changes.a[-1] = torch.inf
+        return found
+
+    monkeypatch.setattr(AlphaEdit, "updates", broken)
+    with pytest.warns(UserWarning, match="is not finite"):
+        edits = editor.edit_each(model, REQUESTS[:2])
+    assert edits[0].keys
+    assert not edits[1].keys

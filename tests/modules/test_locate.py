@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from lightning_edit.cli import main
+from lightning_edit.data import WorldFacts
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.models import load_language_model
 from lightning_edit.models.moments import MomentSums, keys_of
@@ -279,6 +280,36 @@ def test_a_run_that_was_cut_short_writes_no_statistics(run, tiny_folder, text, t
     assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())
 
 
+def test_a_limited_run_goes_on_to_its_limit(tiny_folder, text, tmp_path, monkeypatch):
+    step = LocateEditing.training_step
+
+    def cut(self, batch, batch_idx):
+        step(self, batch, batch_idx)
+        self.trainer.should_stop = batch_idx == 3
+
+    config = str(write_config(tmp_path, tiny_folder, text, min_epochs=0, limit_train_batches=6))
+    monkeypatch.setattr(LocateEditing, "training_step", cut)
+    assert main(["fit", "--config", config]) == 0
+    assert not (tmp_path / "statistics").exists()
+    monkeypatch.setattr(LocateEditing, "training_step", step)
+    assert main(["fit", "--config", config]) == 0
+    assert KeyStatistics.load(tmp_path / "statistics").corpus.tokens == 6 * 4 * 32
+    assert not list(tmp_path.glob("*.partial-*"))
+
+
+def test_a_share_of_the_batches_is_refused(tiny_folder, text, tmp_path, capsys):
+    config = str(write_config(tmp_path, tiny_folder, text, limit_train_batches=0.5))
+    assert main(["fit", "--config", config]) == 1
+    assert "give a number of batches, or limit data.corpus.tokens" in capsys.readouterr().err
+
+
+def test_a_folder_named_with_a_slash_behind_it(run, tiny_folder, text, tmp_path):
+    config = write_config(tmp_path, tiny_folder, text)
+    slash = ["--model.editor.init_args.statistics", f"{tmp_path / 'statistics'}/"]
+    assert main(["fit", "--config", str(config), *slash]) == 0
+    assert KeyStatistics.load(tmp_path / "statistics").corpus == KeyStatistics.load(run / "statistics").corpus
+
+
 def test_a_damaged_file_of_sums_is_named(tiny_folder, text, tmp_path, monkeypatch, capsys):
     def stopping(self, batch, batch_idx):
         raise KeyboardInterrupt
@@ -305,22 +336,27 @@ def test_sums_of_another_run_are_kept_and_told_of(run, tiny_folder, text, tmp_pa
     assert other.exists()
 
 
-def test_fit_reads_the_corpus_alone_where_validation_records_are_configured(run, tiny_folder, text, tmp_path):
+def test_fit_reads_the_corpus_alone_where_validation_records_are_configured(
+    run, tiny_folder, text, tmp_path, monkeypatch
+):
     config = write_config(tmp_path, tiny_folder, text)
     content = yaml.safe_load(config.read_text())
     content["data"]["validation"] = content["data"]["test"]
     config.write_text(yaml.safe_dump(content))
-    assert main(["fit", "--config", str(config)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(WorldFacts, "read", lambda self: pytest.fail("records were read"))
+        assert main(["fit", "--config", str(config)]) == 0
     assert KeyStatistics.load(tmp_path / "statistics").corpus == KeyStatistics.load(run / "statistics").corpus
     assert main(["validate", "--config", str(config)]) == 0
 
 
 def test_what_cannot_be_edited_is_refused_before_the_unedited_model_is_asked(run, monkeypatch, capsys):
     monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
-    arguments = ["test", "--config", str(run / "config.yaml"), "--model.editor.init_args.layers", "[9]"]
+    # Nothing but the editor's own check sees this.
+    arguments = ["test", "--config", str(run / "config.yaml"), "--model.editor.init_args.loss_layer", "0"]
     for sequential in ([], ["--model.evaluation.sequential.every", "1"]):
         assert main([*arguments, *sequential]) == 1
-        assert "layer 9" in capsys.readouterr().err
+        assert "editor.loss_layer: layer 0 lies below the edited layer 1" in capsys.readouterr().err
 
 
 def test_sums_of_another_corpus_are_not_gone_on_with(tmp_path):
@@ -370,6 +406,9 @@ def test_what_is_missing_is_named(tiny_folder, text, tmp_path, capsys):
     assert main(["fit", "--config", config, "--data.corpus", "null"]) == 1
     assert "data.corpus" in capsys.readouterr().err
     assert main(["fit", "--config", config, "--data.corpus.length", "100000"]) == 1
+    assert "1200 tokens are asked for, fewer than the 100000 of one row" in capsys.readouterr().err
+    long = ["--data.corpus.length", "100000", "--data.corpus.tokens", "200000"]
+    assert main(["fit", "--config", config, *long]) == 1
     assert "fewer than 100000 tokens" in capsys.readouterr().err
     content = yaml.safe_load((tmp_path / "config.yaml").read_text())
     del content["model"]["init_args"]["editor"]["init_args"]["statistics"]
@@ -426,6 +465,10 @@ def test_a_file_that_describes_no_ready_editor_is_refused(tiny_folder, tmp_path,
     editor.write_text("class_path: [lightning_edit")
     assert main(arguments) == 1
     assert f"{editor}: not a readable YAML file of an editor" in capsys.readouterr().err
+    for missing in ("lightning_edit.editorz.ROME", "ROME", None):
+        editor.write_text(yaml.safe_dump({"class_path": missing}))
+        assert main(arguments) == 1
+        assert f"{editor}: there is no class {missing}" in capsys.readouterr().err
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": [1]}))
     assert main(arguments) == 1
     assert f"{editor}: init_args: expected names and values, found [1]" in capsys.readouterr().err

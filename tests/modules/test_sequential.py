@@ -180,6 +180,34 @@ def test_edits_of_other_requests_are_refused(records, tmp_path):
         kept_sequence_of(records[::-1], tmp_path)
 
 
+def test_a_longer_sequence_is_not_gone_on_with(records, tmp_path, monkeypatch):
+    run = kept_sequence_of(records, tmp_path, every=1)
+    for number in range(4):
+        run.step(number)
+    written = (tmp_path / SCHEDULE_FILE).read_text()
+    monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
+    with pytest.raises(ConfigurationError, match="holds a longer sequence than the 2 edits"):
+        kept_sequence_of(records[:2], tmp_path, every=1)
+    with pytest.raises(ConfigurationError, match="edit of other requests"):
+        kept_sequence_of(records[::-1], tmp_path, every=1)
+    assert (tmp_path / SCHEDULE_FILE).read_text() == written
+
+
+def test_a_sequence_without_records_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="needs at least one record"):
+        sequence_of([], tmp_path)
+
+
+def test_a_sequence_goes_on_with_statistics_that_were_moved(records, tmp_path):
+    model, folders = language_model("llama"), [tmp_path / "one", tmp_path / "two"]
+    moments = {site.name: torch.eye(site.fan_in) for site in model.layer_map.sites([0, 1])}
+    for folder in folders:
+        KeyStatistics(moments, Corpus("text", 8, 640, "digest"), model.name, model.fingerprint).save(folder)
+    made, again = (MEMIT(layers=[0, 1], statistics=str(folder), steps=2) for folder in folders)
+    kept_sequence_of(records, tmp_path / "run", editor=made).step(0)
+    assert len(kept_sequence_of(records, tmp_path / "run", editor=again).sequence) == 1
+
+
 def test_edits_with_other_statistics_are_refused(records, tmp_path):
     def fitted(tokens):
         editor, model = memit(), language_model("llama")
@@ -225,7 +253,7 @@ def test_stopping_by_a_perplexity_that_is_not_measured_is_an_error():
 
 
 def test_numbers_out_of_range_are_refused():
-    for name, value in {"every": -1, "tokens": 0, "stop_above": 0.0}.items():
+    for name, value in {"every": -1, "tokens": 1, "stop_above": 0.0}.items():
         with pytest.raises(ConfigurationError, match=f"evaluation.sequential.{name}: expected"):
             SequentialSettings(**{"text": "text.txt", "every": 1, name: value})
 
