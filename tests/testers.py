@@ -169,7 +169,7 @@ class EditorTester:
 
     def test_joint_edits(self, model, editor):
         if not editor.capabilities.joint:
-            with pytest.raises(EditError, match="one edit at a time"):
+            with pytest.raises(EditError, match="edits one request at a time"):
                 editor.edit(model, REQUESTS)
             return
         edit = editor.edit(model, REQUESTS)

@@ -173,9 +173,9 @@ def test_an_editor_knows_its_edits():
     provenance = editor.edit(model, overruled).provenance
     assert editor.made(provenance, overruled)
     assert not editor.made(provenance, REQUESTS[1:])
-    assert not MEMIT(layers=[0, 1], **sampling).made(provenance, REQUESTS[:2])
-    assert not MEMIT(layers=[0, 1], contradictions="last", **SEARCH).made(provenance, overruled)
-    assert not PMET(layers=[0, 1], contradictions="last", **sampling).made(provenance, overruled)
+    assert not ready(MEMIT(layers=[0, 1], **sampling), model).made(provenance, REQUESTS[:2])
+    assert not ready(MEMIT(layers=[0, 1], contradictions="last", **SEARCH), model).made(provenance, overruled)
+    assert not ready(PMET(layers=[0, 1], contradictions="last", **sampling), model).made(provenance, overruled)
 
 
 @pytest.mark.parametrize("kind", [ROME, MEMIT, EMMET, PMET])
