@@ -12,8 +12,9 @@ def chosen_neurons(scores: Tensor, threshold: float, share: float, at_least: int
     """Neurons whose attribution is high in enough prompts (section 3.2).
 
     In each prompt, the neurons above ``threshold`` times the largest attribution count. Those that count in at least
-    ``share`` of the prompts are kept; if they are too few or too many, the share is lowered or raised step by step of
-    one prompt. Of too many that are left, those with the largest mean attribution are taken.
+    ``share`` of the prompts are kept; if they are too few or too many, the share is lowered, or raised as far as it
+    leaves enough, step by step of one prompt. Of too many that are left, those with the largest mean attribution are
+    taken.
 
     Args:
         scores: (P, L, M) attribution of each neuron of L layers in P prompts.
@@ -28,9 +29,13 @@ def chosen_neurons(scores: Tensor, threshold: float, share: float, at_least: int
     prompts = len(scores)
     counts = (scores > threshold * scores.flatten(1).amax(1)[:, None, None]).sum(0)
     needed = max(math.ceil(share * prompts), 1)
-    while needed > 1 and int((counts >= needed).sum()) < at_least:
+
+    def left(prompts_needed: int) -> int:
+        return int((counts >= prompts_needed).sum())
+
+    while needed > 1 and left(needed) < at_least:
         needed -= 1
-    while needed < prompts and int((counts >= needed).sum()) > at_most:
+    while needed < prompts and left(needed) > at_most and left(needed + 1) >= at_least:
         needed += 1
     found = (counts >= needed).nonzero()
     means = scores.mean(0)[found[:, 0], found[:, 1]]

@@ -103,6 +103,10 @@ def test_neurons_that_count_in_enough_prompts_are_chosen():
     assert chosen_neurons(scores, 0.2, 0.7, 3, 5).tolist() == [[0, 1], [1, 2], [1, 4]]
     # Too many: it is raised.
     assert chosen_neurons(scores, 0.2, 0.7, 1, 1).tolist() == [[0, 1]]
+    # Many in one prompt each and a single one in two: raising the share would leave too few.
+    apart = torch.zeros(3, 2, 5)
+    apart[0, 0, :4], apart[1, 1, :4], apart[1, 0, 3], apart[2, 1, 4] = 1.0, 0.9, 0.95, 0.5
+    assert chosen_neurons(apart, 0.2, 0.7, 2, 5).tolist() == [[0, 3], [0, 0], [0, 1], [0, 2], [1, 0]]
     # A weak neuron never counts.
     scores[:, 0, 0] = 0.1
     assert [0, 0] not in chosen_neurons(scores, 0.2, 0.7, 1, 5).tolist()
