@@ -59,7 +59,8 @@ def main() -> None:
                 seconds[part] = spent or seconds.get(part)
                 lines += found
             result[method][name] = {
-                "settings": editor.hyperparameters,
+                # Without the folder of the statistics: it is this machine's.
+                "settings": {key: value for key, value in editor.hyperparameters.items() if key != "statistics"},
                 "seconds": seconds,
                 **summary(lines, {record.id for record in records}),
             }
