@@ -18,6 +18,11 @@ from lightning_edit.records import EditRecord
 STAGES = ("asking the unedited model, per record", "editing, per record", "asking the edited model, per record")
 
 
+def settings_of(editor: Editor) -> dict[str, Any]:
+    """An editor's settings, but for the folder of its statistics, which says nothing elsewhere."""
+    return {name: value for name, value in editor.hyperparameters.items() if name != "statistics"}
+
+
 def evaluate(
     evaluator: Evaluator, editor: Editor, records: list[EditRecord], path: Path, size: int, joint: int = 1
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -35,8 +40,7 @@ def evaluate(
         ConfigurationError: If the file was made with other settings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in editor.hyperparameters.items() if name != "statistics"}
-    _claim(path, {"editor": settings, "evaluation": asdict(evaluator.settings), "joint": joint})
+    _claim(path, {"editor": settings_of(editor), "evaluation": asdict(evaluator.settings), "joint": joint})
     chunks = [records[at : at + size] for at in range(0, len(records), size)]
     lines = _whole_chunks(path, [{record.id for record in chunk} for chunk in chunks])
     done = {line["record"] for line in lines}

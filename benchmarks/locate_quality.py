@@ -13,7 +13,7 @@ import json
 from typing import Any
 
 from benchmarks.environment import peak_memory, read_result, write_result
-from benchmarks.evaluating import evaluate, summary
+from benchmarks.evaluating import evaluate, settings_of, summary
 from benchmarks.locating import changed_editor, counterfact, fitted_statistics, options_of, zsre
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
@@ -59,8 +59,7 @@ def main() -> None:
                 seconds[part] = spent or seconds.get(part)
                 lines += found
             result[method][name] = {
-                # Without the folder of the statistics: it is this machine's.
-                "settings": {key: value for key, value in editor.hyperparameters.items() if key != "statistics"},
+                "settings": settings_of(editor),
                 "seconds": seconds,
                 **summary(lines, {record.id for record in records}),
             }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import read_result, write_result
+from benchmarks.evaluating import settings_of
 from benchmarks.locating import counterfact, fitted_statistics, options_of
 from lightning_edit.commands import configured_editor
 from lightning_edit.errors import EditError
@@ -51,7 +52,7 @@ def main() -> None:
             run.step(number)
             print(method, f"{run.edited}/{len(records)} edits", flush=True)
         result[method] = {
-            "settings": editor.hyperparameters,
+            "settings": settings_of(editor),
             "records in an edit": size,
             "schedule": run.rows,
             "undo": undone(run),
