@@ -18,6 +18,7 @@ from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, To
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
 from lightning_edit.models.head import rate
 from lightning_edit.models.layer_map import LayerMap
+from lightning_edit.models.products import use_wide_products
 from lightning_edit.models.skipping import skipped
 from lightning_edit.records import Route
 from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch, similar_lengths
@@ -71,6 +72,7 @@ class LanguageModel:
         tokens_per_batch: int = 2048,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        use_wide_products(self.model)
         self.tokenizer = tokenizer
         self.encoder = PromptEncoder(tokenizer, chat_template)
         self.layer_map = LayerMap(model, site)

@@ -18,6 +18,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.products import multiplied
 from lightning_edit.models.record import Tap, tapped
 from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import TokenBatch
@@ -45,7 +46,7 @@ class MomentSums:
         """Adds the keys of a batch: site name to (T, M)."""
         for site, own in keys.items():
             wide = own.to(torch.promote_types(own.dtype, torch.float32))
-            product = (wide.T @ wide).double()
+            product = multiplied(wide.T, wide.T).double()
             # Sums of a run that was resumed were read from a file.
             self.sums[site] = self.sums[site].to(product.device) + product if site in self.sums else product
         self.tokens += len(next(iter(keys.values())))
