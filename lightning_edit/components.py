@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -13,19 +14,21 @@ T = TypeVar("T")
 
 
 def init_arguments(part: object) -> dict[str, Any]:
-    """The constructor's arguments, read from the attributes of the same names.
+    """The constructor's arguments, read from the attributes of the same names."""
+    return {name: getattr(part, name) for name in argument_names(type(part))}
 
-    A constructor that passes ``**arguments`` on has those of its base class, too.
-    """
+
+def argument_names(kind: type) -> list[str]:
+    """Names of a constructor's arguments, those of its base class among them where it passes arguments on."""
     names: dict[str, None] = {}
-    for kind in type(part).__mro__:
-        if "__init__" not in vars(kind):
+    for own in kind.__mro__:
+        if "__init__" not in vars(own):
             continue
-        parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
-        names.update({own.name: None for own in parameters if own.kind is not inspect.Parameter.VAR_KEYWORD})
-        if not any(own.kind is inspect.Parameter.VAR_KEYWORD for own in parameters):
+        parameters = list(inspect.signature(vars(own)["__init__"]).parameters.values())[1:]
+        names.update({one.name: None for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD})
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
             break
-    return {name: getattr(part, name) for name in names}
+    return list(names)
 
 
 def describe(part: object) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
         where: Where the description stands, for messages.
 
     Raises:
-        ConfigurationError: If the description names something else.
+        ConfigurationError: If the description names something else, or an argument that it does not take.
     """
     module, _, name = str(description["class_path"]).rpartition(".")
     try:
@@ -53,4 +56,9 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
     expected = cast(type[T], base)
     if not (isinstance(kind, type) and issubclass(kind, expected)):
         raise ConfigurationError(f"{where}: {description['class_path']} is no {expected.__name__}")
+    names = argument_names(kind)
+    for unknown in set(description["init_args"]) - set(names):
+        close = difflib.get_close_matches(str(unknown), names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
+        raise ConfigurationError(f"{where}: {kind.__name__} has no setting {unknown}; {hint}")
     return kind(**description["init_args"])

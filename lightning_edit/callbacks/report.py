@@ -157,6 +157,7 @@ class TestReport(Callback):
             },
             "data": report.summary() if report is not None else None,
             **({"scope_curve": curve} if (curve := scope_curve(outcomes)) else {}),
+            "findings": module.editor.findings(module.language_model),
             "settings": {
                 "editor": {"name": type(module.editor).__name__, **module.editor.hyperparameters},
                 "language_model": vars(module.settings),

@@ -7,18 +7,20 @@ import json
 import logging
 from array import array
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
 
 from lightning_edit import ranges
 from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
 
 _LOG = logging.getLogger(__name__)
+_LONG = 2**22
+"""Characters behind which a document ends at the next blank line, an empty one or not."""
 
 
 class PackedTexts(Dataset[Tensor]):
@@ -37,6 +39,10 @@ class PackedTexts(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return self.rows[index].long()
 
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """(B, L) int64; B may be zero."""
+        return self.rows[torch.tensor(indices, dtype=torch.int64)].long()
+
 
 class CorpusBatches(Sampler[list[int]]):
     """Batches in order, from some batch on; every process takes its own.
@@ -48,13 +54,23 @@ class CorpusBatches(Sampler[list[int]]):
         rank: This process.
         world_size: Number of processes.
         stop: Batches of this process, the skipped ones among them, behind which it ends; all if None.
+        steps: Number of batches that every process gives, empty ones where it has no more: the Trainer makes processes
+            wait for one another in each batch.
     """
 
     def __init__(
-        self, rows: int, batch_size: int, skip: int = 0, rank: int = 0, world_size: int = 1, stop: int | None = None
+        self,
+        rows: int,
+        batch_size: int,
+        skip: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        stop: int | None = None,
+        steps: int = 0,
     ) -> None:
         every = [list(range(at, min(at + batch_size, rows))) for at in range(0, rows, batch_size)]
-        self.batches = every[rank::world_size][skip:stop]
+        own = every[rank::world_size][skip:stop]
+        self.batches = own + [[] for _ in range(steps - len(own))]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -70,7 +86,7 @@ class TextCorpus:
     out.
 
     Args:
-        source: A .txt file (documents are parted by blank lines), a .jsonl or .parquet file, or a Hub data set.
+        source: A .txt file (documents are parted by empty lines), a .jsonl or .parquet file, or a Hub data set.
         field: Name of the text in .jsonl, .parquet and Hub data sets.
         split: Split of a Hub data set.
         configuration: Name of a Hub data set's configuration, such as "20220301.en", where it has several.
@@ -125,21 +141,35 @@ class TextCorpus:
         return rows
 
     def loader(
-        self, rows: Tensor, skip: int = 0, rank: int = 0, world_size: int = 1, stop: int | None = None
+        self,
+        rows: Tensor,
+        skip: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        stop: int | None = None,
+        steps: int = 0,
     ) -> DataLoader[Tensor]:
         """Batches (B, L) int64 of packed rows; see :class:`CorpusBatches`."""
-        batches = CorpusBatches(len(rows), self.batch_size, skip, rank, world_size, stop)
-        return DataLoader(PackedTexts(rows), batch_sampler=cast(Any, batches))
+        batches = CorpusBatches(len(rows), self.batch_size, skip, rank, world_size, stop, steps)
+        return DataLoader(PackedTexts(rows), batch_sampler=cast(Any, batches), collate_fn=cast(Any, _as_it_is))
+
+
+def _as_it_is(batch: Tensor) -> Tensor:
+    return batch
 
 
 def pack(texts: Iterator[str], tokenizer: Any, length: int, tokens: int) -> Tensor:
     """(N, L) int32: texts one behind the other, cut into rows."""
     ids = array("i")
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    for text in texts:
-        ids.extend(tokenizer(text, add_special_tokens=False)["input_ids"] + end)
-        if len(ids) >= tokens:
-            break
+    # Not shown where nobody looks (None).
+    with tqdm(total=tokens, desc="tokens of the corpus", leave=False, disable=None) as bar:
+        for text in texts:
+            found = tokenizer(text, add_special_tokens=False)["input_ids"] + end
+            ids.extend(found)
+            bar.update(len(found))
+            if len(ids) >= tokens:
+                break
     rows = min(len(ids), tokens) // length
     return torch.tensor(memoryview(ids)[: rows * length], dtype=torch.int32).view(rows, length)
 
@@ -163,15 +193,30 @@ def documents(source: str, field: str, split: str, configuration: str | None = N
 
 
 def _from_text(path: Path) -> Iterator[str]:
-    """One document after the other, so that of a long file no more is read than is asked for."""
+    """One document after the other, so that of a long file no more is read than is asked for.
+
+    Documents are parted by empty lines. Where a file has none, as WikiText's, whose blank lines hold a space, a very
+    long document also ends at such a line.
+    """
     try:
         with path.open(encoding="utf-8") as file:
-            for _, lines in groupby(file, lambda line: line == "\n"):
-                text = "".join(lines).strip()
-                if text:
-                    yield text
+            lines: list[str] = []
+            size = 0
+            for line in file:
+                lines.append(line)
+                size += len(line)
+                if line == "\n" or (size > _LONG and not line.strip()):
+                    yield from _stripped(lines)
+                    lines, size = [], 0
+            yield from _stripped(lines)
     except UnicodeDecodeError as error:
         raise DataFormatError(f"not UTF-8 ({error.reason})", path) from error
+
+
+def _stripped(lines: list[str]) -> Iterator[str]:
+    text = "".join(lines).strip()
+    if text:
+        yield text
 
 
 def _from_jsonl(path: Path, field: str) -> Iterator[str]:

@@ -88,8 +88,8 @@ class EditDataModule(LightningDataModule):
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
         self.locality_draws, self.eval_requests_per_edit = locality_draws, eval_requests_per_edit
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
-        # A module whose fit reads the corpus says where its process begins, and where it ends.
-        self.corpus, self.corpus_skip = corpus, 0
+        # A module whose fit reads the corpus says where its process begins, where it ends, and in how many steps.
+        self.corpus, self.corpus_skip, self.corpus_steps = corpus, 0, 0
         self.corpus_stop: int | None = None
         # Set by a module whose edits are made one after another: the order of the records, a group at a time.
         self.keep_order = False
@@ -155,10 +155,12 @@ class EditDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of training records; after a resume, those of the epoch that were not seen.
 
-        With a corpus, its batches (B, L) int64 of tokens, from ``corpus_skip`` on and up to ``corpus_stop``.
+        With a corpus, its batches (B, L) int64 of tokens, from ``corpus_skip`` on and up to ``corpus_stop``; behind
+        them empty ones, up to ``corpus_steps``.
         """
         if self.corpus is not None:
-            return self.corpus.loader(self.corpus_rows(), self.corpus_skip, *self._process(), self.corpus_stop)
+            limits = (self.corpus_stop, self.corpus_steps)
+            return self.corpus.loader(self.corpus_rows(), self.corpus_skip, *self._process(), *limits)
         records = self.records("fit")
         lengths = [len(record.requests[0].prompt) for record in records]
         size = self.batch_size * self.requests_per_edit

@@ -72,10 +72,11 @@ class AlphaEdit(SpreadEditor):
         self.basis(site, statistics)
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
-        """The dimension of each edited site's null space, of its number of inputs."""
+        """See :meth:`LocateEditor.findings`; the dimension of each site's null space, and its number of inputs."""
         statistics = self.ready_statistics(model)
         sites = [model.layer_map.site(layer) for layer in self.edited_layers(model)]
-        return {"null_space": {site.name: [self.basis(site, statistics).shape[1], site.fan_in] for site in sites}}
+        found = {site.name: [self.basis(site, statistics).shape[1], site.fan_in] for site in sites}
+        return {**super().findings(model), "null_space": found}
 
     def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
         """See :meth:`SpreadEditor.left_factor`."""

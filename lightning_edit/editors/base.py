@@ -63,6 +63,10 @@ class Editor(nn.Module, ABC):
         """The constructor's arguments, as plain data."""
         return init_arguments(self)
 
+    def findings(self, model: LanguageModel) -> dict[str, Any]:
+        """What a user should know of how edits of a model are made, as plain data; by default nothing."""
+        return {}
+
     def prepare(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> None:
         """Checks what is asked, and takes what the editor needs of the unedited model; no edit is applied yet.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
@@ -24,6 +25,9 @@ from lightning_edit.models.record import Tap, record
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText
 
+_LOG = logging.getLogger(__name__)
+_WORD = 8
+"""Tokens of what the model says in which a word is looked for."""
 _LOGITS = 2**26
 """Logits that a pass of the attribution holds: 256 MB of float32, and as much for its gradient."""
 
@@ -74,9 +78,12 @@ class KnowledgeNeurons(Editor):
         ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
         ranges.at_least(1, "editor", steps=steps, at_least=at_least, at_most=at_most)
         ranges.at_least(0, "editor", threshold=threshold, share=share)
+        ranges.at_least(0, "editor", answer_weight=answer_weight, target_weight=target_weight)
         ranges.at_least(at_least, "editor", at_most=at_most)
         if not threshold < 1:
             raise ConfigurationError(f"editor.threshold: expected a share below 1, found {threshold}")
+        if not share <= 1:
+            raise ConfigurationError(f"editor.share: expected a share of the prompts, at most 1, found {share}")
         self.layers = list(layers) if layers is not None else None
         self.contexts = list(Contexts((tuple(contexts),)).templates)
         self.steps, self.threshold, self.share = steps, threshold, share
@@ -139,14 +146,20 @@ class KnowledgeNeurons(Editor):
         self, model: LanguageModel, request: EditRequest, sites: Sequence[EditSite]
     ) -> dict[str, tuple[Tensor, Tensor]] | str:
         """Site name to the factors of a request's change, or what went wrong."""
-        answer = request.ground_truth or self._said(model, request)
-        scores = self.attributions(model, request.prompt, answer, sites)
         name = repr(request.id or request.prompt)
+        answer = request.ground_truth or self._said(model, request)
+        if not answer:
+            return (
+                f"the model says no word to {name}, whose neurons could be looked for; give the request's ground_truth"
+            )
+        scores = self.attributions(model, request.prompt, answer, sites)
         if not bool(scores.isfinite().all()):
             return f"the attributions of {name} are not finite"
         neurons = chosen_neurons(scores, self.threshold, self.share, self.at_least, self.at_most)
         if not len(neurons):
             return f"no neuron speaks for the answer {answer!r} of {name}: no attribution is above zero"
+        if len(neurons) < self.at_least:
+            _LOG.warning("%s: only %d of at least %d neurons speak for %r", name, len(neurons), self.at_least, answer)
         embedding: Any = model.model.get_output_embeddings()
         weight = embedding.weight.detach().float()
 
@@ -174,9 +187,9 @@ class KnowledgeNeurons(Editor):
 
     @staticmethod
     def _said(model: LanguageModel, request: EditRequest) -> str:
-        """What the model answers now, one token of it, where the request does not say."""
-        [text] = model.generate([request.prompt], 1)
-        return text.strip() or request.target
+        """The first word that the model says now, where the request does not tell; empty if it says none."""
+        [text] = model.generate([request.prompt], _WORD)
+        return next(iter(text.split()), "")
 
     def attributions(self, model: LanguageModel, prompt: str, answer: str, sites: Sequence[EditSite]) -> Tensor:
         """(P, L, M) attribution of every neuron for an answer, in every context."""

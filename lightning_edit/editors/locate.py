@@ -113,6 +113,7 @@ class LocateEditor(Editor):
     def use_statistics(self, statistics: Statistics) -> None:
         """Uses statistics that are at hand, in place of those that ``statistics`` names."""
         self._statistics = statistics
+        self.covariance = "identity" if isinstance(statistics, IdentityStatistics) else "fitted"
 
     def ready_statistics(self, model: LanguageModel) -> Statistics:
         """The statistics, checked against the model.
@@ -294,8 +295,8 @@ class LocateEditor(Editor):
         return model.layer_map.sites(self.edited_layers(model))
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
-        """What a user should know of how edits of a model are made; it is written into them. By default nothing."""
-        return {}
+        """See :meth:`Editor.findings`: what the statistics were collected on. It is written into the edits."""
+        return {"corpus": self._loaded_statistics().origin}
 
     def keys_to_keep(
         self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]
@@ -305,7 +306,7 @@ class LocateEditor(Editor):
 
     def _provenance(self, model: LanguageModel, group: list[EditRequest]) -> Provenance:
         contexts = [list(templates) for templates in self.contexts_for(model).groups]
-        used = {"contexts": contexts, "corpus": self._loaded_statistics().origin, **self.findings(model)}
+        used = {"contexts": contexts, **self.findings(model)}
         return Provenance.of(model, type(self).__name__, {**self.hyperparameters, **used}, group)
 
     @abstractmethod

@@ -97,9 +97,12 @@ class Sampling:
 
 
 PLAIN_SAMPLES = Sampling(("",) * 20, (5,) * 10 + (10,) * 10, apart=False)
-"""ROME's contexts: ten samples of five tokens and ten of ten (Meng et al. 2022, appendix B)."""
+"""ROME's contexts: ten samples of five tokens and ten of ten (Meng et al. 2022, appendix B).
+
+The authors' code counts the beginning-of-text token among them.
+"""
 STARTED_SAMPLES = Sampling(("The", "Therefore", "Because", "I", "You"), (10,) * 5, apart=True)
-"""MEMIT's contexts: one sample for each of five beginnings (Meng et al. 2023)."""
+"""MEMIT's contexts: one sample for each of five beginnings (Meng et al. 2023), whose code counts the beginning, too."""
 
 
 def sampled_contexts(model: LanguageModel, sampling: Sampling, seed: int) -> Contexts:

@@ -55,6 +55,8 @@ class WeightEdit(Edit):
     def merge(self, model: LanguageModel) -> None:
         """Writes W + delta into the weights, computed in float32 and rounded once to the weight's dtype.
 
+        The model is then another one than the edit's base, by its fingerprint.
+
         Raises:
             BaseModelMismatchError: If the edit was made for another base model.
             EditError: If a site's weight is quantised, or shared with another module.
@@ -66,6 +68,7 @@ class WeightEdit(Edit):
         for site in sites:
             delta = site.oriented(self.deltas[site.name].dense()).to(site.weight.device)
             site.weight.copy_((site.weight.float() + delta).to(site.weight.dtype))
+        model.weights_changed()
 
     def write(self, folder: Path) -> dict[str, Any]:
         """See :meth:`Edit.write`."""

@@ -112,6 +112,11 @@ class LanguageModel:
         """The identity of the base model."""
         return fingerprint(self.model)
 
+    def weights_changed(self) -> None:
+        """Forgets what was found out about the weights, after they were written."""
+        vars(self).pop("fingerprint", None)
+        self.proofs.clear()
+
     def check_base(self, other: Fingerprint, what: str, name: str) -> str | None:
         """Refuses what was made for another base model.
 

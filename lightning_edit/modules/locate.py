@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_edit import ranges
 from lightning_edit.data.corpus import CorpusBatches
 from lightning_edit.data.datamodule import EditDataModule
-from lightning_edit.distributed import sum_over_processes
+from lightning_edit.distributed import lists_of_all_processes, sum_over_processes
 from lightning_edit.editors.locate import LocateEditor
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.base import Average
@@ -74,6 +74,7 @@ class LocateEditing(EditingModule):
         if self.editor.statistics is None:
             raise ConfigurationError("editor.statistics: name the folder that the statistics are to be written to")
         self._limit_batches()
+        self._check_length()
         self._kept(self._corpus(self._tokens_to_read()))
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
@@ -113,23 +114,23 @@ class LocateEditing(EditingModule):
         return int(sum_over_processes(rows)) * self._data().corpus_rows().shape[1]
 
     def _share_what_is_left(self) -> None:
-        """Leaves out the batches that are done.
+        """Leaves out the batches that are done; a process with fewer left than another gets empty ones."""
+        left = max(len(self._batches()) - self._sums.batches, 0)
+        self._data().corpus_skip = self._sums.batches
+        self._data().corpus_steps = max(lists_of_all_processes([left])[0])
+
+    def _check_length(self) -> None:
+        """Refuses rows that the model cannot read.
 
         Raises:
-            ConfigurationError: If there are fewer batches than processes.
+            ConfigurationError: If they have more tokens than the model has positions.
         """
-        number = len(self._batches())
-        done = torch.tensor([number == 0, self._sums.batches >= number], device=self.language_model.device).long()
-        without, finished = sum_over_processes(done).tolist()
-        if without:
+        config: Any = self.language_model.model.config.get_text_config()
+        positions, length = getattr(config, "max_position_embeddings", None), self._data().corpus_rows().shape[1]
+        if positions is not None and length > positions:
             raise ConfigurationError(
-                f"data.corpus: {without} of {self.trainer.world_size} processes have no batch to read; use fewer "
-                "processes, a smaller batch_size, more text, or no trainer.limit_train_batches"
+                f"data.corpus.length: rows of {length} tokens, but {self.language_model.name} reads {positions} at most"
             )
-        if 0 < finished < self.trainer.world_size and self._sums.batches >= number:
-            # The Trainer wants a batch from every process, or from none.
-            self._sums = MomentSums()
-        self._data().corpus_skip = self._sums.batches
 
     def prepare_measures(self, stage: str) -> None:
         """Fit measures nothing: a corpus has no probes."""
@@ -182,11 +183,13 @@ class LocateEditing(EditingModule):
             )
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Adds a batch (B, L) int64 of packed texts."""
-        self._sums.add(keys_of(self.language_model, batch, self._sites))
+        """Adds a batch (B, L) int64 of packed texts, in the base model's own precision whatever the Trainer's."""
+        if len(batch):
+            with torch.autocast(batch.device.type, enabled=False):
+                self._sums.add(keys_of(self.language_model, batch, self._sites))
+            if self._sums.batches % self.save_every == 0:
+                self._sums.save(self._partial(), self._identity)
         self.log("train/tokens", float(self._sums.tokens), prog_bar=True)
-        if self._sums.batches % self.save_every == 0:
-            self._sums.save(self._partial(), self._identity)
 
     def on_train_epoch_end(self) -> None:
         """One pass is all there is to do, whatever the Trainer's number of epochs."""
@@ -207,17 +210,29 @@ class LocateEditing(EditingModule):
                 wanted,
             )
             return
-        # Every process looks, so that none waits for another that was refused. Those of other sites stay.
+        if getattr(self.trainer, "fast_dev_run", False):
+            _LOG.info("a trial (trainer.fast_dev_run): no statistics were written")
+        else:
+            self._write(whole)
+        self._partial().unlink(missing_ok=True)
+
+    def _write(self, whole: MomentSums) -> None:
+        """Writes the statistics, beside those of other sites that are there, and hands them to the editor."""
+        # Every process looks, so that none waits for another that was refused.
         corpus, model = self._corpus(whole.tokens), self.language_model
         kept = self._kept(corpus)
         self.trainer.strategy.barrier()
+        own = {site: moment.cpu() for site, moment in whole.moments().items()}
+        moments = {**(kept.moments if kept else {}), **own}
+        statistics = KeyStatistics(moments, corpus, model.name, model.fingerprint)
         if self.trainer.is_global_zero:
-            moments = {**(kept.moments if kept else {}), **whole.moments()}
-            statistics = KeyStatistics(moments, corpus, model.name, model.fingerprint)
             folder = statistics.save(str(self.editor.statistics))
             _LOG.info("statistics of %d sites on %d tokens written to %s", len(self._sites), whole.tokens, folder)
         self.trainer.strategy.barrier()
-        self._partial().unlink(missing_ok=True)
+        self.editor.use_statistics(statistics)
+        if self.trainer.is_global_zero:
+            for name, value in self.editor.findings(model).items():
+                _LOG.info("%s: %s", name, value)
 
     def configure_optimizers(self) -> None:
         """There is nothing to optimise."""

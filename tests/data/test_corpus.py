@@ -33,6 +33,15 @@ def test_plain_text(tmp_path):
         read("./none.txt")
 
 
+def test_a_long_text_without_empty_lines_is_not_read_whole(tmp_path, monkeypatch):
+    """As WikiText's, whose blank lines hold a space."""
+    path = tmp_path / "a.txt"
+    path.write_text(" = One = \n \n of one \n \n" * 2 + " = Two = \n" + "\n three")
+    assert read(path) == ["= One = \n \n of one \n \n = One = \n \n of one \n \n = Two =", "three"]
+    monkeypatch.setattr("lightning_edit.data.corpus._LONG", 16)
+    assert read(path) == ["= One = \n \n of one", "= One = \n \n of one", "= Two =", "three"]
+
+
 def test_lines_of_json(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "one"}\n\n{"body": "two"}\n')

@@ -112,6 +112,28 @@ def test_neurons_that_count_in_enough_prompts_are_chosen():
     assert [0, 0] not in chosen_neurons(scores, 0.2, 0.7, 1, 5).tolist()
 
 
+def test_shares_of_prompts_are_not_rounded_up():
+    scores = torch.zeros(25, 1, 2)
+    scores[:, 0, 0], scores[:14, 0, 1] = 1.0, 1.0
+    assert len(chosen_neurons(scores, 0.2, 0.56, 1, 5)) == 2
+
+
+def test_without_an_answer_the_first_word_that_the_model_says_is_looked_for(monkeypatch, caplog):
+    model, editor = language_model("llama"), KnowledgeNeurons(steps=2, at_least=60, at_most=60)
+    silent = replace(REQUESTS[0], ground_truth=None)
+    asked, whole = [], KnowledgeNeurons.attributions
+    monkeypatch.setattr(
+        KnowledgeNeurons, "attributions", lambda self, *args: asked.append(args[2]) or whole(self, *args)
+    )
+    monkeypatch.setattr(type(model), "generate", lambda self, prompts, count: [" \n Lyon, of course"])
+    assert editor.edit(model, [silent])
+    assert asked == ["Lyon,"]
+    assert "of at least 60 neurons speak for 'Lyon,'" in caplog.text
+    monkeypatch.setattr(type(model), "generate", lambda self, prompts, count: [" \n "])
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(EditError, match="says no word to"):
+        editor.edit(model, [silent])
+
+
 def test_only_the_chosen_neurons_write_something_else():
     model = language_model("llama")
     editor = KnowledgeNeurons(steps=4)

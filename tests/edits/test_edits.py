@@ -147,6 +147,17 @@ def test_merging_into_a_shared_weight_is_refused():
         edit_of(model, factored()).merge(model)
 
 
+def test_a_merged_model_is_another_base():
+    model = language_model("llama")
+    edit = edit_of(model, factored())
+    before, model.proofs = model.fingerprint, {("suffixes", 1): 9}
+    edit.merge(model)
+    assert model.fingerprint.compare(before) is Likeness.DIFFERENT
+    assert not model.proofs
+    with pytest.raises(BaseModelMismatchError):
+        edit.merge(model)
+
+
 def test_many_factors_fold_into_one_dense_change():
     few, many = [factored(2, seed) for seed in range(3)], [factored(5, seed) for seed in range(9)]
     assert isinstance(combine(few), FactoredDelta)

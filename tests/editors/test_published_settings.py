@@ -1,0 +1,81 @@
+"""The settings in configs/editor are the published ones: the numbers stand here a second time, from the authors' files.
+
+Sources: kmeng01/rome and kmeng01/memit (hparams), xpq-tech/PMET, scalable-model-editing/unified-model-editing,
+jianghoucheng/AlphaEdit, and zjunlp/EasyEdit at 14cea82 for the models that the authors have no settings for.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_edit.commands import configured_editor
+
+FOLDER = Path(__file__).parents[2] / "configs" / "editor"
+MODELS = ["gpt2-xl", "gpt-j-6b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b"]
+METHODS = ["rome", "r-rome", "memit", "emmet", "pmet", "alphaedit", "knowledge-neurons"]
+
+# Model and method: layers, steps, learning rate, weight decay, clamp norm, KL weight.
+SEARCHES = {
+    ("gpt2-xl", "rome"): ([17], 20, 0.5, 0.5, 4.0, 0.0625),
+    ("gpt-j-6b", "rome"): ([5], 20, 0.5, 0.5, 4.0, 0.0625),
+    ("llama-2-7b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
+    ("llama-3-8b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
+    ("mistral-7b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
+    ("qwen2.5-7b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
+    ("gpt2-xl", "memit"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 0.0625),
+    ("gpt-j-6b", "memit"): ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.5, 0.75, 0.0625),
+    ("llama-2-7b", "memit"): ([4, 5, 6, 7, 8], 25, 0.5, 1e-3, 4.0, 0.0625),
+    ("gpt2-xl", "alphaedit"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 0.0625),
+    ("llama-3-8b", "alphaedit"): ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, 0.0625),
+    ("gpt-j-6b", "pmet"): ([3, 4, 5, 6, 7, 8], 30, 0.2, 0.5, 0.75, 1.0),
+}
+# Model, method and setting.
+OTHERS = {
+    ("gpt2-xl", "memit", "covariance_weight"): 20000.0,
+    ("gpt-j-6b", "memit", "covariance_weight"): 15000.0,
+    ("llama-3-8b", "memit", "covariance_weight"): 15000.0,
+    ("gpt-j-6b", "pmet", "covariance_weight"): 6000.0,
+    ("gpt2-xl", "emmet", "covariance_weight"): 1000.0,
+    ("gpt-j-6b", "emmet", "covariance_weight"): 1.0,
+    ("llama-3-8b", "alphaedit", "threshold"): 0.02,
+    ("llama-3-8b", "alphaedit", "ridge"): 10.0,
+    ("gpt-j-6b", "knowledge-neurons", "threshold"): 0.1,
+    ("gpt2-xl", "knowledge-neurons", "threshold"): 0.2,
+    ("gpt2-xl", "knowledge-neurons", "share"): 0.4,
+    ("gpt2-xl", "knowledge-neurons", "steps"): 20,
+}
+SEARCH = ("layers", "steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight")
+
+
+def settings(model, method):
+    return configured_editor(str(FOLDER / model / f"{method}.yaml")).hyperparameters
+
+
+@pytest.mark.parametrize(("model", "method"), SEARCHES)
+def test_how_a_value_is_searched(model, method):
+    found = settings(model, method)
+    assert tuple(found[name] for name in SEARCH) == SEARCHES[model, method]
+
+
+@pytest.mark.parametrize(("model", "method", "name"), OTHERS)
+def test_what_is_a_methods_own(model, method, name):
+    assert settings(model, method)[name] == OTHERS[model, method, name]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_settings_of_every_method(model, method):
+    text = (FOLDER / model / f"{method}.yaml").read_text()
+    assert text.startswith("# "), "the first line names the source"
+    found = settings(model, method)
+    assert found.get("statistics", f"statistics/{model}") == f"statistics/{model}"
+
+
+@pytest.mark.parametrize("path", ["r-rome.yaml", *(f"{model}/r-rome.yaml" for model in MODELS)])
+def test_r_rome_averages_its_key_everywhere(path):
+    assert configured_editor(str(FOLDER / path)).hyperparameters["original_keys"] is False
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_smollm2_has_settings_of_every_method(method):
+    assert configured_editor(str(FOLDER / f"{method}.yaml"))
