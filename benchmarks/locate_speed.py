@@ -11,6 +11,7 @@ at layers 4 to 8 with 6. Each part runs in a process of its own. LINES: JSON lin
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -19,10 +20,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from benchmarks.environment import in_a_process, peak_memory, read_result, write_result
-from benchmarks.training_cost import speed_of_products
+from benchmarks.training_cost import operations, speed_of_products
 from lightning_edit.data import CounterFact
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.editors import MEMIT, ROME, Editor
@@ -108,19 +109,18 @@ def statistics(model: LanguageModel, data: Path) -> dict[str, Any]:
 
 
 def growth(model: LanguageModel, data: Path) -> dict[str, Any]:
-    """Seconds per edit against n, the edited layer, and the length of the prompt, with the arithmetic's floor."""
+    """Seconds per edit against n, layer, depth and the length of the prompt, with the arithmetic's floor."""
     requests, rate = requests_of(data, 129), speed_of_products()
 
-    def of(editor: Editor, group: list[EditRequest]) -> dict[str, float]:
+    def of(editor: Editor, group: list[EditRequest], model: LanguageModel = model) -> dict[str, float]:
         editor.setup(model)
-        editor.edit(model, requests[-1:])
+        # The fast paths prove themselves on it, for texts as long as these.
+        editor.edit(model, group[-1:])
         start = time.perf_counter()
         editor.edit(model, group)
         seconds = time.perf_counter() - start
         # Counting takes time of its own.
-        with FlopCounterMode(display=False) as counter:
-            editor.edit(model, group)
-        floor = counter.get_total_flops() / rate
+        floor = operations(lambda: editor.edit(model, group)) / rate
         return {"seconds": round(seconds / len(group), 3), "floor": round(floor / len(group), 3)}
 
     few: dict[str, Any] = {"steps": EVALUATIONS, "stop_below": None}
@@ -137,8 +137,20 @@ def growth(model: LanguageModel, data: Path) -> dict[str, Any]:
         f"ROME, {EVALUATIONS} evaluations, against the layer": {
             str(layer): of(rome(layers=[layer], **few), requests[:1]) for layer in (0, 5, 10, 15, 20, 25)
         },
+        f"ROME at a sixth of the depth, {EVALUATIONS} evaluations, against the number of layers": {
+            str(depth): of(rome(layers=[depth // 6], **few), requests[:1], of_depth(model, depth))
+            for depth in (6, 12, 30, 60)
+        },
         f"ROME, {EVALUATIONS} evaluations, against the prompt's tokens": lengths,
     }
+
+
+def of_depth(model: LanguageModel, depth: int) -> LanguageModel:
+    """A model with random weights of the same shapes, and another number of layers."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(model.model.config)
+    config.num_hidden_layers, config.layer_types = depth, None
+    return LanguageModel(AutoModelForCausalLM.from_config(config), model.tokenizer, f"{depth} layers")
 
 
 PARTS: dict[str, Callable[[LanguageModel, Path], dict[str, Any]]] = {

@@ -22,7 +22,7 @@ from lightning_edit.errors import (
 )
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.record import Tap, record
-from lightning_edit.models.statistics import Corpus, KeyStatistics
+from lightning_edit.models.statistics import Corpus, IdentityStatistics, KeyStatistics
 from lightning_edit.records import EditRequest
 from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
@@ -258,10 +258,15 @@ def test_an_identity_covariance_is_written_into_the_edit():
 
 def test_layers_follow_from_the_depth_with_a_warning():
     model = language_model("llama")
-    with pytest.warns(UserWarning, match="Causal tracing"):
+    with pytest.warns(UserWarning, match=r"Causal tracing .*\(lightning-edit trace\)"):
         ready(ROME(**SEARCH), model).edit(model, REQUESTS[:1])
-    assert ROME().default_layers(48) == [8]
-    assert MEMIT().default_layers(30) == [3, 4, 5, 6, 7]
+    assert ROME().default_layers(48) == EMMET().default_layers(48) == [8]
+    assert ROME().default_layers(3) == [0]
+    for kind in (MEMIT, PMET, AlphaEdit):
+        assert kind().default_layers(30) == [3, 4, 5, 6, 7]
+        assert kind().default_layers(48) == [6, 7, 8, 9, 10]
+        assert kind().default_layers(6) == [0, 1, 2, 3, 4]
+        assert kind().default_layers(3) == [0, 1, 2]
 
 
 def test_no_null_space_is_an_error():
@@ -313,6 +318,28 @@ def test_statistics_come_back_from_a_file(tmp_path):
         ROME(layers=[1], statistics=str(tmp_path / "statistics"), **SEARCH).edit(model, REQUESTS[:1])
 
 
+def test_a_moment_is_factorised_once(monkeypatch):
+    model, factorised = language_model("llama"), []
+    factorise = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda own: factorised.append(own) or factorise(own))
+    editor = ready(MEMIT(layers=[0, 1], **SEARCH), model)
+    for request in REQUESTS:
+        editor.edit(model, [request])
+    assert [own.dtype for own in factorised] == [torch.float64] * 2
+
+
+def test_statistics_at_hand_decide_what_an_edit_says_of_its_covariance():
+    model = language_model("llama")
+    editor = ROME(layers=[1], **SEARCH)
+    editor.use_statistics(IdentityStatistics())
+    provenance = editor.edit(model, REQUESTS[:1]).provenance
+    assert provenance.hyperparameters["covariance"] == "identity"
+    assert editor.made(provenance, REQUESTS[:1])
+    editor.use_statistics(statistics_of(model))
+    assert editor.edit(model, REQUESTS[:1]).provenance.hyperparameters["covariance"] == "fitted"
+    assert not editor.made(provenance, REQUESTS[:1])
+
+
 def test_statistics_that_are_not_finite_are_refused():
     model = language_model("llama")
     moments = statistics_of(model).moments
@@ -347,6 +374,26 @@ def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
     listed = ready(kind(**settings, contexts=used), model).edit(model, REQUESTS[:1])
     for site, delta in edit.deltas.items():
         torch.testing.assert_close(listed.deltas[site].dense(), delta.dense())
+
+
+@pytest.mark.parametrize(
+    ("kind", "starts", "lengths"),
+    [
+        (ROME, ["<s>"] * 20, [5] * 10 + [10] * 10),
+        (MEMIT, ["The", "Therefore", "Because", "I", "You"], [10] * 5),
+    ],
+)
+def test_what_is_sampled(kind, starts, lengths, monkeypatch):
+    """Begun and cut as by the authors, five likeliest tokens at a time."""
+    model, asked = language_model("llama"), []
+
+    def generate(starts, lengths, **options):
+        asked.append((starts, lengths, options))
+        return [" so"] * len(starts)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert ready(kind(layers=[1]), model).contexts_for(model).templates[1].endswith("so. {}")
+    assert asked == [(starts, lengths, {"do_sample": True, "top_k": 5})]
 
 
 @pytest.mark.parametrize("bos", [False, True])

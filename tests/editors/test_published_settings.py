@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_edit.commands import configured_editor
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, KnowledgeNeurons
 
 FOLDER = Path(__file__).parents[2] / "configs" / "editor"
 MODELS = ["gpt2-xl", "gpt-j-6b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b"]
@@ -44,11 +45,29 @@ OTHERS = {
     ("gpt2-xl", "knowledge-neurons", "share"): 0.4,
     ("gpt2-xl", "knowledge-neurons", "steps"): 20,
 }
+# Defaults of the classes, where the paper or its authors have a single one.
+DEFAULTS = {
+    ROME: {"original_keys": False, "learning_rate": 0.5, "clamp_norm": 4.0, "kl_weight": 0.0625, "stop_below": None},
+    MEMIT: {"covariance_weight": 15000.0, "learning_rate": 0.5, "clamp_norm": 0.75, "weight_decay": 0.5},
+    PMET: {"covariance_weight": 6000.0, "steps": 30, "learning_rate": 0.2, "kl_weight": 1.0, "satisfied_weight": 0.1},
+    EMMET: {"constraint_ridge": 0.1, "covariance_ridge": 0.0, "clamp_norm": 0.75},
+    AlphaEdit: {"threshold": 0.02, "ridge": 10.0, "clamp_norm": 0.75},
+    KnowledgeNeurons: {
+        "steps": 20, "threshold": 0.2, "share": 0.7, "at_least": 2, "at_most": 5, "answer_weight": 1.0,
+        "target_weight": 8.0, "signed": False,
+    },
+}  # fmt: skip
 SEARCH = ("layers", "steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight")
 
 
 def settings(model, method):
     return configured_editor(str(FOLDER / model / f"{method}.yaml")).hyperparameters
+
+
+@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
+def test_what_a_method_does_without_settings(kind):
+    found = kind().hyperparameters
+    assert {name: found[name] for name in DEFAULTS[kind]} == DEFAULTS[kind]
 
 
 @pytest.mark.parametrize(("model", "method"), SEARCHES)

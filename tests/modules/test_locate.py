@@ -424,6 +424,16 @@ def test_test_edits_with_the_statistics(run, text):
     assert written["counts"]["records"] == 3
     assert written["settings"]["editor"]["name"] == "MEMIT"
     assert written["settings"]["editor"]["covariance"] == "fitted"
+    assert written["findings"]["corpus"]["tokens"] == 37 * 32
+
+
+def test_a_trial_without_statistics_says_so(run, tmp_path):
+    report = ["--trainer.callbacks+=lightning_edit.callbacks.TestReport", "--trainer.callbacks.folder", str(tmp_path)]
+    identity = ["--model.editor.init_args.covariance", "identity"]
+    assert main(["test", "--config", str(run / "config.yaml"), *identity, *report]) == 0
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["settings"]["editor"]["covariance"] == "identity"
+    assert written["findings"]["corpus"] == {}
 
 
 def test_statistics_of_another_model_are_refused(run, tmp_path, capsys):
