@@ -80,6 +80,12 @@ def single(make: Callable[..., Editor], count: int) -> Callable[[LanguageModel, 
     return run
 
 
+def without_onednn(model: LanguageModel, data: Path) -> dict[str, Any]:
+    """Single ROME edits with torch's own matrix products."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        return single(rome, 8)(model, data)
+
+
 def side_by_side(model: LanguageModel, data: Path) -> dict[str, Any]:
     """32 independent ROME edits in one call."""
     editor, requests = rome(), requests_of(data, 33)
@@ -155,6 +161,7 @@ def of_depth(model: LanguageModel, depth: int) -> LanguageModel:
 
 PARTS: dict[str, Callable[[LanguageModel, Path], dict[str, Any]]] = {
     "ROME, single edits": single(rome, 8),
+    "ROME, single edits, torch's own products": without_onednn,
     "ROME, 32 side by side": side_by_side,
     "MEMIT, single edits": single(memit, 8),
     "MEMIT, 32 jointly": joint,
