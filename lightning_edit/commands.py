@@ -42,6 +42,7 @@ def edit(
     name_or_path: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    site: str | None = None,
 ) -> None:
     """Edits facts, shows what the model says before and after, and saves the edit.
 
@@ -61,13 +62,14 @@ def edit(
         name_or_path: Base model; the one that the editor was trained on, or the bundled one, if none is given.
         dtype: Precision of the base model; the one of training, or float32, if none is given.
         device: Where to put the base model.
+        site: Name of the edit site with "{}" for the layer, for models whose structure is ambiguous.
 
     Raises:
         ConfigurationError: If neither or both of a prompt with its target and a file are given, or of a checkpoint and
             an editor's file.
     """
     wanted = _requests(prompt, target, subject, requests)
-    given = _given(name_or_path=name_or_path, dtype=dtype, device=device)
+    given = _given(name_or_path=name_or_path, dtype=dtype, device=device, site=site)
     if (ckpt_path is None) == (editor is None):
         raise ConfigurationError("give either --ckpt_path, or --editor with a YAML file of an editor")
     if ckpt_path is not None:
@@ -170,6 +172,7 @@ def trace(
     name_or_path: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    site: str | None = None,
 ) -> None:
     """Shows by causal tracing where a model keeps facts: numbers, pictures, and a layer to edit.
 
@@ -192,12 +195,13 @@ def trace(
         name_or_path: Model; the bundled one if none is given.
         dtype: Precision of the model; float32 if none is given.
         device: Where to put the model.
+        site: Name of the MLP output projection with "{}" for the layer, for models whose structure is ambiguous.
     """
     from lightning_edit.locate.report import trace_facts
 
     if (prompt is None) == (facts is None):
         raise ConfigurationError("give either --prompt with --subject, or --facts with a JSON file")
-    model = load_language_model(**_given(name_or_path=name_or_path, dtype=dtype, device=device))
+    model = load_language_model(**_given(name_or_path=name_or_path, dtype=dtype, device=device, site=site))
     settings = TraceSettings(noise, samples, window, seed)
     # A prompt's target is not used: the model's own answer is traced.
     own = EditRequest(prompt, "-", subject, id="prompt") if prompt is not None else None

@@ -123,6 +123,9 @@ def test_every_editor_file_builds_its_editor_and_belongs_to_a_model(path):
     if path.parent.name == "editor":
         return
     assert (ROOT / "configs" / "model" / f"{path.parent.name}.yaml").is_file()
+    if path.stem == "knowledge-neurons":
+        # The one that searches no value and needs no statistics.
+        return
     assert content["init_args"]["statistics"] == f"statistics/{path.parent.name}"
     missing = {"steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight"} - set(content["init_args"])
     assert not missing, "every setting of a published model is written out"

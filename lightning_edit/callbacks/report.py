@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +27,7 @@ from lightning_edit.metrics.token_accuracy import token_accuracy
 from lightning_edit.modules.base import EditingModule
 from lightning_edit.records import EditOutcome, ProbeKind
 
+T = TypeVar("T")
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 
@@ -127,6 +128,7 @@ class TestReport(Callback):
         if not isinstance(pl_module, EditingModule):
             return
         outcomes, folder = _gathered(self._outcomes, trainer), self._folder(trainer)
+        left_out = _gathered(pl_module.left_out, trainer)
         if not trainer.is_global_zero:
             return
         measures = {
@@ -135,7 +137,7 @@ class TestReport(Callback):
             if name.startswith("test/")
         }
         _write_predictions(folder / PREDICTIONS_FILE, outcomes, pl_module)
-        write_json(folder / METRICS_FILE, self._summary(measures, outcomes, trainer, pl_module))
+        write_json(folder / METRICS_FILE, self._summary(measures, outcomes, left_out, trainer, pl_module))
         print_measures(measures, outcomes, pl_module.protocol)
         Console().print(
             f"metrics      {folder / METRICS_FILE}\npredictions  {folder / PREDICTIONS_FILE}", soft_wrap=True
@@ -143,7 +145,11 @@ class TestReport(Callback):
 
     @staticmethod
     def _summary(
-        measures: dict[str, float], outcomes: list[EditOutcome], trainer: Trainer, module: EditingModule
+        measures: dict[str, float],
+        outcomes: list[EditOutcome],
+        left_out: list[str],
+        trainer: Trainer,
+        module: EditingModule,
     ) -> dict[str, Any]:
         datamodule: Any = getattr(trainer, "datamodule", None)
         report = datamodule.reports.get("test") if datamodule is not None else None
@@ -151,6 +157,8 @@ class TestReport(Callback):
             "metrics": measures,
             "average": module.average,
             "protocol": module.protocol,
+            "stopped_after": module.stopped_after("test"),
+            "left_out": left_out,
             "counts": {
                 "records": len({outcome.record_id for outcome in outcomes}),
                 "probes": dict(Counter(f"{outcome.probe.kind}/{outcome.probe.group}" for outcome in outcomes)),
@@ -177,12 +185,13 @@ def _seed() -> int | None:
     return int(value) if value else None
 
 
-def _gathered(outcomes: list[EditOutcome], trainer: Trainer) -> list[EditOutcome]:
+def _gathered(own: list[T], trainer: Trainer) -> list[T]:
+    """The lists of all processes, one behind the other."""
     if trainer.world_size == 1:
-        return outcomes
+        return own
     parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, outcomes)
-    return [outcome for part in parts for outcome in part]
+    torch.distributed.all_gather_object(parts, own)
+    return [item for part in parts for item in part]
 
 
 def _write_predictions(path: Path, outcomes: list[EditOutcome], module: EditingModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,6 +10,28 @@ from lightning_edit.errors import EditError
 from lightning_edit.records import EditRequest
 
 Contradictions = Literal["error", "last", "keep"]
+
+
+def overruled(group: Sequence[EditRequest]) -> list[EditRequest]:
+    """The requests of an edit that a later one with the same prompt wants another answer from."""
+    last = {request.prompt: request.target for request in group}
+    return [request for request in group if last[request.prompt] != request.target]
+
+
+def report_contradictions(group: Sequence[EditRequest], choice: Contradictions) -> None:
+    """Says before the work starts which requests of an edit contradict later ones, and what is done with them.
+
+    Raises:
+        EditError: If requests contradict one another and the choice is to refuse.
+    """
+    kept, found = without_contradictions(group, choice), overruled(group)
+    if found:
+        done = "all are tried" if choice == "keep" else f"the last ones win, and {len(group) - len(kept)} are left out"
+        names = ", ".join(repr(request.id or request.prompt) for request in found)
+        warnings.warn(
+            f"{len(found)} requests contradict later ones of the same edit ({names}); {done} (editor.contradictions)",
+            stacklevel=4,
+        )
 
 
 def without_contradictions(group: Sequence[EditRequest], choice: Contradictions) -> list[EditRequest]:
@@ -23,13 +46,13 @@ def without_contradictions(group: Sequence[EditRequest], choice: Contradictions)
         EditError: If requests contradict one another and the choice is to refuse.
     """
     last = {request.prompt: at for at, request in enumerate(group)}
-    contradicting = [request for request in group if group[last[request.prompt]].target != request.target]
+    contradicting = overruled(group)
     if not contradicting or choice == "keep":
         return list(group)
     if choice == "last":
-        overruled = {request.prompt for request in contradicting}
+        prompts = {request.prompt for request in contradicting}
         return [
-            request for at, request in enumerate(group) if request.prompt not in overruled or at == last[request.prompt]
+            request for at, request in enumerate(group) if request.prompt not in prompts or at == last[request.prompt]
         ]
     first = contradicting[0]
     raise EditError(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.editors.contradictions import Contradictions, without_contradictions
-from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out
+from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
+from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out, with_overruled
 from lightning_edit.editors.prompts import BARE, Contexts
 from lightning_edit.edits import Edit, EditBatch, EditSequence, Provenance, StackedFactors, WeightEditBatch
 from lightning_edit.errors import ConfigurationError
@@ -105,7 +105,7 @@ class KnowledgeNeurons(Editor):
         """
         self.sites(model)
         for group in groups:
-            without_contradictions(group, self.contradictions)
+            report_contradictions(group, self.contradictions)
 
     def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
         """See :meth:`Editor.made`; an edit holds no request that was overruled."""
@@ -137,8 +137,11 @@ class KnowledgeNeurons(Editor):
         changed = [site for site in sites if site.name in touched] or sites[:1]
         stacked = {site.name: _stacked(changes, site, model) for site in changed}
         provenances = [
-            with_left_out(Provenance.of(model, type(self).__name__, self.hyperparameters, group), own)
-            for group, own in zip(kept, problems, strict=True)
+            with_left_out(
+                with_overruled(Provenance.of(model, type(self).__name__, self.hyperparameters, group), asked, group),
+                own,
+            )
+            for asked, group, own in zip(groups, kept, problems, strict=True)
         ]
         return WeightEditBatch(stacked, provenances)
 

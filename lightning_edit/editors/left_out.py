@@ -8,22 +8,33 @@ from dataclasses import replace
 
 from lightning_edit.edits import Edit, Provenance
 from lightning_edit.errors import EditError
+from lightning_edit.records import EditRequest
+
+_LEFT_OUT = "left out: "
 
 
 def warn_of_left_out(problems: Sequence[str | None]) -> None:
-    """Says how many requests are left out, and why the first of them is.
+    """Says how many requests are left out, and why each of them is.
 
     Args:
         problems: For each request what went wrong, if anything did.
     """
     found = [problem for problem in problems if problem is not None]
     if found:
-        warnings.warn(f"{len(found)} of {len(problems)} requests are left out: {found[0]}", stacklevel=3)
+        warnings.warn(f"{len(found)} of {len(problems)} requests are left out: {'; '.join(found)}", stacklevel=3)
 
 
 def with_left_out(provenance: Provenance, problems: Sequence[str | None]) -> Provenance:
     """The provenance of an edit, with what went wrong with its requests among its warnings."""
-    return replace(provenance, warnings=tuple(f"left out: {problem}" for problem in problems if problem is not None))
+    own = tuple(f"{_LEFT_OUT}{problem}" for problem in problems if problem is not None)
+    return replace(provenance, warnings=(*provenance.warnings, *own))
+
+
+def with_overruled(provenance: Provenance, asked: Sequence[EditRequest], kept: Sequence[EditRequest]) -> Provenance:
+    """The provenance of an edit, with the requests that later ones overruled among its warnings."""
+    gone = [request for request in asked if request not in kept]
+    own = tuple(f"overruled by a later request: {request.id or request.prompt!r}" for request in gone)
+    return replace(provenance, warnings=(*provenance.warnings, *own))
 
 
 def refuse_empty(edit: Edit) -> Edit:
@@ -32,7 +43,7 @@ def refuse_empty(edit: Edit) -> Edit:
     Raises:
         EditError: If they were.
     """
-    problems = edit.provenance.warnings
+    problems = [warning for warning in edit.provenance.warnings if warning.startswith(_LEFT_OUT)]
     if len(problems) == len(edit.provenance.requests):
         raise EditError(f"the edit could not be made; {problems[0]}")
     return edit

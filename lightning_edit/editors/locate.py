@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.editors.contradictions import Contradictions, without_contradictions
+from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
 from lightning_edit.editors.job import Job, Reading, among, not_finite, without
-from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out
+from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out, with_overruled
 from lightning_edit.editors.prompts import (
     BARE,
     Contexts,
@@ -217,6 +217,7 @@ class LocateEditor(Editor):
             self.require(site, statistics)
         self.loss_layer_of(model, sites)
         for group in groups:
+            report_contradictions(group, self.contradictions)
             for request in without_contradictions(group, self.contradictions):
                 last_subject_token(in_context(model, request, BARE))
         self.contexts_for(model)
@@ -268,7 +269,7 @@ class LocateEditor(Editor):
         keys = self.keys_to_keep(model, job, stacked) if made else []
         provenances = [
             with_left_out(
-                self._provenance(model, group),
+                with_overruled(self._provenance(model, group), groups[at], group),
                 [problem for problem, owner in zip(problems, group_of, strict=True) if owner == at],
             )
             for at, group in enumerate(kept)

@@ -26,14 +26,21 @@ def _pyplot() -> Any:
     return pyplot
 
 
+def _plain(text: str) -> str:
+    """A text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")
+
+
 def draw_trace(trace: Trace, path: str | Path, window: int, severed: str | None = None) -> Path:
     """A heat map for each kind: tokens from top to bottom, layers from left to right."""
     pyplot = _pyplot()
     kinds = list(trace.restored)
     height = 1.2 + 0.28 * len(trace.tokens)
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.6 * len(kinds), height), squeeze=False)
-    names = [f"{token!r}"[1:-1] + ("*" if trace.subject[0] <= at < trace.subject[1] else "") for at, token in
-             enumerate(trace.tokens)]  # fmt: skip
+    names = [
+        _plain(f"{token!r}"[1:-1]) + ("*" if trace.subject[0] <= at < trace.subject[1] else "")
+        for at, token in enumerate(trace.tokens)
+    ]
     for axis, kind in zip(axes[0], kinds, strict=True):
         values = trace.restored[kind].numpy()
         image = axis.imshow(values, aspect="auto", cmap=COLORS[kind], vmin=min(trace.corrupted, values.min()))
@@ -41,8 +48,9 @@ def draw_trace(trace: Trace, path: str | Path, window: int, severed: str | None 
         wide = "" if kind == "state" else f", window of {window}"
         axis.set_title(f"{TITLES[kind]} put back{wide}", fontsize=9)
         axis.set_xlabel("layer (centre of the window)" if wide else "layer", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         bar = figure.colorbar(image, ax=axis)
-        bar.ax.set_title(f"p({trace.answer.strip()})", fontsize=8)
+        bar.ax.set_title(f"p({_plain(trace.answer.strip())})", fontsize=8)
     cut = f", {TITLES[severed]} severed" if severed else ""
     figure.suptitle(f"clean {trace.clean:.3f}, subject* corrupted {trace.corrupted:.3f}{cut}", fontsize=9)
     figure.tight_layout()
@@ -62,6 +70,7 @@ def draw_averages(traces: Sequence[Trace], path: str | Path, severed: str | None
         cut = f", {TITLES[severed]} severed" if severed else ""
         axis.set_title(f"{TITLES[kind]}{cut}, {len(traces)} facts", fontsize=9)
         axis.set_xlabel("layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].set_ylabel("mean indirect effect on p(answer)")
     axes[0][-1].legend(fontsize=7)
     figure.tight_layout()

@@ -27,6 +27,8 @@ from lightning_edit.records import EditRequest
 
 PICTURES = 5
 """Facts with a picture of their own, where many are traced."""
+_ASKED_AT_ONCE = 64
+"""Facts that are asked before it is looked whether there are enough."""
 SEVERAL = 5
 """Layers that are suggested to methods that edit several, as many as MEMIT's authors edit in GPT-2 XL."""
 
@@ -50,26 +52,29 @@ def trace_facts(
     """
     ranges.at_least(1, "trace", limit=limit)
     deviation = embedding_deviation(model, requests)
-    known = [request for request in requests if _knows(model, request)]
+    asked, known = _known(model, requests, limit)
     if not known:
         raise ConfigurationError(f"facts: {model.name} says the attribute of none of the {len(requests)} facts")
     kinds: tuple[Restored, ...] = ("state",) if severed else get_args(Restored)
     suffix = f"-{severed}-severed" if severed else ""
-    traces, pictures = [], []
-    for number, request in enumerate(tqdm(known[:limit], desc="facts", disable=len(known) < 2)):
-        found = trace_fact(model, request, settings, deviation, severed, kinds)
-        traces.append(found)
-        if number < PICTURES:
-            pictures.append(draw_trace(found, folder / f"trace-{request.id}{suffix}.png", settings.window, severed))
+    traces = [
+        trace_fact(model, request, settings, deviation, severed, kinds)
+        for request in tqdm(known, desc="facts", disable=len(known) < 2)
+    ]
     layers = [[], []] if severed else [suggested_layers(traces, count) for count in (1, SEVERAL)]
     numbers = folder / f"traces{suffix}.json"
-    write_json(numbers, _content(model, requests, known, settings, severed, deviation, traces, layers))
+    counts = {"given": len(requests), "asked": asked, "known": len(known), "traced": len(traces)}
+    write_json(numbers, _content(model, counts, known, settings, severed, deviation, traces, layers))
+    pictures = [
+        draw_trace(trace, folder / f"trace-{request.id}{suffix}.png", settings.window, severed)
+        for request, trace in list(zip(known, traces, strict=True))[:PICTURES]
+    ]
     if len(traces) > 1:
         pictures.append(draw_averages(traces, folder / f"averages{suffix}.png", severed))
     if to_wandb:
         _send(pictures)
     console = Console()
-    console.print(f"traced {len(traces)} of {len(known)} facts that the model says, of {len(requests)} given")
+    console.print(f"traced {len(traces)} facts that the model says, of {asked} asked and {len(requests)} given")
     if not severed:
         [[one], several] = layers
         console.print(
@@ -82,17 +87,31 @@ def trace_facts(
     return traces
 
 
-def _knows(model: LanguageModel, request: EditRequest) -> bool:
-    """Whether the model's next tokens begin the fact's attribute."""
-    if request.target == "-":
-        return True
-    [score] = model.score([request.prompt], [request.target])
-    return score.predicted_ids[0] == score.target_ids[0]
+def _known(model: LanguageModel, requests: Sequence[EditRequest], limit: int) -> tuple[int, list[EditRequest]]:
+    """How many facts were asked, in their order, and those of which the model's next token begins the attribute.
+
+    No more are asked than it takes to find as many as are to be traced.
+    """
+    known: list[EditRequest] = []
+    asked = 0
+    with tqdm(total=len(requests), desc="facts asked", leave=False, disable=len(requests) < 2) as bar:
+        for start in range(0, len(requests), _ASKED_AT_ONCE):
+            some = requests[start : start + _ASKED_AT_ONCE]
+            scores = model.score([request.prompt for request in some], [request.target for request in some])
+            for request, score in zip(some, scores, strict=True):
+                # A prompt without an attribute is traced whatever the model says.
+                said = request.target == "-" or score.predicted_ids[0] == score.target_ids[0]
+                known += [request] if said and len(known) < limit else []
+                asked += 1
+            bar.update(len(some))
+            if len(known) == limit:
+                break
+    return asked, known
 
 
 def _content(
     model: LanguageModel,
-    requests: Sequence[EditRequest],
+    counts: dict[str, int],
     known: Sequence[EditRequest],
     settings: TraceSettings,
     severed: str | None,
@@ -102,7 +121,11 @@ def _content(
 ) -> dict[str, Any]:
     averages = {
         kind: {
-            role: {"mean": mean.tolist(), "band": band.tolist()}
+            role: {
+                "facts": sum(role in trace.roles() for trace in traces),
+                "mean": mean.tolist(),
+                "band": band.tolist(),
+            }
             for role, (mean, band) in average_effects(traces, kind).items()
         }
         for kind in traces[0].restored
@@ -111,7 +134,7 @@ def _content(
         "model": model.name,
         "fingerprint": model.fingerprint.digest,
         "settings": {**vars(settings), "severed": severed, "embedding_deviation": deviation},
-        "counts": {"given": len(requests), "known": len(known), "traced": len(traces)},
+        "counts": counts,
         "suggested_layer": layers[0][0] if layers[0] else None,
         "suggested_layers": layers[1] or None,
         "averages": averages,

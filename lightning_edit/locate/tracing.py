@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_edit import ranges
 from lightning_edit.editors.prompts import in_context
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.errors import ConfigurationError, LayerMapError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.record import Tap, as_rows, first_tensor, tapped
 from lightning_edit.models.skipping import entering, skipped
@@ -173,7 +173,13 @@ class _Tracer:
         with tapped(wanted, seen):
             clean = self._last_probabilities(self._batch(1))[0]
         self.answer = int(clean.argmax())
-        self.clean = {name: as_rows(value, torch.Size((1, len(ids))))[0] for name, value in seen.items()}
+        try:
+            self.clean = {name: as_rows(value, torch.Size((1, len(ids))))[0] for name, value in seen.items()}
+        except LayerMapError as error:
+            raise LayerMapError(
+                f"{self.model.name} keeps several states for each position between its blocks, of which causal tracing "
+                "puts back one; this model cannot be traced"
+            ) from error
         noisy: dict[str, Tensor] = {}
         with self._noisy(self.settings.samples), tapped(wanted, noisy):
             corrupted = self._last_probabilities(self._batch(self.settings.samples))[:, self.answer]
@@ -187,19 +193,30 @@ class _Tracer:
         return Trace(tokens, span, answer, float(clean[self.answer]), float(corrupted.mean()), restored)
 
     def _proves_itself(self, corrupted: Tensor) -> bool:
-        """Whether a pass that starts in the middle, from the states under noise, gives what the whole pass gives."""
+        """Whether passes that start in the middle and at the end, under noise, give what whole passes give."""
+        depth = len(self.model.layer_map)
+        problems = [self._problem(layer, corrupted) for layer in (depth // 2, depth - 1)]
+        problem = next((own for own in problems if own is not None), None)
+        if problem is not None:
+            warnings.warn(
+                f"passes that start above the first block do not give what whole passes give in {self.model.name} "
+                f"({problem}); all blocks are run",
+                stacklevel=4,
+            )
+        return problem is None
+
+    def _problem(self, layer: int, corrupted: Tensor) -> str | None:
         samples = self.settings.samples
-        with self._noisy(samples), self._above(len(self.model.layer_map) // 2, 1):
-            found = self._last_probabilities(self._batch(samples))[:, self.answer]
+        try:
+            with self._noisy(samples), self._above(layer, 1):
+                found = self._last_probabilities(self._batch(samples))[:, self.answer]
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            # Blocks that want what those below them leave behind; whole passes need nothing of it.
+            return f"one from block {layer} on fails with {error!r}"
         difference = float((found - corrupted).norm() / corrupted.norm().clamp(min=1e-12))
         if difference <= max(_TOLERANCE, 8 * float(torch.finfo(self.model.dtype).eps)):
-            return True
-        warnings.warn(
-            f"passes from a block in the middle on do not give what whole passes give in {self.model.name} "
-            f"(relative difference {difference:.1e}); all blocks are run",
-            stacklevel=4,
-        )
-        return False
+            return None
+        return f"relative difference {difference:.1e} from block {layer} on"
 
     def _batch(self, rows: int) -> TokenBatch:
         return self.model.encoder.collate([self.text] * rows, padding_side="right").to(self.model.device)

@@ -78,6 +78,7 @@ class EditingModule(LightningModule):
         self._evaluators: dict[str, Evaluator] = {}
         self._metrics: dict[str, MetricCollection] = {}
         self._runs: dict[str, SequentialRun] = {}
+        self.left_out: list[str] = []
 
     @property
     def language_model(self) -> LanguageModel:
@@ -161,9 +162,15 @@ class EditingModule(LightningModule):
             self.language_model, self.editor, self._evaluators[stage], settings, groups, folder
         )
 
+    def stopped_after(self, stage: str) -> int | None:
+        """Number of edits behind which a sequence was ended by its perplexity; None where none was."""
+        run = self._runs.get(stage)
+        return run.edited if run is not None and run.stopped else None
+
     def _step_of_sequence(self, run: SequentialRun, number: int) -> list[EditOutcome]:
         known = len(run.rows)
         outcomes = run.step(number)
+        self.left_out = [warning for edit in run.sequence.edits for warning in edit.provenance.warnings]
         for row in run.rows[known:]:
             values = {f"sequence/{name}": value for name, value in flat(row).items()}
             for logger in self.trainer.loggers:
@@ -180,7 +187,31 @@ class EditingModule(LightningModule):
         self.editor.check(self.language_model, requests)
         with evaluator.prepared(self.editor, records):
             edits = self.editor.edit_each_group(self.language_model, requests)
+            self.left_out += [warning for provenance in edits.provenances for warning in provenance.warnings]
             return evaluator.evaluate(records, edits, edit_of_record)
+
+    def on_validation_start(self) -> None:
+        """See :meth:`on_test_start`."""
+        self._check_all("validate")
+
+    def on_predict_start(self) -> None:
+        """See :meth:`on_test_start`."""
+        self._check_all("predict")
+
+    def on_test_start(self) -> None:
+        """Refuses what cannot be edited before the first record is."""
+        self._check_all("test")
+
+    def _check_all(self, stage: str) -> None:
+        self.left_out = []
+        # A sequence was checked when it was prepared; of a run that is cut, each batch is checked when its time comes.
+        if stage in self._runs or getattr(self.trainer, _LIMITS[stage]) not in (None, 1.0):
+            return
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        groups = datamodule.evaluation_groups(stage) if stage in self._evaluators else []
+        if groups:
+            requests = [[request for record in group for request in record.requests] for group in groups]
+            self.editor.check(self.language_model, requests)
 
     def validation_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""

@@ -120,6 +120,17 @@ def test_a_request_that_breaks_is_reported_and_the_others_go_on(kind, broken_mod
         editor.edit(broken_model, [BROKEN])
 
 
+def test_every_request_that_breaks_is_named_and_the_others_keep_the_fast_path(broken_model, recwarn):
+    editor = TestROME().make(broken_model)
+    others = [replace(BROKEN, id=f"zebra {number}") for number in range(2)]
+    editor.edit_each(broken_model, [REQUESTS[0], *others])
+    messages = [str(warning.message) for warning in recwarn]
+    [message] = [own for own in messages if "are left out" in own]
+    assert "2 of 3 requests" in message
+    assert all(repr(request.id) in message for request in others)
+    assert not [own for own in messages if "cannot be reused" in own]
+
+
 def test_a_joint_edit_leaves_out_what_breaks(broken_model):
     editor = TestMEMIT().make(broken_model)
     with pytest.warns(UserWarning, match="1 of 3"):
@@ -202,8 +213,11 @@ def test_contradicting_requests(choice):
         with pytest.raises(EditError, match=r"'france': .* is to be answered 'Rome' and 'Oslo'"):
             editor.edit(model, requests)
         return
-    edit = editor.edit(model, requests)
-    assert len(edit.provenance.requests) == (2 if choice == "last" else 3)
+    with pytest.warns(UserWarning, match=r"1 requests contradict later ones of the same edit \('france'\)"):
+        edit = editor.edit(model, requests)
+    targets = [request.target for request in edit.provenance.requests]
+    assert targets == (["Oslo", REQUESTS[1].target] if choice == "last" else ["Rome", "Oslo", REQUESTS[1].target])
+    assert edit.provenance.warnings == (("overruled by a later request: 'france'",) if choice == "last" else ())
     # Independent edits of the same prompt do not contradict one another.
     assert len(editor.edit_each(model, requests)) == 3
 

@@ -8,8 +8,9 @@ import torch
 
 from lightning_edit.cli import main
 from lightning_edit.data.known import read_known_facts
-from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
+from lightning_edit.errors import ConfigurationError, DataFormatError, LayerMapError, SourceNotFoundError
 from lightning_edit.locate import tracing
+from lightning_edit.locate.picture import draw_trace
 from lightning_edit.locate.tracing import (
     Trace,
     TraceSettings,
@@ -18,12 +19,14 @@ from lightning_edit.locate.tracing import (
     suggested_layers,
     trace_fact,
 )
+from lightning_edit.models import LanguageModel
 from lightning_edit.models.skipping import entering
 from lightning_edit.records import EditRequest
 from tests.testers import assert_untouched, state
-from tests.tiny_models import FAMILIES, language_model
+from tests.tiny_models import FAMILIES, SHARED, build, byte_level_tokenizer, language_model
 
 REQUEST = EditRequest("The capital of South America is", "-", "South America")
+DOWN = "model.layers.{}.mlp.down_proj"
 SETTINGS = TraceSettings(noise=3.0, samples=3, window=2, seed=4, tokens_per_batch=200)
 
 
@@ -123,9 +126,59 @@ def test_blocks_below_a_cell_are_left_out_where_that_changes_nothing(monkeypatch
     with pytest.warns(UserWarning, match="all blocks are run"):
         whole, many = traced()
     torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-7)
-    # The clean and the noisy pass, and the cells of the lowest layer.
+    # The clean and the noisy pass, and the cells of the lowest layer, one to a pass.
     assert few == 2 + len(short)
     assert many > few
+
+
+@torch.no_grad()
+def test_cells_and_samples_are_run_together():
+    model = language_model("llama")
+    deviation = embedding_deviation(model, [REQUEST])
+    length = len(model.encoder.encode(REQUEST.prompt).ids)
+    settings = replace(SETTINGS, tokens_per_batch=4 * SETTINGS.samples * length)
+    rows = []
+    handle = model.layer_map.block(2).register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    trace_fact(model, REQUEST, settings, deviation, kinds=("state",))
+    handle.remove()
+    full = 4 * SETTINGS.samples
+    assert rows.count(full) == 3 * length // 4
+
+
+@torch.no_grad()
+def test_a_model_with_shared_keys_and_values_is_traced_whole():
+    model = LanguageModel(build(SHARED["gemma4"]()), byte_level_tokenizer(), "tiny-gemma4", site=DOWN)
+    with pytest.warns(UserWarning, match="passes that start above the first block .* all blocks are run"):
+        found = trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
+    assert float(found.restored["state"][-1, -1]) == pytest.approx(found.clean, rel=1e-4)
+
+
+def test_a_model_of_several_states_for_a_position_is_refused_in_words():
+    model = LanguageModel(build(SHARED["gemma3n"]()), byte_level_tokenizer(), "tiny-gemma3n", site=DOWN)
+    with pytest.raises(LayerMapError, match=r"tiny-gemma3n keeps several states .* cannot be traced"):
+        trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
+
+
+def test_the_noise_is_measured_on_the_subjects_alone():
+    model = language_model("llama")
+    requests = [REQUEST, EditRequest("The capital of France is", "-", "France")]
+    spans = [model.encoder.encode(own.prompt, "", own.subject_span) for own in requests]
+    ids = [id for text in spans for id in text.ids[slice(*text.subject)]]
+    expected = model.model.get_input_embeddings().weight[ids].detach().numpy().std(ddof=1)
+    assert embedding_deviation(model, requests) == pytest.approx(float(expected), rel=1e-5)
+    assert (TraceSettings().noise, TraceSettings().samples, TraceSettings().window) == (3.0, 10, 10)
+
+
+def test_the_picture_has_tokens_from_top_to_bottom_and_layers_from_left_to_right(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn, draw = [], Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda self, values, **more: drawn.append(values) or draw(self, values, **more))
+    trace = made(torch.arange(20.0).view(5, 4) / 100, ("The", " $$", " $x", " is", " it"))
+    draw_trace(replace(trace, answer="$"), tmp_path / "picture.png", 2)
+    assert [values.shape for values in drawn] == [(5, 4)] * 3
+    assert (drawn[0] == trace.restored["state"].numpy()).all()
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("severed", ["mlp", "attention"])
@@ -195,8 +248,9 @@ def test_the_command_writes_numbers_and_pictures(tiny_folder, tmp_path, capsys, 
     ]))  # fmt: skip
     assert main([*arguments, "--facts", str(facts), "--output", str(tmp_path / "two"), "--wandb", "true"]) == 0
     content = json.loads((tmp_path / "two" / "traces.json").read_text())
-    assert content["counts"] == {"given": 2, "known": 2, "traced": 2}
+    assert content["counts"] == {"given": 2, "asked": 2, "known": 2, "traced": 2}
     assert len(content["averages"]["mlp"]["last subject"]["mean"]) == 3
+    assert content["averages"]["mlp"]["last subject"]["facts"] == 2
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "two").glob("*.png")}
     assert set(pictures) == {"trace-0.png", "trace-1.png", "averages.png"}
     sent = [path.read_bytes() for path in tmp_path.glob("runs/wandb/offline-run-*/files/media/images/trace/*.png")]
@@ -219,6 +273,18 @@ def test_facts_that_the_model_does_not_say_are_left_out(tiny_folder, tmp_path, c
     facts.write_text(json.dumps([fact]))
     assert main(["trace", "--name_or_path", str(tiny_folder), "--facts", str(facts), "--output", str(tmp_path)]) == 1
     assert "says the attribute of none of the 1 facts" in capsys.readouterr().err
+
+
+def test_no_more_facts_are_asked_than_are_traced(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_edit.locate.report._ASKED_AT_ONCE", 2)
+    facts = tmp_path / "facts.json"
+    facts.write_text(
+        json.dumps([{"subject": "France", "prompt": f"{n} times the capital of France is"} for n in range(9)])
+    )
+    arguments = ["trace", "--name_or_path", str(tiny_folder), "--facts", str(facts), "--limit", "3", "--samples", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "traces")]) == 0
+    content = json.loads((tmp_path / "traces" / "traces.json").read_text())
+    assert content["counts"] == {"given": 9, "asked": 4, "known": 3, "traced": 3}
 
 
 @pytest.mark.parametrize("option", ["limit", "samples", "window", "noise"])

@@ -145,6 +145,18 @@ def test_the_first_pass_alone_is_compared_and_far_longer_texts_again(monkeypatch
     assert len(compared) == 3
 
 
+def test_no_block_below_the_changed_one_is_run_again():
+    model = language_model("llama")
+    texts, starts = texts_of(model)
+    short, run = SuffixPasses(model, texts, starts, 2), []
+    for layer in range(3):
+        model.layer_map.block(layer).mlp.register_forward_hook(lambda *args, layer=layer: run.append(layer))
+    rows = torch.arange(len(texts))
+    with torch.no_grad():
+        short.head_inputs(rows, short.batch, short.batch.answer_mask)
+    assert run == [2]
+
+
 def test_nothing_behind_what_is_read_is_computed():
     model = language_model("llama")
     texts, starts = texts_of(model)

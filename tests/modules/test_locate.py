@@ -11,6 +11,8 @@ import yaml
 from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
 from lightning_edit.data.corpus import TextCorpus
+from lightning_edit.editors import MEMIT, locate
+from lightning_edit.errors import EditError
 from lightning_edit.models import load_language_model
 from lightning_edit.models.moments import MomentSums, keys_of
 from lightning_edit.models.statistics import KeyStatistics
@@ -425,6 +427,36 @@ def test_test_edits_with_the_statistics(run, text):
     assert written["settings"]["editor"]["name"] == "MEMIT"
     assert written["settings"]["editor"]["covariance"] == "fitted"
     assert written["findings"]["corpus"]["tokens"] == 37 * 32
+    assert (written["left_out"], written["stopped_after"]) == ([], None)
+
+
+def test_what_cannot_be_edited_is_refused_before_the_first_edit(run, monkeypatch, capsys):
+    last = WorldFacts("validation", limit=3).read().records[-1].requests[0].prompt
+
+    def prepare(self, model, groups):
+        if any(request.prompt == last for group in groups for request in group):
+            raise EditError("the last one cannot be edited")
+
+    monkeypatch.setattr(MEMIT, "prepare", prepare)
+    monkeypatch.setattr(MEMIT, "edit_groups", None)
+    assert main(["test", "--config", str(run / "config.yaml"), "--data.eval_batch_size", "1"]) == 1
+    assert "the last one cannot be edited" in capsys.readouterr().err
+
+
+def test_requests_without_an_edit_are_named_in_the_report(run, tmp_path, monkeypatch):
+    report = ["--trainer.callbacks+=lightning_edit.callbacks.TestReport", "--trainer.callbacks.folder", str(tmp_path)]
+    search = locate.search_values
+
+    def broken(*arguments):
+        found = search(*arguments)
+        found[0].problem = "the loss of 'one' became nan"
+        return found
+
+    monkeypatch.setattr(locate, "search_values", broken)
+    with pytest.warns(UserWarning, match="1 of 3 requests are left out"):
+        assert main(["test", "--config", str(run / "config.yaml"), *report]) == 0
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["left_out"] == ["left out: the loss of 'one' became nan"]
 
 
 def test_a_trial_without_statistics_says_so(run, tmp_path):

@@ -297,6 +297,11 @@ def test_on_the_command_line(tmp_path, tiny_folder, text, capsys):
     assert main(["test", "--config", str(config), "--trainer.limit_test_batches", "3"]) == 0
     found = [json.loads(path.read_text())["counts"]["records"] for path in tmp_path.rglob("metrics.json")]
     assert sorted(found) == [3, 5]
+    stopping = ["--model.editor.init_args.step_size", "500", "--model.evaluation.sequential.stop_above", "2"]
+    with pytest.warns(UserWarning, match="the sequence ends here"):
+        assert main(["test", "--config", str(config), *stopping]) == 0
+    ended = [json.loads(path.read_text())["stopped_after"] for path in tmp_path.rglob("metrics.json")]
+    assert sorted(ended, key=str) == [2, None, None]
     assert main(["fit", "--config", str(config)]) == 1
     assert "GradientStep in EditingModule has nothing to fit" in capsys.readouterr().err
     records = WorldFacts("validation", limit=5).read().records
