@@ -205,7 +205,9 @@ class EditingModule(LightningModule):
     def _check_all(self, stage: str) -> None:
         self.left_out = []
         # A sequence was checked when it was prepared; of a run that is cut, each batch is checked when its time comes.
-        if stage in self._runs or getattr(self.trainer, _LIMITS[stage]) not in (None, 1.0):
+        limit = getattr(self.trainer, _LIMITS[stage])
+        is_cut = limit is not None and (isinstance(limit, int) or limit < 1)
+        if stage in self._runs or is_cut:
             return
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         groups = datamodule.evaluation_groups(stage) if stage in self._evaluators else []
