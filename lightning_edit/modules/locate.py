@@ -18,6 +18,7 @@ from lightning_edit.data.datamodule import EditDataModule
 from lightning_edit.distributed import lists_of_all_processes, sum_over_processes
 from lightning_edit.editors.locate import LocateEditor
 from lightning_edit.errors import ConfigurationError
+from lightning_edit.files import remove_unfinished
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.loading import LanguageModelSettings
@@ -79,6 +80,7 @@ class LocateEditing(EditingModule):
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
         self._identity = self._identified()
+        remove_unfinished(self._partial())
         self._sums = MomentSums.resume(self._partial(), self._identity)
         self._tell_of_others()
         self._share_what_is_left()

@@ -121,11 +121,14 @@ def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, mo
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         main(["fit", "--config", str(config)])
     assert not (tmp_path / "statistics").exists()
-    assert list(tmp_path.glob("*.partial-*-0.safetensors"))
+    (partial,) = tmp_path.glob("*.partial-*-0.safetensors")
+    unfinished = tmp_path / f".{partial.name}.killed"
+    unfinished.write_bytes(b"half of the sums")
     again = []
     monkeypatch.setattr(MomentSums, "add", lambda self, keys: again.append(1) or add(self, keys))
     assert main(["fit", "--config", str(config)]) == 0
     assert len(again) == 10 - 5
+    assert not unfinished.exists()
     whole = KeyStatistics.load(run / "statistics")
     resumed = KeyStatistics.load(tmp_path / "statistics")
     assert resumed.corpus == whole.corpus
@@ -140,7 +143,9 @@ def test_a_run_that_was_stopped_behind_its_last_batch_still_writes_its_statistic
     config = write_config(tmp_path, tiny_folder, text, **parallel)
     stopping = (
         "import sys, lightning_edit.modules.locate as l; from lightning_edit.cli import main\n"
-        "def stop(self): raise KeyboardInterrupt\n"
+        "def stop(self):\n"
+        "    self.trainer.strategy.barrier()\n"
+        "    raise KeyboardInterrupt\n"
         "l.LocateEditing.on_fit_end = stop\n"
         f"sys.exit(main(['fit', '--config', {str(config)!r}]))"
     )
