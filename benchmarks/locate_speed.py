@@ -28,7 +28,7 @@ from lightning_edit.data import CounterFact
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.editors import MEMIT, ROME, Editor
 from lightning_edit.models import LanguageModel, load_language_model
-from lightning_edit.models.moments import MomentSums, keys_of
+from lightning_edit.models.moments import MomentSums
 from lightning_edit.records import EditRequest
 
 EVALUATIONS = 4
@@ -106,10 +106,10 @@ def statistics(model: LanguageModel, data: Path) -> dict[str, Any]:
     rows = TextCorpus(str(next(data.rglob("valid.txt"))), tokens=24 * 2048).read(model.tokenizer)
     sites = [model.layer_map.site(layer) for layer in (4, 5, 6, 7, 8)]
     sums = MomentSums()
-    sums.add(keys_of(model, rows[:8].long(), sites))
+    sums.add_batch(model, rows[:8].long(), sites)
     start = time.perf_counter()
     for part in rows[8:].long().split(8):
-        sums.add(keys_of(model, part, sites))
+        sums.add_batch(model, part, sites)
     seconds = time.perf_counter() - start
     return {"layers": len(sites), "tokens_per_second": round(rows[8:].numel() / seconds, 1)}
 

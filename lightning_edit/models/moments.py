@@ -24,13 +24,15 @@ from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import TokenBatch
 
 _LOG = logging.getLogger(__name__)
+_ENOUGH = 4
+"""A pass holds so many times the tokens from which on the model is no faster; adding a product takes time as well."""
 
 
 @dataclass
 class MomentSums:
     """Σ k kᵀ over tokens, at every site.
 
-    The product of a batch is taken in float32, the sum over batches in float64.
+    The product of a pass is taken in float32, the sum over passes in float64.
 
     Args:
         sums: Site name to (M, M) float64.
@@ -42,15 +44,23 @@ class MomentSums:
     tokens: int = 0
     batches: int = 0
 
+    def add_batch(self, model: LanguageModel, ids: Tensor, sites: list[EditSite]) -> None:
+        """Adds the keys of every token of (B, L) int64 ids, in passes of no more tokens than make them faster."""
+        for part in ids.split(max(_ENOUGH * model.tokens_enough // ids.shape[1], 1)):
+            self.add(keys_of(model, part, sites))
+        self.batches += 1
+
     def add(self, keys: dict[str, Tensor]) -> None:
-        """Adds the keys of a batch: site name to (T, M)."""
+        """Adds keys: site name to (T, M)."""
         for site, own in keys.items():
             wide = own.to(torch.promote_types(own.dtype, torch.float32))
-            product = multiplied(wide.T, wide.T).double()
-            # Sums of a run that was resumed were read from a file.
-            self.sums[site] = self.sums[site].to(product.device) + product if site in self.sums else product
+            product = multiplied(wide.T, wide.T)
+            if site in self.sums:
+                # Sums of a run that was resumed were read from a file.
+                self.sums[site] = self.sums[site].to(product.device).add_(product)
+            else:
+                self.sums[site] = product.double()
         self.tokens += len(next(iter(keys.values())))
-        self.batches += 1
 
     def of_all_processes(self, sites: Sequence[EditSite]) -> MomentSums:
         """The sums of all processes, each of which had its own part of a corpus.

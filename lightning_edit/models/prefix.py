@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_edit.models.attention import grouped_attention
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk import Trunk
@@ -158,10 +160,12 @@ class SuffixPasses(Passes):
         if self.model.takes_position_ids:
             steps = torch.arange(width, device=rows.device)
             inputs["position_ids"] = self.start[rows][:, None] + steps[None]
-        if self._states is None:
-            return ask(inputs, positions)
-        blocks, states = self.model.layer_map.blocks, self._states[rows, :width]
-        with skipped(blocks[: self.layer], self.model.block_returns), entering(blocks[self.layer], states):
+        with ExitStack() as stack:
+            stack.enter_context(grouped_attention(self.model.model))
+            if self._states is not None:
+                blocks = self.model.layer_map.blocks
+                stack.enter_context(skipped(blocks[: self.layer], self.model.block_returns))
+                stack.enter_context(entering(blocks[self.layer], self._states[rows, :width]))
             return ask(inputs, positions)
 
 

@@ -22,7 +22,7 @@ from lightning_edit.files import remove_unfinished
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.loading import LanguageModelSettings
-from lightning_edit.models.moments import MomentSums, keys_of
+from lightning_edit.models.moments import MomentSums
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
@@ -188,7 +188,7 @@ class LocateEditing(EditingModule):
         """Adds a batch (B, L) int64 of packed texts, in the base model's own precision whatever the Trainer's."""
         if len(batch):
             with torch.autocast(batch.device.type, enabled=False):
-                self._sums.add(keys_of(self.language_model, batch, self._sites))
+                self._sums.add_batch(self.language_model, batch, self._sites)
             if self._sums.batches % self.save_every == 0:
                 self._sums.save(self._partial(), self._identity)
         self.log("train/tokens", float(self._sums.tokens), prog_bar=True)

@@ -1,0 +1,71 @@
+"""Grouped attention under a mask, on a CPU, without a copy of keys and values for every query head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+_NAME = "lightning_edit_grouped_sdpa"
+_SPECIAL = ("position_bias", "softcap", "cache")
+"""Arguments of transformers' function that only it handles."""
+
+
+@contextmanager
+def grouped_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model on a CPU attend in groups under a mask, too, for the length of the context.
+
+    In grouped-query attention several query heads read the same keys and values. Where there is a mask, transformers
+    repeats those for each of the heads: on GPUs the fused kernels want it so. The CPU's kernel does not, and gives the
+    same numbers with a third of the copies at nine query heads on three. Models that attend in another way than by
+    transformers' "sdpa" are left alone.
+
+    Args:
+        model: The model; its configuration names another attention function within the context.
+    """
+    config = model.config.get_text_config()
+    chosen = config._attn_implementation == "sdpa" and model._supports_attention_backend
+    if not chosen or model.device.type != "cpu":
+        yield
+        return
+    AttentionInterface.register(_NAME, _grouped)
+    AttentionMaskInterface.register(_NAME, AttentionMaskInterface()["sdpa"])
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+def _grouped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The "sdpa" of transformers, but grouped under a mask.
+
+    Of (R, H, S, D) queries, (R, G, P + S, D) keys and values, for G groups of the H heads, and a (R, 1, S, P + S) mask.
+
+    Returns:
+        (R, S, H, D).
+    """
+    grouped = query.shape[1] > key.shape[1] and attention_mask is not None
+    if not grouped or any(options.get(name) is not None for name in _SPECIAL):
+        found, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return found, None
+    found = scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return found.transpose(1, 2).contiguous(), None
