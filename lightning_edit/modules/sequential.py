@@ -63,6 +63,7 @@ class SequentialRun:
         editor.check(model, [_requests(group) for group in self.groups], on_top=len(self.groups) > 1)
         if settings.folder is not None:
             self._take_up_edits()
+            self.rows = self._read_measures()
         self._text = self._read_text()
         records = [record for group in self.groups for record in group]
         evaluator.ask_before(evaluator.questions(records))
@@ -100,15 +101,22 @@ class SequentialRun:
                 )
             self.sequence = self.sequence.then(edit)
 
+    def _read_measures(self) -> list[dict[str, Any]]:
+        """The measures that the folder holds.
+
+        Raises:
+            ConfigurationError: If a line of theirs cannot be read.
+        """
+        path = self.folder / SCHEDULE_FILE
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
     def _take_up_measures(self) -> None:
         """Takes up the measures of those edits.
 
         Raises:
             ConfigurationError: If they were made on another text.
         """
-        path = self.folder / SCHEDULE_FILE
-        if path.exists():
-            self.rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         self._compare_texts()
         self.rows = [row for row in self.rows if row["edits"] <= self.edited]
         if self.rows and "perplexity" in self.rows[-1] and self._measured == self.edited:
@@ -202,6 +210,20 @@ class SequentialRun:
         metrics.update(outcomes)
         values = {name: float(value) for name, value in metrics.compute().items()}
         return {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
+
+
+def _row(line: str, place: str) -> dict[str, Any]:
+    """A line of the schedule."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("edits"), int):
+        raise ConfigurationError(
+            f"{place}: not the measures of a sequence; delete the line, whose measures are then missing, or name "
+            "another folder in evaluation.sequential.folder"
+        )
+    return row
 
 
 def _like(first: float | None, second: float | None) -> bool:

@@ -193,6 +193,17 @@ def test_a_longer_sequence_is_not_gone_on_with(records, tmp_path, monkeypatch):
     assert (tmp_path / SCHEDULE_FILE).read_text() == written
 
 
+@pytest.mark.parametrize("line", ['{"edits": 2, "all": {"edit_su', "[2]", '{"all": {}}'])
+def test_measures_that_cannot_be_read_are_named(records, tmp_path, monkeypatch, line):
+    run = kept_sequence_of(records, tmp_path, every=1)
+    run.step(0)
+    with (tmp_path / SCHEDULE_FILE).open("a") as file:
+        file.write(line)
+    monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
+    with pytest.raises(ConfigurationError, match=rf"{SCHEDULE_FILE}, line 2: not the measures of a sequence"):
+        kept_sequence_of(records, tmp_path, every=1)
+
+
 def test_a_sequence_without_records_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="needs at least one record"):
         sequence_of([], tmp_path)
