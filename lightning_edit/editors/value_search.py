@@ -23,7 +23,7 @@ from lightning_edit.tokenization import EncodedText, TokenBatch
 
 ESSENCE = "{} is a"
 """The prompt whose next-token distribution is to stay as it was (Meng et al. 2022, section 3.1)."""
-_ENOUGH = 2
+_ENOUGH = 1.5
 """A pass with gradients holds so many times the tokens from which on a pass without them is no faster."""
 
 
