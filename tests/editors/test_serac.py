@@ -1,8 +1,8 @@
-import time
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_edit.editors import SERAC
 from lightning_edit.edits import EditSequence, load_edit
@@ -146,25 +146,34 @@ def test_a_loaded_edit_works_on_another_instance_of_the_base(editor, model, tmp_
     assert loaded.add([EditRequest("Water boils at", "noon", id="water")]).request_ids[-1] == "water"
 
 
-def test_routing_in_a_large_memory_costs_little_more(model, editor):
-    """One product: a memory a thousand times as large must not take even twice the time, which is the encoder's."""
+class Operations(TorchDispatchMode):
+    """Notes the operations of a context."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_routing_in_a_large_memory_is_one_product(model, editor):
+    """A memory a thousand times as large takes no more operations."""
     prompts = [f"Question number {index} about something else:" for index in range(8)]
     keys = torch.nn.functional.normalize(torch.randn(10_000, 384), dim=1)
     requests = tuple(EditRequest(f"Fact {index} is", "so", id=str(index)) for index in range(10_000))
 
-    def routed(count):
+    def operations(count):
         memory = Memory(requests[:count], keys[:count], torch.zeros(count, dtype=torch.int64))
-        return ScopedEdit(memory, editor.parts, editor.edit(model, REQUESTS[:1]).provenance)
-
-    def seconds(edit):
-        with edit.applied(model) as edited:
-            start = time.perf_counter()
+        edit = ScopedEdit(memory, editor.parts, editor.edit(model, REQUESTS[:1]).provenance)
+        with edit.applied(model) as edited, Operations() as seen:
             assert len(edited.routes(prompts)) == 8
-            return time.perf_counter() - start
+        return seen.names
 
-    small, large = routed(10), routed(10_000)
-    pairs = [(seconds(small), seconds(large)) for _ in range(9)]
-    assert min(own for _, own in pairs) < 2 * min(own for own, _ in pairs)
+    few = operations(10)
+    assert "aten.mm.default" in few
+    assert operations(10_000) == few
 
 
 def test_embedding_similarity_is_the_paper_formula():

@@ -410,7 +410,7 @@ def test_sums_of_another_corpus_are_not_gone_on_with(tmp_path):
     sums = MomentSums()
     sums.add({"site": torch.randn(5, 3)})
     sums.save(tmp_path / "partial", "one")
-    assert MomentSums.resume(tmp_path / "partial", "two").batches == 0
+    assert MomentSums.resume(tmp_path / "partial", "two").tokens == 0
     assert MomentSums.resume(tmp_path / "partial", "one").tokens == 5
 
 
