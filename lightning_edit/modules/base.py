@@ -168,10 +168,9 @@ class EditingModule(LightningModule):
         return run.edited if run is not None and run.stopped else None
 
     def _step_of_sequence(self, run: SequentialRun, number: int) -> list[EditOutcome]:
-        known = len(run.rows)
         outcomes = run.step(number)
         self.left_out = [warning for edit in run.sequence.edits for warning in edit.provenance.warnings]
-        for row in run.rows[known:]:
+        for row in run.new_rows():
             values = {f"sequence/{name}": value for name, value in flat(row).items()}
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=int(row["edits"]))

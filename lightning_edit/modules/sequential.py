@@ -54,6 +54,7 @@ class SequentialRun:
         self.groups, self.folder = [list(group) for group in groups], folder
         self.sequence = EditSequence()
         self.rows: list[dict[str, Any]] = []
+        self._told = 0
         self.stopped = False
         if not self.groups:
             raise ConfigurationError(
@@ -169,6 +170,12 @@ class SequentialRun:
             return []
         outcomes = self._measure()
         return outcomes if self.is_done else []
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """The measures since the last call; those of the run that is gone on with are among the first ones."""
+        rows = [row for row in self.rows if row["edits"] > self._told]
+        self._told = self._measured
+        return rows
 
     @property
     def _measured(self) -> int:

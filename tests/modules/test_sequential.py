@@ -193,6 +193,19 @@ def test_a_longer_sequence_is_not_gone_on_with(records, tmp_path, monkeypatch):
     assert (tmp_path / SCHEDULE_FILE).read_text() == written
 
 
+def test_a_resumed_sequence_hands_out_its_earlier_measures_once(records, tmp_path):
+    run = kept_sequence_of(records, tmp_path, every=1)
+    for number in range(2):
+        run.step(number)
+    assert [row["edits"] for row in run.new_rows()] == [1, 2]
+    assert not run.new_rows()
+    again = kept_sequence_of(records, tmp_path, every=1)
+    for number in range(3):
+        again.step(number)
+    assert [row["edits"] for row in again.new_rows()] == [1, 2, 3]
+    assert not again.new_rows()
+
+
 @pytest.mark.parametrize("line", ['{"edits": 2, "all": {"edit_su', "[2]", '{"all": {}}'])
 def test_measures_that_cannot_be_read_are_named(records, tmp_path, monkeypatch, line):
     run = kept_sequence_of(records, tmp_path, every=1)
