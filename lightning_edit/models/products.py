@@ -26,7 +26,9 @@ def use_wide_products(model: nn.Module) -> None:
     """Lets the frozen linear maps of a model multiply with oneDNN where that is the faster way.
 
     Products in float32 change by rounding. All others, those of weights that are trained, those under autocast and
-    those of maps that something else gave a forward of their own, stay what they are. Nothing is copied or packed.
+    those of maps that something else gave a forward of their own, stay what they are. No weight is copied or packed.
+    What oneDNN compiles for a shape it keeps, half a megabyte for each of the last 1,024; the environment's
+    ``LRU_CACHE_CAPACITY`` and ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``, read at the first product, bound it.
     ``torch.backends.mkldnn.flags(enabled=False)`` turns it off for the length of a context.
 
     Args:
