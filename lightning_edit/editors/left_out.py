@@ -32,7 +32,8 @@ def with_left_out(provenance: Provenance, problems: Sequence[str | None]) -> Pro
 
 def with_overruled(provenance: Provenance, asked: Sequence[EditRequest], kept: Sequence[EditRequest]) -> Provenance:
     """The provenance of an edit, with the requests that later ones overruled among its warnings."""
-    gone = [request for request in asked if request not in kept]
+    left = set(kept)
+    gone = [request for request in asked if request not in left]
     own = tuple(f"overruled by a later request: {request.id or request.prompt!r}" for request in gone)
     return replace(provenance, warnings=(*provenance.warnings, *own))
 

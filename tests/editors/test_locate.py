@@ -9,44 +9,22 @@ import torch
 from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_search import search_values
-from lightning_edit.edits import EditSequence, FactoredDelta, WeightEdit
+from lightning_edit.edits import EditSequence
 from lightning_edit.errors import (
     BaseModelMismatchError,
     ConfigurationError,
     EditError,
     EditorNotFittedError,
     LayerMapError,
-    NonFiniteError,
     SourceNotFoundError,
     TokenizationError,
 )
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.record import Tap, record
-from lightning_edit.models.statistics import Corpus, IdentityStatistics, KeyStatistics
 from lightning_edit.records import EditRequest
+from tests.editors.locating import SEARCH, ready, statistics_of
 from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
-
-CONTEXTS = [["{}"], ["Well. {}", "The answer. {}"]]
-SEARCH = {"steps": 8, "learning_rate": 0.5, "clamp_norm": 4.0, "weight_decay": 1e-3, "contexts": CONTEXTS}
-
-
-def statistics_of(model, layers=(0, 1, 2), scale=1.0):
-    """Second moments of the keys of some texts, with a floor that makes them invertible."""
-    sites = [model.layer_map.site(layer) for layer in layers]
-    texts = [model.encoder.encode(f"Text number {number} of several") for number in range(12)]
-    positions = [len(text.ids) - 1 for text in texts]
-    seen = record(model, texts, positions, {site.name: Tap(site.module, "input", site.layer) for site in sites})
-    moments = {
-        name: scale * (keys.T.double() @ keys.double() / len(keys) + 1e-3 * torch.eye(keys.shape[1]).double())
-        for name, keys in seen.items()
-    }
-    return KeyStatistics(moments, Corpus("texts", 8, 1000, ""), model.name, model.fingerprint)
-
-
-def ready(editor, model, **settings):
-    editor.use_statistics(statistics_of(model, **settings))
-    return editor
 
 
 class TestROME(EditorTester):
@@ -141,28 +119,6 @@ def test_a_joint_edit_leaves_out_what_breaks(broken_model):
         torch.testing.assert_close(edit.deltas[site].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
 
 
-def test_contexts_are_sampled_from_the_unedited_model():
-    model = language_model("llama")
-    settings = {**SEARCH, "contexts": None, "steps": 2}
-
-    def fresh():
-        return ready(MEMIT(layers=[0, 1], covariance_weight=1e-3, **settings), model)
-
-    first = fresh().edit(model, REQUESTS[:1])
-    sampled = first.provenance.hyperparameters["contexts"]
-    strong = WeightEdit({site: FactoredDelta(100 * d.a, d.b) for site, d in first.deltas.items()}, first.provenance)
-    with strong.applied(model):
-        assert fresh().contexts_for(model).groups != tuple(map(tuple, sampled)), "the edit changes what is sampled"
-    second = fresh().edit(model, REQUESTS[1:2], after=EditSequence([strong]))
-    assert second.provenance.hyperparameters["contexts"] == sampled
-    # One editor may serve several models.
-    editor = fresh()
-    other = language_model("llama")
-    with torch.no_grad():
-        other.model.get_output_embeddings().weight.mul_(-1)
-    assert editor.contexts_for(model) != editor.contexts_for(other)
-
-
 def test_an_edit_of_alphaedit_says_how_large_its_null_spaces_are():
     model = language_model("llama")
     editor = TestAlphaEdit().make(model)
@@ -187,21 +143,6 @@ def test_an_editor_knows_its_edits():
     assert not ready(MEMIT(layers=[0, 1], **sampling), model).made(provenance, REQUESTS[:2])
     assert not ready(MEMIT(layers=[0, 1], contradictions="last", **SEARCH), model).made(provenance, overruled)
     assert not ready(PMET(layers=[0, 1], contradictions="last", **sampling), model).made(provenance, overruled)
-
-
-@pytest.mark.parametrize("kind", [ROME, MEMIT, EMMET, PMET])
-def test_statistics_that_cannot_be_inverted_are_refused_before_any_computing(kind, monkeypatch):
-    from lightning_edit.editors import locate
-
-    monkeypatch.setattr(locate, "search_values", None)
-    monkeypatch.setattr(locate, "sampled_contexts", None)
-    model = language_model("llama")
-    poor = statistics_of(model)
-    poor.moments = {site: moment[:, :1] @ moment[:1] for site, moment in poor.moments.items()}
-    editor = kind(layers=[1])
-    editor.use_statistics(poor)
-    with pytest.raises(EditorNotFittedError, match="not of full rank: the text is too short or says too much of the"):
-        editor.edit(model, REQUESTS[:1])
 
 
 @pytest.mark.parametrize("choice", ["error", "last", "keep"])
@@ -261,15 +202,6 @@ def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
         ready(kind(layers=[1], contexts=[["Well. {}"]]), model).edit(model, REQUESTS[:1])
 
 
-def test_an_identity_covariance_is_written_into_the_edit():
-    model = language_model("llama")
-    edit = ROME(layers=[1], covariance="identity", **SEARCH).edit(model, REQUESTS[:1])
-    assert edit.provenance.hyperparameters["covariance"] == "identity"
-    assert edit.provenance.hyperparameters["contexts"] == CONTEXTS
-    with pytest.raises(EditorNotFittedError, match="second moment"):
-        AlphaEdit(layers=[1], covariance="identity", **SEARCH).edit(model, REQUESTS[:1])
-
-
 def test_layers_follow_from_the_depth_with_a_warning():
     model = language_model("llama")
     with pytest.warns(UserWarning, match=r"Causal tracing .*\(lightning-edit trace\)"):
@@ -319,115 +251,9 @@ def test_the_edited_key_gives_the_wanted_value():
     torch.testing.assert_close(written, found.target("value"), rtol=1e-6, atol=1e-8)
 
 
-def test_statistics_come_back_from_a_file(tmp_path):
-    model = language_model("llama")
-    statistics = statistics_of(model)
-    loaded = KeyStatistics.load(statistics.save(tmp_path / "statistics"))
-    assert loaded.corpus == statistics.corpus
-    assert all(torch.equal(loaded.moments[site], moment) for site, moment in statistics.moments.items())
-    editor = ROME(layers=[1], statistics=str(tmp_path / "statistics"), **SEARCH)
-    editor.edit(model, REQUESTS[:1])
-    (tmp_path / "statistics" / "statistics.safetensors").write_bytes(b"broken")
-    with pytest.raises(ConfigurationError, match="broken statistics"):
-        ROME(layers=[1], statistics=str(tmp_path / "statistics"), **SEARCH).edit(model, REQUESTS[:1])
-
-
-def test_a_moment_is_factorised_once(monkeypatch):
-    model, factorised = language_model("llama"), []
-    factorise = torch.linalg.cholesky_ex
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda own: factorised.append(own) or factorise(own))
-    editor = ready(MEMIT(layers=[0, 1], **SEARCH), model)
-    for request in REQUESTS:
-        editor.edit(model, [request])
-    assert [own.dtype for own in factorised] == [torch.float64] * 2
-
-
-def test_statistics_at_hand_decide_what_an_edit_says_of_its_covariance():
-    model = language_model("llama")
-    editor = ROME(layers=[1], **SEARCH)
-    editor.use_statistics(IdentityStatistics())
-    provenance = editor.edit(model, REQUESTS[:1]).provenance
-    assert provenance.hyperparameters["covariance"] == "identity"
-    assert editor.made(provenance, REQUESTS[:1])
-    editor.use_statistics(statistics_of(model))
-    assert editor.edit(model, REQUESTS[:1]).provenance.hyperparameters["covariance"] == "fitted"
-    assert not editor.made(provenance, REQUESTS[:1])
-
-
-def test_statistics_that_are_not_finite_are_refused():
-    model = language_model("llama")
-    moments = statistics_of(model).moments
-    next(iter(moments.values()))[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match="not finite"):
-        KeyStatistics(moments, Corpus("texts", 8, 1000, ""), model.name, model.fingerprint)
-
-
 def test_a_subject_that_occurs_twice_is_edited_at_its_last_occurrence():
     model = language_model("llama")
     request = EditRequest("France is France, and the capital of France is", "Rome", "France")
     [text] = every_context(model, [request], ["{}"])
     before = model.encoder.encode("France is France, and the capital of").ids
     assert last_subject_token(text) >= len(before)
-
-
-@pytest.mark.parametrize(("kind", "groups"), [(ROME, [21]), (MEMIT, [1, 5])])
-def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
-    model = language_model("llama")
-    settings = {"layers": [1], "steps": 2}
-    state_before = torch.random.get_rng_state()
-    edit = ready(kind(**settings), model).edit(model, REQUESTS[:1])
-    assert torch.equal(torch.random.get_rng_state(), state_before)
-    used = edit.provenance.hyperparameters["contexts"]
-    assert [len(group) for group in used] == groups
-    assert used[0][0] == "{}"
-    assert all(template.count("{}") == 1 and template.endswith(". {}") for template in used[-1][1:])
-    again = ready(kind(**settings), model).edit(model, REQUESTS[:1])
-    assert again.provenance.hyperparameters["contexts"] == used
-    other = ready(kind(**settings, context_seed=1), model).edit(model, REQUESTS[:1])
-    assert other.provenance.hyperparameters["contexts"] != used
-    listed = ready(kind(**settings, contexts=used), model).edit(model, REQUESTS[:1])
-    for site, delta in edit.deltas.items():
-        torch.testing.assert_close(listed.deltas[site].dense(), delta.dense())
-
-
-@pytest.mark.parametrize(
-    ("kind", "starts", "lengths"),
-    [
-        (ROME, ["<s>"] * 20, [5] * 10 + [10] * 10),
-        (MEMIT, ["The", "Therefore", "Because", "I", "You"], [10] * 5),
-    ],
-)
-def test_what_is_sampled(kind, starts, lengths, monkeypatch):
-    """Begun and cut as by the authors, five likeliest tokens at a time."""
-    model, asked = language_model("llama"), []
-
-    def generate(starts, lengths, **options):
-        asked.append((starts, lengths, options))
-        return [" so"] * len(starts)
-
-    monkeypatch.setattr(model, "generate", generate)
-    assert ready(kind(layers=[1]), model).contexts_for(model).templates[1].endswith("so. {}")
-    assert asked == [(starts, lengths, {"do_sample": True, "top_k": 5})]
-
-
-@pytest.mark.parametrize("bos", [False, True])
-def test_samples_begin_with_one_token_that_begins_a_text(bos, monkeypatch):
-    model = LanguageModel(build(FAMILIES["llama"][0]()), byte_level_tokenizer(bos=bos), name="tiny")
-    read, generate = [], model.model.generate
-
-    def noting(*, input_ids, **options):
-        read.extend(input_ids.tolist())
-        return generate(input_ids=input_ids, **options)
-
-    monkeypatch.setattr(model.model, "generate", noting)
-    ready(ROME(layers=[1]), model).contexts_for(model)
-    assert read == [[model.tokenizer.bos_token_id]] * 20
-
-
-@pytest.mark.parametrize(("kind", "apart", "groups"), [(ROME, True, [1, 20]), (MEMIT, False, [6])])
-def test_the_bare_prompt_weighs_as_much_as_is_asked_for(kind, apart, groups):
-    model = language_model("llama")
-    usual, other = (ready(kind(layers=[1], bare_apart=choice), model).contexts_for(model) for choice in (None, apart))
-    assert [len(group) for group in other.groups] == groups
-    assert other.templates == usual.templates
-    assert float(other.weights[0]) == pytest.approx(1 / 2 if apart else 1 / 6)
