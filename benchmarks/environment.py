@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lightning_edit.edits.base import package_versions
+from lightning_edit.edits.provenance import package_versions
 
 
 def environment() -> dict[str, Any]:

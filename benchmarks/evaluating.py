@@ -117,7 +117,7 @@ def routed_at(lines: list[dict[str, Any]], threshold: float) -> list[dict[str, A
     found = []
     for line in lines:
         own = line["measures"]
-        if own["scope_probability"] < threshold:
+        if own["scope_score"] < threshold:
             before = {name: own[f"{name}_before"] for name in ("token_accuracy", "containment")}
             own = {**own, **before, "self_agreement": 1.0, "generation_agreement": 1.0, "scope_hit": 0.0}
         found.append({**line, "measures": own})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.commands import configured_editor
+from lightning_edit.components import build, describe
 from lightning_edit.data import CounterFact, KnowEditZsRE
 from lightning_edit.editors import Editor
 from lightning_edit.records import EditRecord
@@ -53,4 +54,5 @@ def changed_editor(method: str, statistics: Path, changes: dict[str, Any]) -> Ed
     """A method with its settings in configs/editor but for some changes, and the statistics, if it wants some."""
     configured = configured_editor(f"configs/editor/{method}.yaml")
     own = {"statistics": str(statistics)} if "statistics" in configured.hyperparameters else {}
-    return type(configured)(**{**configured.hyperparameters, **own, **changes})
+    described = describe(configured)
+    return build({**described, "init_args": {**described["init_args"], **own, **changes}}, Editor, method)

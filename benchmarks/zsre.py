@@ -68,7 +68,7 @@ def main() -> None:
             "records whose subject is not in the training file": summary(lines, unseen),
             "locality by wording": locality_by_wording(lines, requests),
         }
-        if "scope_probability" in lines[0]["measures"]:
+        if "scope_score" in lines[0]["measures"]:
             result[name]["at other thresholds"] = {str(at): thresholds(lines, at, requests) for at in THRESHOLDS}
         print(name, json.dumps(result[name], indent=1))
         write_result(__file__, {"editors": result})

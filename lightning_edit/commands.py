@@ -269,7 +269,12 @@ def _given(**values: Any) -> dict[str, Any]:
 def _base_of(sequence: EditSequence, name_or_path: str | None, dtype: str, device: str | None) -> LanguageModel:
     if not len(sequence):
         raise ConfigurationError("edits: give the folder of at least one saved edit")
-    provenance = sequence.edits[0].provenance
+    base = sequence.edits[0].provenance.base
     return load_language_model(
-        name_or_path or provenance.base_name, provenance.base_revision, dtype=dtype, device=device
+        name_or_path or base.name,
+        base.revision,
+        dtype=dtype,
+        device=device,
+        site=base.site,
+        chat_template=base.chat_template,
     )

@@ -6,7 +6,10 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, TypeVar, cast, get_type_hints
+
+from torch import nn
 
 from lightning_edit.errors import ConfigurationError
 
@@ -14,14 +17,17 @@ T = TypeVar("T")
 
 
 def init_arguments(part: object) -> dict[str, Any]:
-    """The constructor's arguments, read from the attributes of the same names."""
-    return {name: getattr(part, name) for name in argument_names(type(part))}
+    """The constructor's arguments, read from the attributes of the same names; settings classes become dictionaries."""
+    values = {name: getattr(part, name) for name in argument_names(type(part))}
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # type: ignore[arg-type]
 
 
 def argument_names(kind: type) -> list[str]:
     """Names of a constructor's arguments, those of its base class among them where it passes arguments on."""
     names: dict[str, None] = {}
     for own in kind.__mro__:
+        if own is nn.Module:
+            break
         if "__init__" not in vars(own):
             continue
         parameters = list(inspect.signature(vars(own)["__init__"]).parameters.values())[1:]
@@ -32,9 +38,12 @@ def argument_names(kind: type) -> list[str]:
 
 
 def describe(part: object) -> dict[str, Any]:
-    """A part as plain data: class_path and init_args."""
+    """A part as plain data: class_path and init_args; arguments that are modules are described likewise."""
     kind = type(part)
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_arguments(part)}
+    arguments = {
+        name: describe(value) if isinstance(value, nn.Module) else value for name, value in init_arguments(part).items()
+    }
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
 
 def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
@@ -61,4 +70,29 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
         close = difflib.get_close_matches(str(unknown), names, 1)
         hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
         raise ConfigurationError(f"{where}: {kind.__name__} has no setting {unknown}; {hint}")
-    return kind(**description["init_args"])
+    arguments = {name: _built(value, kind, name, where) for name, value in description["init_args"].items()}
+    return kind(**arguments)
+
+
+def _built(value: Any, kind: type, name: str, where: str) -> Any:
+    """An argument, with nested parts and settings classes built from their descriptions."""
+    if _is_description(value):
+        return build(value, nn.Module, where)
+    if isinstance(value, dict):
+        settings = next((hints[name] for own in kind.__mro__ if name in (hints := _hints(own))), None)
+        if isinstance(settings, type) and is_dataclass(settings):
+            known = {field.name for field in fields(settings)}
+            if unknown := sorted(set(value) - known):
+                raise ConfigurationError(
+                    f"{where}: {name} has no setting {unknown[0]}; it has {', '.join(sorted(known))}"
+                )
+            return settings(**value)
+    return value
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(vars(kind)["__init__"]) if "__init__" in vars(kind) else {}
+
+
+def _is_description(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"class_path", "init_args"}

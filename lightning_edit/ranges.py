@@ -69,3 +69,15 @@ def one_of(choices: Sequence[str], where: str, **settings: str) -> None:
     for name, value in settings.items():
         if value not in choices:
             raise ConfigurationError(f"{where}.{name}: expected one of {tuple(choices)}, found {value!r}")
+
+
+def between(least: float, bound: float, where: str, **settings: float | None) -> None:
+    """Refuses settings below ``least``, or not below ``bound``; see :func:`at_least`.
+
+    Raises:
+        ConfigurationError: If one is out of the range.
+    """
+    at_least(least, where, **settings)
+    for name, value in _numbers(where, settings):
+        if not value < bound:
+            raise ConfigurationError(f"{where}.{name}: expected less than {bound}, found {value}")

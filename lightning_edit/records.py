@@ -229,17 +229,23 @@ class Answer:
 
 @dataclass(frozen=True)
 class Route:
-    """How an edit with an explicit memory chose who answers a prompt.
+    """How a routed edit decided whether a remembered edit answers a prompt.
 
     Args:
-        probability: Of the prompt being in the scope of the most likely remembered request; 0 for an empty memory.
-        hit: Whether that request was used.
-        request: The most likely remembered request.
+        score: How close the prompt is to the closest remembered item; what it measures is the router's (for SERAC, the
+            probability of being in its scope). 0 for an empty memory.
+        hit: Whether that item answers.
+        requests: The requests of that item.
     """
 
-    probability: float
+    score: float
     hit: bool
-    request: EditRequest | None = None
+    requests: tuple[EditRequest, ...] = ()
+
+    @property
+    def request(self) -> EditRequest | None:
+        """The first of the item's requests."""
+        return self.requests[0] if self.requests else None
 
 
 @dataclass(frozen=True)
@@ -253,8 +259,8 @@ class EditOutcome:
         before: What the unedited model says.
         after: What the edited model says.
         divergence: KL(before || after) in nats, averaged over the answer's positions; None if it was not measured.
-        route: How the edit chose who answers; None for edits that do not choose.
-        right_request: Whether the request that it found most likely is one of the probe's own record.
+        route: How a routed edit decided; None for other edits.
+        right_request: Whether the item that it found closest holds a request of the probe's record.
     """
 
     record_id: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -64,11 +65,14 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on ``device``."""
-        return TokenBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        return self._map(lambda value: value.to(device))
 
     def pin_memory(self) -> TokenBatch:
         """The same batch in page-locked memory."""
-        return TokenBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TokenBatch:
+        return TokenBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -80,7 +84,7 @@ class TokenBatch:
             rows: (K) int64.
         """
         used = self.attention_mask[rows].any(0)
-        return TokenBatch(**{name: value[rows][:, used] for name, value in vars(self).items()})
+        return self._map(lambda value: value[rows][:, used])
 
     def chunks(self, tokens: int, enough: int | None = None) -> Iterator[Tensor]:
         """Divides the rows into parts, rows of similar length together.
@@ -110,13 +114,12 @@ class TokenBatch:
         for rows in self.chunks(self.input_ids.numel(), enough):
             yield rows, self.select(rows)
 
-    @property
+    @cached_property
     def keys(self) -> list[TextKey]:
         """The key of each row; see :data:`TextKey`."""
-        found = []
-        for ids, mask, target in zip(self.input_ids, self.attention_mask.bool(), self.target_mask, strict=True):
-            found.append((int(target.sum()), *ids[mask].tolist()))
-        return found
+        targets, masks = self.target_lengths.tolist(), self.attention_mask.tolist()
+        rows = zip(targets, self.input_ids.tolist(), masks, strict=True)
+        return [(target, *(id for id, real in zip(ids, mask, strict=True) if real)) for target, ids, mask in rows]
 
     @property
     def answer_mask(self) -> Tensor:

@@ -32,16 +32,21 @@ class EditingCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """Refuses to fit what cannot be fitted.
+        """Refuses to fit what cannot be fitted, or without what fit reads.
 
         Raises:
-            ConfigurationError: If the module trains nothing and collects nothing.
+            ConfigurationError: If the editor reads nothing, the module trains nothing and collects nothing, or the
+                data that the editor reads are not configured.
         """
-        if not is_overridden("training_step", self.model):
+        name, reads = type(self.model.editor).__name__, self.model.editor.capabilities.fit_reads
+        if reads == "nothing" or not is_overridden("training_step", self.model):
             raise ConfigurationError(
-                f"{type(self.model.editor).__name__} in {type(self.model).__name__} has nothing to fit; run validate, "
-                "test, predict or edit"
+                f"{name} in {type(self.model).__name__} has nothing to fit; run validate, test, predict or edit"
             )
+        if reads == "corpus" and self.datamodule.corpus is None:
+            raise ConfigurationError(f"data.corpus: fit collects statistics of text for {name}, and none is configured")
+        if reads == "records" and self.datamodule.sources["fit"] is None:
+            raise ConfigurationError(f"data.train: fit reads training records for {name}, and none are configured")
 
     def before_instantiate_classes(self) -> None:
         """Runs that are not given a name are called after their editor: runs/serac/version_0."""

@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from lightning_edit.edits.base import package_versions
+from lightning_edit.edits.provenance import package_versions
 from lightning_edit.files import replace_file, write_json
 from lightning_edit.metrics.all_tokens_match import all_tokens_match
 from lightning_edit.metrics.consistency import tfidf_similarity
@@ -62,7 +62,7 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
     if outcome.divergence is not None:
         measures["kl_divergence"] = outcome.divergence
     if outcome.route is not None:
-        measures["scope_probability"] = outcome.route.probability
+        measures["scope_score"] = outcome.route.score
         measures["scope_hit"] = float(outcome.route.hit)
     return {
         "record": outcome.record_id,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_edit import ranges
-from lightning_edit.editors.job import Job
+from lightning_edit.editors.job import Job, keys_name
 from lightning_edit.editors.spread import SpreadEditor
 from lightning_edit.edits import StackedFactors
 from lightning_edit.errors import EditError
@@ -22,8 +22,8 @@ class AlphaEdit(SpreadEditor):
     """AlphaEdit: MEMIT's update projected onto the null space of what is to be preserved.
 
     A = (P(KKᵀ + EEᵀ) + L₂I)⁻¹ P K, where P projects onto the eigenvectors of the keys' second moment with eigenvalues
-    below a threshold, and E holds the keys of the edits that this one is made on top of. Those keys are part of the
-    earlier edits, read at each site after all of its layers had been changed.
+    below a threshold, and E holds the keys of the edits that this one is made on top of. Each edit carries its keys,
+    read at each site after all of its layers had been changed; a sequence keeps EEᵀ.
 
     Args:
         layers: Layers to edit. The authors edit 13 to 17 of 48 of GPT-2 XL, 3 to 8 of 28 of GPT-J and 4 to 8 of 32 of
@@ -71,21 +71,19 @@ class AlphaEdit(SpreadEditor):
         """See :meth:`LocateEditor.require`: there must be a null space."""
         self.basis(site, statistics)
 
-    def findings(self, model: LanguageModel) -> dict[str, Any]:
-        """See :meth:`LocateEditor.findings`; the dimension of each site's null space, and its number of inputs."""
+    def statistics_findings(self, model: LanguageModel) -> dict[str, Any]:
+        """See :meth:`LocateEditor.statistics_findings`; each site's null-space dimension and number of inputs."""
         statistics = self.ready_statistics(model)
         sites = [model.layer_map.site(layer) for layer in self.edited_layers(model)]
         found = {site.name: [self.basis(site, statistics).shape[1], site.fan_in] for site in sites}
-        return {**super().findings(model), "null_space": found}
+        return {**super().statistics_findings(model), "null_space": found}
 
-    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
+    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
         """See :meth:`SpreadEditor.left_factor`."""
         basis = self.basis(site, statistics).to(keys.device)
         return null_space_update(keys, basis, earlier, self.ridge)
 
-    def keys_to_keep(
-        self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]
-    ) -> list[dict[str, Tensor]]:
-        """See :meth:`LocateEditor.keys_to_keep`."""
-        found = {site.name: self.keys(model, job, site, changes).mean for site in job.sites}
-        return [{name: own[job.members(group)] for name, own in found.items()} for group in range(job.groups)]
+    def states(self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]) -> list[dict[str, Tensor]]:
+        """See :meth:`LocateEditor.states`: the keys of the edit's requests, (n, M) float64 at each site."""
+        keys = {keys_name(site): self.keys(model, job, site, changes).mean for site in job.sites}
+        return [{name: rows[job.members(edit)] for name, rows in keys.items()} for edit in range(job.groups)]

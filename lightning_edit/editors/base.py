@@ -1,21 +1,27 @@
-"""What every editing method offers."""
+"""What every editing method offers, and what the base class does for all of them."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from lightning_edit.components import init_arguments
-from lightning_edit.edits import Edit, EditBatch, EditSequence, Provenance
+from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
+from lightning_edit.edits import Changes, Edit, EditBatch, EditSequence, Provenance
 from lightning_edit.errors import EditError, EditorNotFittedError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.records import EditRequest
+
+Groups = Sequence[Sequence[EditRequest]]
+"""The requests of independent edits; those of a group are edited jointly."""
+FitReads = Literal["nothing", "records", "corpus"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Capabilities:
         depends: An edit on top of earlier ones is computed from the model as they changed it, and cannot do without
             them.
         needs_subject: Every request must name its subject.
-        needs_fit: There is something to train or to collect before the first edit.
+        fit_reads: What is read before the first edit: "records" to train on, a text "corpus" for statistics, or
+            "nothing".
         needs_grad: Editing takes gradients through the base model.
         mergeable: Its edits can be written into the weights.
     """
@@ -37,19 +44,36 @@ class Capabilities:
     sequential: bool = True
     depends: bool = True
     needs_subject: bool = False
-    needs_fit: bool = False
+    fit_reads: FitReads = "nothing"
     needs_grad: bool = False
     mergeable: bool = True
 
 
-class Editor(nn.Module, ABC):
-    """A method of editing. A new one is a subclass: hyperparameters in the constructor, edits out of ``edit_groups``.
+@dataclass(frozen=True)
+class GroupChanges:
+    """What a method computed for groups of requests.
 
-    An editor never changes the model and keeps no state between calls that is not a parameter, a buffer or an
-    argument.
+    Args:
+        changes: The changes of every group, in order; a group whose requests all failed changes nothing.
+        problems: Place of a request, counted over all groups, to why it could not be edited.
+    """
+
+    changes: Changes
+    problems: Mapping[int, str] = field(default_factory=dict)
+
+
+class Editor(nn.Module, ABC):
+    """A method of editing.
+
+    A new one is a subclass: hyperparameters in the constructor, kept in attributes of the same names, and changes out
+    of :meth:`compute_changes`. The base class handles contradictory and failed requests, provenance, and edits on top
+    of earlier ones. An editor never changes the model and keeps no state between calls that is not a parameter, a
+    buffer or an argument.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities()
+    contradictions: Contradictions = "error"
+    """What to do with requests of one edit that have the same prompt and different targets."""
 
     def setup(self, model: LanguageModel) -> None:
         """Builds what depends on the model's shapes; called once before fitting, loading or editing."""
@@ -64,37 +88,33 @@ class Editor(nn.Module, ABC):
         return init_arguments(self)
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
-        """What a user should know of how edits of a model are made, as plain data; by default nothing."""
+        """What the editor derives before it edits a model, as plain data; it is stored with each edit."""
         return {}
 
-    def prepare(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> None:
-        """Checks what is asked, and takes what the editor needs of the unedited model; no edit is applied yet.
+    def validate(self, model: LanguageModel, groups: Groups) -> None:
+        """Refuses settings and requests that are known not to work, before any search or pass for them.
 
         Args:
-            model: The base model.
-            groups: See :meth:`edit_groups`.
+            model: The base model; no edit is applied.
+            groups: The requests, without those that a later one overrules.
         """
 
-    def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
-        """Whether an edit is one that this editor, as it is configured, makes of ``requests``."""
-        # Through JSON, as a saved edit's settings went: it has no tuples.
-        mine = json.loads(json.dumps([type(self).__name__, self.hyperparameters]))
-        found = json.loads(json.dumps([provenance.method, provenance.hyperparameters]))
-        # A memory names the requests that came without a name.
-        wanted, kept = ([replace(request, id="") for request in own] for own in (requests, provenance.requests))
-        return bool(mine == found) and wanted == kept
+    def prepare(self, model: LanguageModel) -> None:
+        """Computes what the editor needs of the unedited model, such as sampled contexts; no edit is applied yet."""
 
     @abstractmethod
-    def edit_groups(
-        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
-    ) -> EditBatch:
-        """Makes one independent edit of each group of requests; the requests of a group are edited jointly.
+    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+        """Computes one independent change for each group of requests.
 
         Args:
             model: The model, with the earlier edits applied to it.
-            groups: The requests.
-            after: The earlier edits.
+            groups: The requests, at least one in each group and without contradictions.
+            after: The earlier edits; empty where there are none.
         """
+
+    def bytes_per_edit(self, model: LanguageModel) -> int:
+        """Memory that the change of one group takes; 0 where it is small (factors of low rank)."""
+        return 0
 
     def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
         """Edits jointly.
@@ -105,44 +125,102 @@ class Editor(nn.Module, ABC):
             after: Earlier edits, on top of which this one is computed.
 
         Raises:
-            EditError: If the editor cannot do what is asked.
+            EditError: If the editor cannot do what is asked, or no request could be edited.
             EditorNotFittedError: If it has to be fitted first.
         """
-        return self.edit_each_group(model, [requests], after)[0]
+        edit = self.edit_each_group(model, [requests], after)[0]
+        failed = edit.provenance.failed
+        if failed and len(failed) >= len(edit.provenance.requests):
+            raise EditError(f"the edit could not be made: {failed[0]}")
+        return edit
 
     def edit_each(self, model: LanguageModel, requests: Sequence[EditRequest]) -> EditBatch:
-        """Makes one independent edit of each request, side by side; see :meth:`edit` for what it raises."""
+        """Makes one independent edit of each request, side by side; see :meth:`edit_each_group`."""
         return self.edit_each_group(model, [[request] for request in requests])
 
-    def edit_each_group(
-        self,
-        model: LanguageModel,
-        groups: Sequence[Sequence[EditRequest]],
-        after: EditSequence | None = None,
-    ) -> EditBatch:
-        """Makes one independent edit of each group of requests; see :meth:`edit` for what it raises."""
-        self.check(model, groups, on_top=bool(after))
-        with _under(model, after):
-            batch = self.edit_groups(model, groups, after)
-        if after and self.capabilities.depends:
-            batch.provenances = [provenance.on_top_of(after.ids) for provenance in batch.provenances]
-        return batch
+    def edit_each_group(self, model: LanguageModel, groups: Groups, after: EditSequence | None = None) -> EditBatch:
+        """Makes one independent edit of each group of requests.
 
-    def check(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], on_top: bool = False) -> None:
-        """Refuses what is known not to be editable before a search or a pass for it; :meth:`edit` does so, too.
-
-        Args:
-            model: The base model.
-            groups: See :meth:`edit_groups`.
-            on_top: Whether there will be earlier edits.
+        Requests that cannot be edited are left out with a warning that names them; the others are edited. An edit that
+        no request is left of changes nothing.
 
         Raises:
             EditError: If the editor cannot do what is asked.
+            EditorNotFittedError: If it has to be fitted first.
         """
-        self._check(groups, on_top)
-        self.prepare(model, groups)
+        after = after if after is not None else EditSequence()
+        self.check(model, groups, on_top=bool(len(after)))
+        kept = [without_contradictions(group, self.contradictions) for group in groups]
+        self.prepare(model)
+        with _applied(model, after):
+            computed = self.compute_changes(model, kept, after)
+        _warn_about(computed.problems, sum(map(len, kept)))
+        return EditBatch(computed.changes, self._provenances(model, groups, kept, computed.problems, after))
 
-    def _check(self, groups: Sequence[Sequence[EditRequest]], on_top: bool) -> None:
+    def edit_in_parts(self, model: LanguageModel, groups: Groups, memory: int) -> Iterator[tuple[slice, EditBatch]]:
+        """Independent edits, as many side by side as fit into memory.
+
+        Args:
+            model: The base model.
+            groups: See :meth:`edit_each_group`.
+            memory: Bytes that the changes of one part may take; a single larger one is made all the same.
+
+        Yields:
+            Which groups a part holds, and their edits.
+        """
+        size = self.bytes_per_edit(model)
+        step = max(memory // size, 1) if size else max(len(groups), 1)
+        for start in range(0, len(groups), step):
+            yield slice(start, start + step), self.edit_each_group(model, groups[start : start + step])
+
+    def _provenances(
+        self,
+        model: LanguageModel,
+        asked: Groups,
+        kept: Groups,
+        problems: Mapping[int, str],
+        after: EditSequence,
+    ) -> list[Provenance]:
+        depends_on = after.frontier if self.capabilities.depends else ()
+        findings, provenances, place = self.findings(model), [], 0
+        for all_requests, requests in zip(asked, kept, strict=True):
+            failed = [problems[number] for number in range(place, place + len(requests)) if number in problems]
+            place += len(requests)
+            provenance = Provenance.of(model, type(self).__name__, self.hyperparameters, requests)
+            left = set(requests)
+            provenances.append(
+                replace(
+                    provenance,
+                    findings=findings,
+                    depends_on=depends_on,
+                    failed=tuple(failed),
+                    overruled=tuple(repr(name_of(request)) for request in all_requests if request not in left),
+                )
+            )
+        return provenances
+
+    def could_have_produced(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
+        """Whether an edit is one that this editor, as it is configured, makes of ``requests``."""
+        # Through JSON, as a saved edit's settings went: it has no tuples.
+        mine = json.loads(json.dumps([type(self).__name__, self.hyperparameters]))
+        theirs = json.loads(json.dumps([provenance.method, provenance.settings]))
+        wanted = without_contradictions(requests, self.contradictions)
+        # A memory names the requests that came without a name.
+        unnamed = ([replace(request, id="") for request in own] for own in (wanted, provenance.requests))
+        return bool(mine == theirs) and next(unnamed) == next(unnamed)
+
+    def check(self, model: LanguageModel, groups: Groups, on_top: bool = False) -> None:
+        """Refuses what is known not to be editable before any work for it is done; :meth:`edit` does so, too.
+
+        Args:
+            model: The base model.
+            groups: See :meth:`edit_each_group`.
+            on_top: Whether there will be earlier edits.
+
+        Raises:
+            EditError: If the editor cannot do what is asked, or requests contradict one another and
+                ``contradictions`` is "error".
+        """
         name, can = type(self).__name__, self.capabilities
         if not groups or not all(groups):
             raise EditError("nothing to edit: give at least one request in each group")
@@ -160,15 +238,29 @@ class Editor(nn.Module, ABC):
                     f"{name} needs the subject of every request, and {len(missing)} have none "
                     f"(the first is {missing[0].prompt!r}); give the subject as it stands in the prompt"
                 )
+        for group in groups:
+            report_contradictions(group, self.contradictions)
+        self.validate(model, [without_contradictions(group, self.contradictions) for group in groups])
 
     def not_ready(self) -> EditorNotFittedError:
         """The error for an editor that was never set up."""
         return EditorNotFittedError(f"{type(self).__name__} is not set up; call setup(model), or load a checkpoint")
 
 
+def name_of(request: EditRequest) -> str:
+    """What a request is called in messages: its id, or its prompt."""
+    return request.id or request.prompt
+
+
+def _warn_about(problems: Mapping[int, str], count: int) -> None:
+    if problems:
+        reasons = "; ".join(problems[place] for place in sorted(problems))
+        warnings.warn(f"{len(problems)} of {count} requests are left out: {reasons}", stacklevel=4)
+
+
 @contextmanager
-def _under(model: LanguageModel, after: EditSequence | None) -> Iterator[None]:
-    if after is None or not len(after):
+def _applied(model: LanguageModel, after: EditSequence) -> Iterator[None]:
+    if not len(after):
         yield
         return
     with after.applied(model):

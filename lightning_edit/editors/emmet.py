@@ -54,7 +54,7 @@ class EMMET(SpreadEditor):
         """See :meth:`LocateEditor.default_layers`: one layer, a sixth of the way up."""
         return [depth // 6]
 
-    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
+    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
         """See :meth:`SpreadEditor.left_factor`.
 
         Raises:

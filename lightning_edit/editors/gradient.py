@@ -9,16 +9,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_edit.editors.base import Editor
+from lightning_edit.editors.base import Editor, GroupChanges, Groups, name_of
+from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.factor_cache import FactorCache
 from lightning_edit.editors.factors import FactorStore
-from lightning_edit.edits import EditBatch, EditSequence, Provenance, StackedDelta, WeightEditBatch
+from lightning_edit.edits import EditSequence, StackedDelta, WeightChanges
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.trunk import Trunk
-from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import TokenBatch
 
 Tokens = Literal["all", "answer"]
@@ -33,6 +33,8 @@ class GradientEditor(Editor):
         tokens: Which tokens' factors are used: "all" of prompt and target, or those at the "answer" positions, whose
             output predicts a target token.
     """
+
+    contradictions: Contradictions = "keep"
 
     def __init__(self, sites: Sequence[int | str], tokens: Tokens = "all") -> None:
         super().__init__()
@@ -53,25 +55,17 @@ class GradientEditor(Editor):
     def stack(self, store: FactorStore) -> Mapping[str, StackedDelta]:
         """Turns gradient factors into the changes of independent edits, site by site."""
 
-    def edit_groups(
-        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
-    ) -> EditBatch:
-        """See :meth:`Editor.edit_groups`.
+    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+        """See :meth:`Editor.compute_changes`.
 
         Raises:
             NonFiniteError: If a request's loss or gradient is not finite.
         """
-        requests = [request for group in groups for request in group]
-        texts = [model.encoder.encode(request.prompt, request.target) for request in requests]
-        batch = model.encoder.collate(texts).to(model.device)
-        edit_of_row = torch.tensor(
-            [index for index, group in enumerate(groups) for _ in group], device=batch.input_ids.device
-        )
-        store = self.collect(model, batch, edit_of_row, [request.id or request.prompt for request in requests])
+        batch, edit_of_row = encode_groups(model, groups)
+        store = self.collect(model, batch, edit_of_row, [name_of(request) for group in groups for request in group])
         with torch.no_grad():
             stacked = {site: changes.detach() for site, changes in self.stack(store).items()}
-        provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
-        return WeightEditBatch(stacked, provenances)
+        return GroupChanges(WeightChanges(stacked))
 
     def new_store(self, edits: int) -> FactorStore:
         """Where the factors of B edits are kept."""
@@ -125,3 +119,11 @@ class GradientEditor(Editor):
                     "overflows? float32 or bfloat16 are safe"
                 )
         return factors
+
+
+def encode_groups(model: LanguageModel, groups: Groups) -> tuple[TokenBatch, Tensor]:
+    """The requests with their targets as one padded batch, and (R) int64 the group of each row."""
+    texts = [model.encoder.encode(request.prompt, request.target) for group in groups for request in group]
+    batch = model.encoder.collate(texts).to(model.device)
+    group_of_row = [index for index, group in enumerate(groups) for _ in group]
+    return batch, torch.tensor(group_of_row, device=batch.input_ids.device)

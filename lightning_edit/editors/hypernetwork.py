@@ -174,7 +174,7 @@ class HypernetworkEditor(GradientEditor):
         tokens: See :class:`GradientEditor`.
     """
 
-    capabilities = Capabilities(needs_fit=True, needs_grad=True)
+    capabilities = Capabilities(fit_reads="records", needs_grad=True)
 
     def __init__(
         self,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_edit.editors.prompts import Contexts
 from lightning_edit.editors.value_search import FoundValue
-from lightning_edit.edits import EditSequence, StackedFactors, WeightEdit
+from lightning_edit.edits import EditSequence, StackedFactors
 from lightning_edit.edits.hooks import added_terms
-from lightning_edit.models.language_model import ChunkContext, LanguageModel
+from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.records import EditRequest
 
@@ -58,26 +58,20 @@ class Job:
     contexts: Contexts
     after: EditSequence
 
-    def earlier_keys(self, site: EditSite) -> Tensor:
-        """(M, E) float64 the keys that earlier edits keep at a site."""
-        kept = [
-            edit.keys[site.name].double()
-            for edit in self.after.edits
-            if isinstance(edit, WeightEdit) and site.name in edit.keys
-        ]
-        device = site.weight.device
-        empty = torch.zeros(0, site.fan_in, dtype=torch.float64, device=device)
-        return torch.cat([empty, *(keys.to(device) for keys in kept)]).T
+    def earlier_keys(self, site: EditSite) -> Tensor | None:
+        """(M, M) float64 Σ k kᵀ over the keys that earlier edits keep at a site; None where there are none."""
+        gram = self.after.state.get(keys_name(site))
+        return None if gram is None else gram.to(site.weight.device)
 
     def members(self, group: int) -> list[int]:
         """Places of an edit's requests."""
-        return [at for at, own in enumerate(self.group_of) if own == group]
+        return [place for place, edit in enumerate(self.group_of) if edit == group]
 
-    def hooks(self, model: LanguageModel, partial: Mapping[str, StackedFactors], texts_each: int) -> ChunkContext:
+    def hooks(self, model: LanguageModel, partial: Mapping[str, StackedFactors], texts_each: int) -> BatchContext:
         """Context of a padded batch in which every text runs under its edit's changes so far."""
 
-        def around(chunk: list[int]) -> AbstractContextManager[object]:
-            rows = torch.tensor([self.group_of[index // texts_each] for index in chunk], device=model.device)
+        def around(batch: BatchRows) -> AbstractContextManager[object]:
+            rows = torch.tensor([self.group_of[index // texts_each] for index in batch.indices], device=model.device)
             return added_terms(model, {site: changes.term(rows) for site, changes in partial.items()})
 
         return around
@@ -94,32 +88,40 @@ class Job:
         return StackedFactors(a.to(dtype), b.to(dtype))
 
 
-def among(changes: StackedFactors | None, places: list[int], count: int, site: EditSite) -> StackedFactors:
-    """Changes at their places among those of ``count`` edits, the others of which change nothing."""
-    if changes is None:
-        device = site.weight.device
-        return StackedFactors(
-            torch.zeros(count, site.fan_in, 1, device=device), torch.zeros(count, 1, site.fan_out, device=device)
-        )
-    if len(changes) == count:
+def keys_name(site: EditSite) -> str:
+    """The name under which edits keep the keys of a site for edits on top of them."""
+    return f"keys/{site.name}"
+
+
+def no_change(edits: int, site: EditSite) -> StackedFactors:
+    """The changes of edits that change nothing."""
+    device = site.weight.device
+    return StackedFactors(
+        torch.zeros(edits, site.fan_in, 1, device=device), torch.zeros(edits, 1, site.fan_out, device=device)
+    )
+
+
+def scatter_edits(changes: StackedFactors, places: list[int], edits: int) -> StackedFactors:
+    """Changes at their places among those of ``edits`` edits, the others of which change nothing."""
+    if len(changes) == edits:
         return changes
-    a, b = (own.new_zeros(count, *own.shape[1:]) for own in (changes.a, changes.b))
+    a, b = (factor.new_zeros(edits, *factor.shape[1:]) for factor in (changes.a, changes.b))
     a[places], b[places] = changes.a, changes.b
     return StackedFactors(a, b)
 
 
-def not_finite(changes: Mapping[str, StackedFactors]) -> list[tuple[int, str]]:
+def non_finite_edits(changes: Mapping[str, StackedFactors]) -> dict[int, str]:
     """The edits whose change is not finite, each with the first such site."""
-    found: dict[int, str] = {}
+    broken: dict[int, str] = {}
     for site, factors in changes.items():
         finite = factors.a.isfinite().all(dim=(1, 2)) & factors.b.isfinite().all(dim=(1, 2))
-        for number in (~finite).nonzero()[:, 0].tolist():
-            found.setdefault(number, site)
-    return list(found.items())
+        for edit in (~finite).nonzero()[:, 0].tolist():
+            broken.setdefault(edit, site)
+    return broken
 
 
-def without(changes: StackedFactors, number: int) -> StackedFactors:
-    """Changes of which that of one edit is nothing."""
+def zero_edit(changes: StackedFactors, edit: int) -> StackedFactors:
+    """The same changes, with that of one edit set to zero."""
     a, b = changes.a.clone(), changes.b.clone()
-    a[number], b[number] = 0, 0
+    a[edit], b[edit] = 0, 0
     return StackedFactors(a, b)

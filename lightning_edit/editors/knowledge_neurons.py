@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit import ranges
-from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
-from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out, with_overruled
+from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
+from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.prompts import BARE, Contexts
-from lightning_edit.edits import Edit, EditBatch, EditSequence, Provenance, StackedFactors, WeightEditBatch
+from lightning_edit.edits import EditSequence, StackedFactors, WeightChanges
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.attribution import chosen_neurons
 from lightning_edit.models.language_model import LanguageModel
@@ -96,54 +95,28 @@ class KnowledgeNeurons(Editor):
         layers = range(len(model.layer_map)) if self.layers is None else self.layers
         return model.layer_map.sites(list(layers))
 
-    def prepare(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> None:
-        """See :meth:`Editor.prepare`.
+    def validate(self, model: LanguageModel, groups: Groups) -> None:
+        """See :meth:`Editor.validate`.
 
         Raises:
-            EditError: If requests of one edit contradict one another.
             LayerMapError: If the model does not have one of the layers, or one is named twice.
         """
         self.sites(model)
-        for group in groups:
-            report_contradictions(group, self.contradictions)
 
-    def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
-        """See :meth:`Editor.made`; an edit holds no request that was overruled."""
-        return super().made(provenance, without_contradictions(requests, self.contradictions))
+    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+        """See :meth:`Editor.compute_changes`.
 
-    def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
-        """See :meth:`Editor.edit`.
-
-        Raises:
-            EditError: Also if no request could be edited.
-        """
-        return refuse_empty(super().edit(model, requests, after))
-
-    def edit_groups(
-        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
-    ) -> EditBatch:
-        """See :meth:`Editor.edit_groups`.
-
-        Requests whose attributions are not finite, or nowhere positive, are left out, with a warning that names them.
+        Requests whose attributions are not finite, or nowhere positive, are left out.
         """
         sites = self.sites(model)
-        kept = [without_contradictions(group, self.contradictions) for group in groups]
-        found = [[self._change(model, request, sites) for request in group] for group in kept]
-        problems = [[own if isinstance(own, str) else None for own in group] for group in found]
-        warn_of_left_out([problem for group in problems for problem in group])
-        changes = [[own for own in group if not isinstance(own, str)] for group in found]
+        results = [[self._change(model, request, sites) for request in group] for group in groups]
+        flat = [result for group in results for result in group]
+        problems = {place: result for place, result in enumerate(flat) if isinstance(result, str)}
+        changes = [[result for result in group if not isinstance(result, str)] for group in results]
         touched = {name for group in changes for change in group for name in change}
-        # Edits that nothing is left of are made of nothing at one site.
+        # Give empty edits a zero change at one site.
         changed = [site for site in sites if site.name in touched] or sites[:1]
-        stacked = {site.name: _stacked(changes, site, model) for site in changed}
-        provenances = [
-            with_left_out(
-                with_overruled(Provenance.of(model, type(self).__name__, self.hyperparameters, group), asked, group),
-                own,
-            )
-            for asked, group, own in zip(groups, kept, problems, strict=True)
-        ]
-        return WeightEditBatch(stacked, provenances)
+        return GroupChanges(WeightChanges({site.name: _stacked(changes, site, model) for site in changed}), problems)
 
     def _change(
         self, model: LanguageModel, request: EditRequest, sites: Sequence[EditSite]
@@ -224,7 +197,7 @@ class KnowledgeNeurons(Editor):
         """As many layers as make a pass no slower for each of their rows, and as its logits have room for."""
         width = shortest_passes(model, [text], [len(text.ids) - 1], sites[0].layer).batch.input_ids.shape[1]
         embeddings: Any = model.model.get_output_embeddings()
-        rows: int = min(model.tokens_enough // width, _LOGITS // embeddings.weight.shape[0])
+        rows: int = min(model.saturation_tokens // width, _LOGITS // embeddings.weight.shape[0])
         return max(rows // self.steps, 1)
 
     def _gradients(

@@ -11,10 +11,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from lightning_edit import ranges
-from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
-from lightning_edit.editors.job import Job, Reading, among, not_finite, without
-from lightning_edit.editors.left_out import refuse_empty, warn_of_left_out, with_left_out, with_overruled
+from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups, name_of
+from lightning_edit.editors.contradictions import Contradictions
+from lightning_edit.editors.job import Job, Reading, no_change, non_finite_edits, scatter_edits, zero_edit
 from lightning_edit.editors.prompts import (
     BARE,
     Contexts,
@@ -25,14 +24,7 @@ from lightning_edit.editors.prompts import (
     sampled_contexts,
 )
 from lightning_edit.editors.value_search import ValueSettings, search_values
-from lightning_edit.edits import (
-    Edit,
-    EditBatch,
-    EditSequence,
-    Provenance,
-    StackedFactors,
-    WeightEditBatch,
-)
+from lightning_edit.edits import EditSequence, Provenance, StackedFactors, WeightChanges
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -72,7 +64,7 @@ class LocateEditor(Editor):
             one if None, as in all published settings.
     """
 
-    capabilities = Capabilities(needs_subject=True, needs_fit=True, needs_grad=True)
+    capabilities = Capabilities(needs_subject=True, fit_reads="corpus", needs_grad=True)
 
     def __init__(
         self,
@@ -204,11 +196,10 @@ class LocateEditor(Editor):
         )
         return chosen
 
-    def prepare(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]]) -> None:
-        """See :meth:`Editor.prepare`: contexts are sampled from the unedited model.
+    def validate(self, model: LanguageModel, groups: Groups) -> None:
+        """See :meth:`Editor.validate`.
 
         Raises:
-            EditError: If requests of one edit contradict one another.
             TokenizationError: If a subject cannot be found in the token ids.
         """
         statistics = self.ready_statistics(model)
@@ -217,98 +208,75 @@ class LocateEditor(Editor):
             self.require(site, statistics)
         self.loss_layer_of(model, sites)
         for group in groups:
-            report_contradictions(group, self.contradictions)
-            for request in without_contradictions(group, self.contradictions):
+            for request in group:
                 last_subject_token(in_context(model, request, BARE))
+
+    def prepare(self, model: LanguageModel) -> None:
+        """See :meth:`Editor.prepare`: contexts are sampled from the unedited model."""
         self.contexts_for(model)
 
-    def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
-        """See :meth:`Editor.edit`.
+    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+        """See :meth:`Editor.compute_changes`.
 
-        Raises:
-            EditError: Also if no request could be edited.
-        """
-        return refuse_empty(super().edit(model, requests, after))
-
-    def edit_groups(
-        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
-    ) -> EditBatch:
-        """See :meth:`Editor.edit_groups`.
-
-        Requests whose loss is not finite are left out, with a warning that names them, and so are those of an edit
-        whose update is not; the others are edited. An edit that nothing is left of changes nothing.
+        Requests whose loss is not finite are left out, and so are those of an edit whose update is not.
         """
         statistics, sites = self.ready_statistics(model), self._sites(model)
-        kept = [without_contradictions(group, self.contradictions) for group in groups]
-        flat = [request for group in kept for request in group]
-        group_of = [index for index, group in enumerate(kept) for _ in group]
+        flat = [request for group in groups for request in group]
+        group_of = [index for index, group in enumerate(groups) for _ in group]
         contexts = self.contexts_for(model)
         settings = replace(self.value_settings(), loss_layer=self.loss_layer_of(model, sites))
         values = search_values(model, flat, contexts.templates, self.taps(model, sites), settings)
-        problems = [value.problem for value in values]
-        good = [at for at, problem in enumerate(problems) if problem is None]
-        # The edits that something is left of, each with its place among the others.
-        made = list(dict.fromkeys(group_of[at] for at in good))
+        problems = {place: value.problem for place, value in enumerate(values) if value.problem is not None}
+        good = [place for place in range(len(flat)) if place not in problems]
+        # The edits that have a request left, each with its place among the others.
+        left = list(dict.fromkeys(group_of[place] for place in good))
+        if not left:
+            return GroupChanges(WeightChanges({sites[0].name: no_change(len(groups), sites[0])}), problems)
         job = Job(
-            [flat[at] for at in good],
-            [made.index(group_of[at]) for at in good],
-            [values[at] for at in good],
-            len(made),
+            [flat[place] for place in good],
+            [left.index(group_of[place]) for place in good],
+            [values[place] for place in good],
+            len(left),
             sites,
             contexts,
-            after or EditSequence(),
+            after,
         )
-        stacked = self.updates(model, job, statistics) if made else {}
-        broken = not_finite(stacked)
-        for number, site in broken:
-            stacked = {name: without(changes, number) for name, changes in stacked.items()}
-            for at in job.members(number):
-                name = repr(job.requests[at].id or job.requests[at].prompt)
-                problems[good[at]] = f"the update of {site} for {name} is not finite"
-        warn_of_left_out(problems)
-        keys = self.keys_to_keep(model, job, stacked) if made else []
-        provenances = [
-            with_left_out(
-                with_overruled(self._provenance(model, group), groups[at], group),
-                [problem for problem, owner in zip(problems, group_of, strict=True) if owner == at],
-            )
-            for at, group in enumerate(kept)
-        ]
-        every = {site.name: among(stacked.get(site.name), made, len(groups), site) for site in sites}
-        unchanged = {number for number, _ in broken}
-        keys_of = {made[number]: own for number, own in enumerate(keys) if number not in unchanged}
-        return WeightEditBatch(every, provenances, [keys_of.get(at, {}) for at in range(len(groups))])
+        stacked = self.updates(model, job, statistics)
+        broken = non_finite_edits(stacked)
+        for edit, site in broken.items():
+            stacked = {name: zero_edit(changes, edit) for name, changes in stacked.items()}
+            for member in job.members(edit):
+                problems[good[member]] = f"the update of {site} for {name_of(job.requests[member])!r} is not finite"
+        states = self.states(model, job, stacked)
+        state_of = {left[edit]: state for edit, state in enumerate(states) if edit not in broken}
+        scattered = {site.name: scatter_edits(stacked[site.name], left, len(groups)) for site in sites}
+        return GroupChanges(WeightChanges(scattered, [state_of.get(edit, {}) for edit in range(len(groups))]), problems)
 
-    def made(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
-        """See :meth:`Editor.made`; an edit holds the contexts that were sampled, and no request that was overruled.
+    def could_have_produced(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
+        """See :meth:`Editor.could_have_produced`.
 
         A folder of statistics can be moved, and be filled anew: what they were collected on is compared, not its name.
         """
-        if provenance.hyperparameters.get("corpus") != self._loaded_statistics().origin:
+        if provenance.findings.get("corpus") != self._loaded_statistics().origin:
             return False
-        sampled = {"contexts": None} if self.contexts is None else {}
-        settings = {**provenance.hyperparameters, **sampled, "statistics": self.statistics}
-        settings = {name: settings.get(name) for name in self.hyperparameters}
-        kept = without_contradictions(requests, self.contradictions)
-        return super().made(replace(provenance, hyperparameters=settings), kept)
+        settings = {**provenance.settings, "statistics": self.statistics}
+        return super().could_have_produced(replace(provenance, settings=settings), requests)
 
     def _sites(self, model: LanguageModel) -> list[EditSite]:
         return model.layer_map.sites(self.edited_layers(model))
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
-        """See :meth:`Editor.findings`: what the statistics were collected on. It is written into the edits."""
+        """See :meth:`Editor.findings`: those of the statistics, and the contexts."""
+        contexts = [list(templates) for templates in self.contexts_for(model).groups]
+        return {**self.statistics_findings(model), "contexts": contexts}
+
+    def statistics_findings(self, model: LanguageModel) -> dict[str, Any]:
+        """What follows from the statistics, as plain data: what they were collected on."""
         return {"corpus": self._loaded_statistics().origin}
 
-    def keys_to_keep(
-        self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]
-    ) -> list[dict[str, Tensor]]:
-        """For each edit, site name to the (n, M) keys that edits on top of it must know; by default none."""
+    def states(self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]) -> list[dict[str, Tensor]]:
+        """For each edit, the state that edits on top of it need (see :class:`Edit`); by default none."""
         return [{} for _ in range(job.groups)]
-
-    def _provenance(self, model: LanguageModel, group: list[EditRequest]) -> Provenance:
-        contexts = [list(templates) for templates in self.contexts_for(model).groups]
-        used = {"contexts": contexts, **self.findings(model)}
-        return Provenance.of(model, type(self).__name__, {**self.hyperparameters, **used}, group)
 
     @abstractmethod
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:

@@ -39,6 +39,6 @@ class MEMIT(SpreadEditor):
         ranges.above(0, "editor", covariance_weight=covariance_weight)
         self.covariance_weight = covariance_weight
 
-    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
+    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
         """See :meth:`SpreadEditor.left_factor`."""
         return least_squares_update(keys, statistics.inverse_times(site.name, keys) / self.covariance_weight)

@@ -86,6 +86,6 @@ class PMET(SpreadEditor):
         """The square root of the number of layers left."""
         return float(layers_left**0.5)
 
-    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
+    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
         """See :meth:`SpreadEditor.left_factor`."""
         return least_squares_update(keys, statistics.inverse_times(site.name, keys) / self.covariance_weight)

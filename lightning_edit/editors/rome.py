@@ -38,7 +38,7 @@ class ROME(LocateEditor):
         common: See :class:`LocateEditor`.
     """
 
-    capabilities = Capabilities(joint=False, needs_subject=True, needs_fit=True, needs_grad=True)
+    capabilities = Capabilities(joint=False, needs_subject=True, fit_reads="corpus", needs_grad=True)
 
     def __init__(
         self,

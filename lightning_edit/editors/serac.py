@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_edit.editors.base import Capabilities, Editor
-from lightning_edit.edits import EditBatch, EditSequence, Provenance
-from lightning_edit.edits.scoped import Memory, ScopedBatch, ScopeParts
+import torch
+from torch import Tensor
+
+from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
+from lightning_edit.editors.contradictions import Contradictions
+from lightning_edit.edits import CounterfactualResponder, EditSequence, Match, Memory, RoutedChanges, Router
+from lightning_edit.edits.routed import named_requests
 from lightning_edit.models.counterfactual import AdaptedBase, CounterfactualModel, SeparateModel
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.scope import CrossAttentionScope, EmbeddingScope, ScopeClassifier
-from lightning_edit.records import EditRequest
+
+KEYS = "keys"
+
+
+class ScopeRouter(Router):
+    """Routes by a scope classifier's p(x in the scope of e), which has to reach a threshold.
+
+    Args:
+        classifier: The scope classifier.
+        threshold: Smallest probability that counts as in scope.
+    """
+
+    def __init__(self, classifier: ScopeClassifier, threshold: float) -> None:
+        super().__init__()
+        self.classifier, self.threshold = classifier, threshold
+
+    def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
+        """See :meth:`Router.match`."""
+        probabilities = self.classifier.log_similarity(prompts, memory.tensors[KEYS]).exp()
+        return Match(probabilities, probabilities >= self.threshold)
 
 
 class SERAC(Editor):
@@ -33,7 +56,8 @@ class SERAC(Editor):
         threshold: Smallest probability that counts as in scope (the paper's 0.5).
     """
 
-    capabilities = Capabilities(depends=False, needs_fit=True, mergeable=False)
+    capabilities = Capabilities(depends=False, fit_reads="records", mergeable=False)
+    contradictions: Contradictions = "last"
 
     def __init__(
         self,
@@ -66,27 +90,40 @@ class SERAC(Editor):
                 if self.counterfactual is None
                 else SeparateModel(self.counterfactual)
             )
-        self.parts.counterfactual.setup(model)
+        self.answering_model.setup(model)
         self.to(model.device)
 
     @property
-    def parts(self) -> ScopeParts:
-        """What routes and answers.
+    def scope_classifier(self) -> ScopeClassifier:
+        """Rates whether a prompt is in the scope of a remembered request.
 
         Raises:
             EditorNotFittedError: If the editor was never set up.
         """
-        if self.scope is None or self.answering is None:
+        if self.scope is None:
             raise self.not_ready()
-        return ScopeParts(self.scope, self.answering, self.threshold)
+        return self.scope
 
-    def edit_groups(
-        self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], after: EditSequence | None = None
-    ) -> EditBatch:
-        """See :meth:`Editor.edit_groups`."""
-        parts = self.parts
-        requests = [request for group in groups for request in group]
-        owner = [index for index, group in enumerate(groups) for _ in group]
-        memory = Memory.of(requests, owner, parts.classifier)
-        provenances = [Provenance.of(model, type(self).__name__, self.hyperparameters, group) for group in groups]
-        return ScopedBatch(memory, parts, provenances)
+    @property
+    def answering_model(self) -> CounterfactualModel:
+        """Answers prompts that are in the scope of a request.
+
+        Raises:
+            EditorNotFittedError: If the editor was never set up.
+        """
+        if self.answering is None:
+            raise self.not_ready()
+        return self.answering
+
+    @torch.no_grad()
+    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+        """See :meth:`Editor.compute_changes`."""
+        classifier = self.scope_classifier
+        keys = classifier.remember([request.prompt for group in groups for request in group])
+        memories, start = [], 0
+        for group in groups:
+            requests = tuple((request,) for request in named_requests(group))
+            memories.append(Memory(requests, {KEYS: keys[start : start + len(group)]}))
+            start += len(group)
+        router = ScopeRouter(classifier, self.threshold)
+        return GroupChanges(RoutedChanges(memories, router, CounterfactualResponder(self.answering_model)))

@@ -46,8 +46,8 @@ class SpreadEditor(LocateEditor):
         return float(layers_left)
 
     @abstractmethod
-    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor) -> Tensor:
-        """(M, n) the left factor A for the (M, n) keys of an edit, (M, E) keys of earlier edits being known."""
+    def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
+        """(M, n) the left factor A for the (M, n) keys of an edit, given Σ k kᵀ, (M, M), over earlier edits."""
 
     def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
         """See :meth:`LocateEditor.updates`."""

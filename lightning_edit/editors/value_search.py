@@ -23,8 +23,8 @@ from lightning_edit.tokenization import EncodedText, TokenBatch
 
 ESSENCE = "{} is a"
 """The prompt whose next-token distribution is to stay as it was (Meng et al. 2022, section 3.1)."""
-_ENOUGH = 1.5
-"""A pass with gradients holds so many times the tokens from which on a pass without them is no faster."""
+GRADIENT_BATCH_FACTOR = 1.5
+"""Token budget of a pass with gradients, as a multiple of ``LanguageModel.saturation_tokens``."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Se
         behind, length = sizes[index]
         longest = max(longest, length)
         count = rows * (len(chunk) + 1)
-        if chunk and (count * longest > model.tokens_per_batch or count * behind > _ENOUGH * model.tokens_enough):
+        if chunk and (
+            count * longest > model.tokens_per_batch or count * behind > GRADIENT_BATCH_FACTOR * model.saturation_tokens
+        ):
             yield chunk
             chunk, longest = [], length
         chunk.append(index)

@@ -1,32 +1,33 @@
-"""What every kind of edit can do."""
+"""What every kind of edit offers, and how a new kind is registered."""
 
 from __future__ import annotations
 
+import inspect
 import json
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from lightning_edit.edits.deltas import Delta
+from lightning_edit.edits.provenance import Provenance
+from lightning_edit.edits.writing import write_deltas
 from lightning_edit.errors import EditError
 from lightning_edit.files import replace_folder
-from lightning_edit.models.fingerprint import Fingerprint
-from lightning_edit.models.language_model import LanguageModel, Score
-from lightning_edit.records import EditRequest
+from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
+from lightning_edit.models.perplexity import perplexity
+from lightning_edit.records import Route
 
 MANIFEST = "edit.json"
 TENSORS = "edit.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 class Scorer(Protocol):
-    """What scores and generates: a language model, with or without an edit applied."""
+    """What scores and generates: a language model, with or without edits applied."""
 
     def score(
         self,
@@ -34,6 +35,7 @@ class Scorer(Protocol):
         targets: Sequence[str],
         references: Sequence[Tensor | None] | None = None,
         keep_head_input: bool = False,
+        passes: ForwardPasses | None = None,
     ) -> list[Score]:
         """See :meth:`LanguageModel.score`."""
 
@@ -41,126 +43,123 @@ class Scorer(Protocol):
         """See :meth:`LanguageModel.generate`."""
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where an edit comes from; it is stored with the edit.
+class RoutedScorer(Scorer, Protocol):
+    """A scorer that decides for each prompt whether a remembered edit answers it."""
+
+    def routes(self, prompts: Sequence[str]) -> list[Route]:
+        """The decision for each prompt."""
+
+
+def routes_of(scorer: Scorer, prompts: Sequence[str]) -> list[Route | None]:
+    """How a scorer routes prompts; None for each prompt where the scorer does not route."""
+    routes = getattr(scorer, "routes", None)
+    return list(routes(prompts)) if routes is not None else [None] * len(prompts)
+
+
+def perplexity_of(scorer: Scorer, model: LanguageModel, rows: Tensor) -> float:
+    """Perplexity of packed rows (R, L) of token ids under an edited model.
 
     Args:
-        method: Name of the editor.
-        hyperparameters: The editor's settings.
-        requests: What was asked for.
-        base_name: Name of the base model.
-        base_revision: Its revision.
-        fingerprint: Its fingerprint.
-        depends_on: Ids of the edits that were applied when this one was computed.
-        id: Name of the edit.
-        warnings: What a user of the edit should know.
-        versions: Versions of the packages that made it.
+        scorer: What ``applied`` yielded.
+        model: The base model, within that context.
+        rows: Token ids.
     """
-
-    method: str
-    hyperparameters: dict[str, Any]
-    requests: tuple[EditRequest, ...]
-    base_name: str
-    base_revision: str | None
-    fingerprint: Fingerprint
-    depends_on: tuple[str, ...] = ()
-    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    warnings: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=lambda: package_versions())
-
-    @classmethod
-    def of(
-        cls,
-        model: LanguageModel,
-        method: str,
-        hyperparameters: dict[str, Any],
-        requests: Sequence[EditRequest],
-        depends_on: Sequence[str] = (),
-    ) -> Provenance:
-        """The provenance of an edit made for ``model``."""
-        return cls(
-            method,
-            hyperparameters,
-            tuple(requests),
-            model.name,
-            model.revision,
-            model.fingerprint,
-            tuple(depends_on),
-        )
-
-    def on_top_of(self, ids: Sequence[str]) -> Provenance:
-        """The same provenance of an edit that was computed with the edits ``ids`` applied."""
-        return replace(self, depends_on=tuple(ids))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Provenance:
-        """The inverse of :meth:`to_dict`."""
-        values = dict(values)
-        values["requests"] = tuple(EditRequest(**request) for request in values["requests"])
-        values["fingerprint"] = Fingerprint.from_dict(values["fingerprint"])
-        values["depends_on"] = tuple(values["depends_on"])
-        values["warnings"] = tuple(values["warnings"])
-        return cls(**values)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what numbers come out."""
-    return {name: version(name) for name in ("torch", "transformers", "lightning", "lightning-edit")}
+    routed = getattr(scorer, "perplexity", None)
+    return float(routed(rows)) if routed is not None else perplexity(model, rows)
 
 
 class Edit(ABC):
     """What editing returns: a change that can be applied, taken back, saved and, for some kinds, merged.
 
+    A new kind is a subclass that names itself in ``kind``; :func:`load_edit` then finds it. It says how it is applied
+    on top of a scorer (:meth:`layered`) and, where two neighbours of its kind can be one edit, how (:meth:`joined`).
+
     Args:
-        provenance: Where it comes from.
+        provenance: Where the edit comes from.
+        state: What the editor must know about this edit when it makes later ones: name to rows (n, M). A sequence
+            accumulates Σ rowsᵀ rows, in constant size.
     """
 
     kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Edit]]] = {}
 
-    def __init__(self, provenance: Provenance) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if inspect.isabstract(cls) or "kind" not in vars(cls):
+            return
+        known = Edit.kinds.setdefault(cls.kind, cls)
+        if f"{known.__module__}.{known.__qualname__}" != f"{cls.__module__}.{cls.__qualname__}":
+            raise TypeError(f"the kind of edit {cls.kind!r} is registered by {known} already; choose another name")
+        Edit.kinds[cls.kind] = cls
+
+    def __init__(self, provenance: Provenance, state: Mapping[str, Tensor] | None = None) -> None:
         self.provenance = provenance
+        self.state = dict(state or {})
 
     @property
     def id(self) -> str:
         """Name of the edit."""
         return self.provenance.id
 
-    @abstractmethod
-    def applied(self, model: LanguageModel) -> AbstractContextManager[Scorer]:
+    @contextmanager
+    def applied(self, model: LanguageModel) -> Iterator[Scorer]:
         """A context that yields what scores and generates as the edited model.
 
-        An edit of the weights also changes what ``model`` itself says within the context; an edit with an explicit
-        memory stands in front of it, and answers only through what is yielded.
+        An edit of the weights also changes what ``model`` itself says within the context. A routed edit answers only
+        through what is yielded; within its context, calling the Hugging Face model directly is an error.
 
         The model's weights are never written, so that leaving the context restores it exactly.
 
         Raises:
             BaseModelMismatchError: If the edit was made for another base model.
+            EditError: If the edit is applied already.
         """
-
-    def joined(self, other: Edit) -> Edit:
-        """One edit in place of this one and a later one of its kind, for edits that stand in front of the model.
-
-        Raises:
-            EditError: If the two cannot be joined.
-        """
-        raise EditError(
-            f"the edits {self.id} and {other.id} both stand in front of the model, and cannot be applied together"
-        )
+        self.check(model)
+        with model.marked_as_applied([self.id]), self.layered(model, model) as scorer:
+            yield scorer
 
     @abstractmethod
+    def layered(self, below: Scorer, model: LanguageModel) -> AbstractContextManager[Scorer]:
+        """A context that yields the edit on top of ``below``.
+
+        Args:
+            below: The base model, with earlier edits applied.
+            model: The base model.
+        """
+
+    def joined(self, later: Edit) -> Edit | None:
+        """One edit that does what this one and then ``later`` do; None if they have to stay two layers."""
+        return None
+
+    def check(self, model: LanguageModel) -> str | None:
+        """Refuses another base model; returns a warning if the same one was loaded differently."""
+        base = self.provenance.base
+        return model.check_base(base.fingerprint, "edit", base.name, base.chat_template)
+
+    def weight_deltas(self) -> Mapping[str, Delta]:
+        """Site name to the change of its weight; empty for kinds that leave the weights alone."""
+        return {}
+
+    def check_mergeable(self) -> None:  # noqa: B027 - most kinds can be merged
+        """Refuses kinds that cannot be written into weights.
+
+        Raises:
+            EditError: If this kind cannot.
+        """
+
     def merge(self, model: LanguageModel) -> None:
         """Writes the edit into the model's weights, for export.
 
+        The sum W + ΔW is taken in float32 and rounded once to the weight's dtype. The model is then another one than
+        the edit's base, by its fingerprint.
+
         Raises:
             BaseModelMismatchError: If the edit was made for another base model.
-            EditError: If this kind of edit cannot be written into weights.
+            EditError: If this kind of edit cannot be written into weights, or a weight is quantised or shared.
         """
+        self.check_mergeable()
+        self.check(model)
+        write_deltas(model, self.weight_deltas())
 
     @abstractmethod
     def write(self, folder: Path) -> dict[str, Any]:
@@ -172,7 +171,11 @@ class Edit(ABC):
         """The inverse of :meth:`write`."""
 
     def save(self, folder: str | Path) -> Path:
-        """Saves the edit as a folder of safetensors and a JSON manifest; the folder appears whole or not at all."""
+        """Saves the edit as a folder of safetensors and a JSON manifest; the folder appears whole or not at all.
+
+        Raises:
+            EditError: If the folder exists and holds something other than an edit.
+        """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
             raise EditError(f"{folder} exists and is not an edit; save to a new folder")
@@ -182,3 +185,10 @@ class Edit(ABC):
             text = json.dumps(manifest, indent=2, ensure_ascii=False)
             (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
         return folder
+
+    def __repr__(self) -> str:
+        provenance = self.provenance
+        return (
+            f"{type(self).__name__}(id={self.id!r}, method={provenance.method!r}, "
+            f"requests={len(provenance.requests)}, base={provenance.base.name!r})"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class FactoredDelta:
     a: Tensor
     b: Tensor
 
-    def output(self, x: Tensor) -> Tensor:
+    def term(self, x: Tensor, output: Tensor) -> Tensor:
         """What the change adds to the site's output: x (..., fan_in) to (..., fan_out)."""
         return x.to(self.a.dtype) @ self.a @ self.b
 
@@ -49,7 +50,7 @@ class DenseDelta:
 
     matrix: Tensor
 
-    def output(self, x: Tensor) -> Tensor:
+    def term(self, x: Tensor, output: Tensor) -> Tensor:
         """What the change adds to the site's output: x (..., fan_in) to (..., fan_out)."""
         return x.to(self.matrix.dtype) @ self.matrix
 
@@ -78,18 +79,30 @@ def delta_from(tensors: dict[str, Tensor]) -> Delta:
     raise EditError(f"expected the tensors 'a' and 'b', or 'dense', found {sorted(tensors)}; is the file complete?")
 
 
-def combine(deltas: list[Delta]) -> Delta:
-    """The sum of changes: factored while that is the cheaper form, dense once the rank makes the factors dearer."""
-    if len(deltas) == 1:
-        return deltas[0]
-    factored = [delta for delta in deltas if isinstance(delta, FactoredDelta)]
-    if len(factored) == len(deltas):
-        a = torch.cat([delta.a for delta in factored], dim=1)
-        b = torch.cat([delta.b for delta in factored], dim=0)
+def add(first: Delta, second: Delta) -> Delta:
+    """The sum of two changes of one site, on the first one's device.
+
+    It stays factored while that is the cheaper form: applying rank r takes r (fan_in + fan_out) products for a token,
+    a matrix fan_in · fan_out. Adding to a matrix costs the same however many changes it holds already.
+    """
+    second = second.to(_device(first))
+    if isinstance(first, FactoredDelta) and isinstance(second, FactoredDelta):
+        a, b = torch.cat([first.a, second.a], dim=1), torch.cat([first.b, second.b], dim=0)
         (fan_in, rank), fan_out = a.shape, b.shape[1]
         if rank * (fan_in + fan_out) <= fan_in * fan_out:
             return FactoredDelta(a, b)
-    total = torch.zeros_like(deltas[0].dense())
-    for delta in deltas:
-        total += delta.dense()
-    return DenseDelta(total)
+    if isinstance(second, FactoredDelta):
+        return DenseDelta(torch.addmm(first.dense(), second.a, second.b))
+    return DenseDelta(first.dense() + second.dense())
+
+
+def add_deltas(first: Mapping[str, Delta], second: Mapping[str, Delta]) -> dict[str, Delta]:
+    """The sum of two sets of changes, site by site."""
+    total = dict(first)
+    for name, delta in second.items():
+        total[name] = add(total[name], delta) if name in total else delta
+    return total
+
+
+def _device(delta: Delta) -> torch.device:
+    return next(iter(delta.tensors().values())).device

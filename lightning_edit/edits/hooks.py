@@ -1,4 +1,4 @@
-"""Adds a term to the output of edit sites, for the length of a context."""
+"""Adds terms to the output of edit sites, for the length of a context."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from lightning_edit.errors import EditError
 from lightning_edit.models.language_model import LanguageModel
 
-Term = Callable[[Tensor], Tensor]
-"""Maps a site's input (..., fan_in) to what is added to its output (..., fan_out)."""
+Term = Callable[[Tensor, Tensor], Tensor]
+"""Maps a site's input (..., fan_in) and its output (..., fan_out) to what is added to the output.
+
+What differs between the rows of a batch (the edit or memory entry of each row, where its prompt ends) is part of the
+term: it is built for one batch from its :class:`~lightning_edit.models.language_model.BatchRows`.
+"""
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -31,7 +35,7 @@ def refuse_compiled(model: nn.Module) -> None:
 
 @contextmanager
 def added_terms(model: LanguageModel, terms: Mapping[str, Term]) -> Iterator[None]:
-    """Adds ``terms[site](x)`` to the output of each named site while the context is active; contexts nest.
+    """Adds ``terms[site](input, output)`` to the output of each named site while the context is active; contexts nest.
 
     The site's own output keeps its dtype. No weight is written.
 
@@ -50,8 +54,8 @@ def added_terms(model: LanguageModel, terms: Mapping[str, Term]) -> Iterator[Non
 
 def _adding(term: Term) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] + term(args[0]).to(output[0].dtype), *output[1:])
-        return output + term(args[0]).to(output.dtype)
+        first = output[0] if isinstance(output, tuple) else output
+        changed = first + term(args[0], first).to(first.dtype)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     return hook

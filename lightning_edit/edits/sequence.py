@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import reduce
+
+import torch
+from torch import Tensor
 
 from lightning_edit.edits.base import Edit, Scorer
-from lightning_edit.edits.deltas import Delta, combine
-from lightning_edit.edits.hooks import added_terms
-from lightning_edit.edits.weight import WeightEdit
-from lightning_edit.errors import EditError
+from lightning_edit.edits.deltas import Delta, add_deltas
+from lightning_edit.edits.writing import write_deltas
+from lightning_edit.errors import BaseModelMismatchError, EditError
+from lightning_edit.models.fingerprint import Likeness
 from lightning_edit.models.language_model import LanguageModel
 
 
 class EditSequence:
     """Edits in the order in which they were made.
 
-    Weight edits at one site are folded into one change, factored or dense, whichever is cheaper. Edits with an explicit
-    memory and the same classifier and counterfactual model are joined into one memory, in which a later request takes
-    the place of an earlier one with its subject and prompt.
+    Neighbours that can be one edit are joined as they are added (:meth:`Edit.joined`), and what editors must know about
+    earlier edits is accumulated, so that one more edit on top of ten thousand costs what it costs on top of ten.
 
     Args:
         edits: The edits, oldest first.
 
     Raises:
+        BaseModelMismatchError: If the edits were made for different base models.
         EditError: If two edits have the same id, or one depends on an edit that does not come before it.
     """
 
     def __init__(self, edits: Sequence[Edit] = ()) -> None:
-        self.edits: tuple[Edit, ...] = tuple(edits)
-        seen: set[str] = set()
-        for edit in self.edits:
-            if edit.id in seen:
-                raise EditError(f"the edit {edit.id} is in the sequence twice")
-            missing = [id for id in edit.provenance.depends_on if id not in seen]
-            if missing:
-                raise EditError(f"the edit {edit.id} was computed on top of {missing}, which must come before it")
-            seen.add(edit.id)
+        self.edits: tuple[Edit, ...] = ()
+        self.layers: tuple[Edit, ...] = ()
+        """The edits after joining neighbours, lowest first."""
+        self.state: dict[str, Tensor] = {}
+        """Name to Σ rowsᵀ rows, (M, M) float64, over the states of all edits; see :class:`Edit`."""
+        self._ids: frozenset[str] = frozenset()
+        self._frontier: dict[str, None] = {}
+        for edit in edits:
+            self._add(edit)
 
     def __len__(self) -> int:
         return len(self.edits)
@@ -47,9 +49,46 @@ class EditSequence:
         """The edits' ids, oldest first."""
         return tuple(edit.id for edit in self.edits)
 
+    @property
+    def frontier(self) -> tuple[str, ...]:
+        """The ids of the edits that no other one depends on; through them, a later edit depends on all others."""
+        return tuple(self._frontier)
+
     def then(self, edit: Edit) -> EditSequence:
         """The sequence with one more edit."""
-        return EditSequence((*self.edits, edit))
+        longer = EditSequence()
+        longer.edits, longer.layers, longer.state = self.edits, self.layers, dict(self.state)
+        longer._ids, longer._frontier = self._ids, dict(self._frontier)
+        longer._add(edit)
+        return longer
+
+    def _add(self, edit: Edit) -> None:
+        if edit.id in self._ids:
+            raise EditError(f"the edit {edit.id} is in the sequence twice")
+        missing = [id for id in edit.provenance.depends_on if id not in self._ids]
+        if missing:
+            raise EditError(f"the edit {edit.id} was computed on top of {missing}, which must come before it")
+        self._check_base(edit)
+        joined = self.layers[-1].joined(edit) if self.layers else None
+        self.layers = (*self.layers, edit) if joined is None else (*self.layers[:-1], joined)
+        self.edits, self._ids = (*self.edits, edit), self._ids | {edit.id}
+        for id in edit.provenance.depends_on:
+            self._frontier.pop(id, None)
+        self._frontier[edit.id] = None
+        for name, rows in edit.state.items():
+            earlier = self.state.get(name)
+            wide = rows.double() if earlier is None else rows.to(earlier)
+            self.state[name] = wide.T @ wide if earlier is None else torch.addmm(earlier, wide.T, wide)
+
+    def _check_base(self, edit: Edit) -> None:
+        if not self.edits:
+            return
+        mine, base = self.edits[-1].provenance.base, edit.provenance.base
+        if base.fingerprint.compare(mine.fingerprint) is Likeness.DIFFERENT:
+            raise BaseModelMismatchError(
+                f"the edit {edit.id} was made for {base.name} [{base.fingerprint}], but the edits before it for "
+                f"{mine.name} [{mine.fingerprint}]; a sequence is applied to one base model"
+            )
 
     def without(self, id: str) -> EditSequence:
         """The sequence with one edit undone.
@@ -57,7 +96,7 @@ class EditSequence:
         Raises:
             EditError: If there is no such edit, or a later one was computed on top of it.
         """
-        if id not in self.ids:
+        if id not in self._ids:
             raise EditError(f"no edit {id} in the sequence; it has {list(self.ids)}")
         dependent = [edit.id for edit in self.edits if id in edit.provenance.depends_on]
         if dependent:
@@ -69,38 +108,34 @@ class EditSequence:
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[Scorer]:
         """A context in which all edits are applied; see :meth:`Edit.applied`."""
-        weights = [edit for edit in self.edits if isinstance(edit, WeightEdit)]
-        others = [edit for edit in self.edits if not isinstance(edit, WeightEdit)]
-        for edit in weights:
-            edit.check(model)
-        folded = fold(weights, model)
+        for layer in self.layers:
+            layer.check(model)
         scorer: Scorer = model
         with ExitStack() as stack:
-            stack.enter_context(added_terms(model, {name: delta.output for name, delta in folded.items()}))
-            if others:
-                scorer = stack.enter_context(reduce(lambda one, later: one.joined(later), others).applied(model))
+            stack.enter_context(model.marked_as_applied(self.ids))
+            for layer in self.layers:
+                scorer = stack.enter_context(layer.layered(scorer, model))
             yield scorer
+
+    def weight_deltas(self) -> dict[str, Delta]:
+        """Site name to the sum of the edits' changes of its weight."""
+        total: dict[str, Delta] = {}
+        for layer in self.layers:
+            total = add_deltas(total, layer.weight_deltas())
+        return total
 
     def relative_norms(self, model: LanguageModel) -> dict[str, float]:
         """|ΔW| / |W| of every site that the edits change, in Frobenius norms."""
-        folded = fold([edit for edit in self.edits if isinstance(edit, WeightEdit)], model)
-        weights = {name: model.layer_map.named_site(name).weight.float().norm() for name in folded}
-        return {name: float(delta.dense().norm()) / float(weights[name]) for name, delta in folded.items()}
+        deltas = self.weight_deltas()
+        weights = {name: model.layer_map.named_site(name).weight.float().norm() for name in deltas}
+        return {name: float(delta.dense().norm()) / float(weights[name]) for name, delta in deltas.items()}
 
     def merge(self, model: LanguageModel) -> None:
         """Writes all edits into the weights; see :meth:`Edit.merge`."""
-        if self.edits:
-            mergeable = [edit for edit in self.edits if isinstance(edit, WeightEdit)]
-            for other in self.edits:
-                if not isinstance(other, WeightEdit):
-                    other.merge(model)
-            WeightEdit(fold(mergeable, model), mergeable[0].provenance).merge(model)
-
-
-def fold(edits: Sequence[WeightEdit], model: LanguageModel) -> dict[str, Delta]:
-    """The sum of weight edits, site by site, where the sites' weights are."""
-    deltas: dict[str, list[Delta]] = {}
-    for edit in edits:
-        for name, delta in edit.deltas.items():
-            deltas.setdefault(name, []).append(delta.to(model.layer_map.named_site(name).weight.device))
-    return {name: combine(own) for name, own in deltas.items()}
+        for edit in self.edits:
+            edit.check_mergeable()
+        for layer in self.layers:
+            layer.check(model)
+        deltas: Mapping[str, Delta] = self.weight_deltas()
+        if deltas:
+            write_deltas(model, deltas)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_edit.edits.deltas import Delta, DenseDelta, FactoredDelta
 from lightning_edit.edits.hooks import Term
-from lightning_edit.errors import EditError
+from lightning_edit.edits.rows import split_rows
 
 
 class StackedDelta(ABC):
@@ -46,24 +46,16 @@ class StackedDelta(ABC):
 
         Args:
             rows: (R) int64.
-            repeats: How many consecutive rows a generation may make of one (beams, return sequences).
+            repeats: How many consecutive rows a generation may make of one (beams).
         """
         count = len(rows)
 
-        def output(x: Tensor) -> Tensor:
-            if x.dim() == 2:
-                # Some architectures flatten (rows, positions) into one dimension before their MLP.
-                return output(_unflatten(x, count, repeats)).reshape(x.shape[0], -1)
-            if x.shape[0] == count:
-                return self._output(x, rows)
-            if repeats > 1 and x.shape[0] == count * repeats:
-                return self._output(x, rows.repeat_interleave(repeats))
-            raise EditError(
-                f"a batch of {x.shape[0]} rows reached edits that were applied to {count} rows; say which edit each "
-                "row belongs to"
-            )
+        def added(x: Tensor, output: Tensor) -> Tensor:
+            split = split_rows(x, count, repeats)
+            own = rows if len(split) == count else rows.repeat_interleave(repeats)
+            return self._output(split, own).reshape(*x.shape[:-1], -1)
 
-        return output
+        return added
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class StackedFactors(StackedDelta):
         return len(self.a)
 
     def __getitem__(self, index: int) -> FactoredDelta:
-        return FactoredDelta(_plain(self.a[index]), _plain(self.b[index]))
+        return FactoredDelta(_contiguous_copy(self.a[index]), _contiguous_copy(self.b[index]))
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +113,7 @@ class StackedMatrices(StackedDelta):
         return len(self.matrices)
 
     def __getitem__(self, index: int) -> DenseDelta:
-        return DenseDelta(_plain(self.matrices[index]))
+        return DenseDelta(_contiguous_copy(self.matrices[index]))
 
     @property
     def device(self) -> torch.device:
@@ -148,14 +140,7 @@ class StackedMatrices(StackedDelta):
         return output
 
 
-def _plain(values: Tensor) -> Tensor:
+def _contiguous_copy(values: Tensor) -> Tensor:
     """A copy with the strides that it would have from a file, so that products agree to the last bit."""
     copy: Tensor = torch.empty(values.shape, dtype=values.dtype, device=values.device)
     return copy.copy_(values)
-
-
-def _unflatten(x: Tensor, count: int, repeats: int) -> Tensor:
-    for rows in (count, count * repeats):
-        if x.shape[0] % rows == 0:
-            return x.view(rows, -1, x.shape[-1])
-    raise EditError(f"{x.shape[0]} flattened positions do not divide into {count} rows")

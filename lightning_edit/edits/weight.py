@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,74 +11,66 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_edit.edits.base import TENSORS, Edit, Provenance, Scorer
-from lightning_edit.edits.deltas import Delta, delta_from
+from lightning_edit.edits.base import TENSORS, Edit, Scorer
+from lightning_edit.edits.batch import Changes
+from lightning_edit.edits.deltas import Delta, add_deltas, delta_from
 from lightning_edit.edits.hooks import added_terms
+from lightning_edit.edits.provenance import Provenance
+from lightning_edit.edits.rows import check_prompts, check_rows, repeats_of
+from lightning_edit.edits.stacked import StackedDelta
 from lightning_edit.errors import EditError
-from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.language_model import BatchContext, BatchRows, ForwardPasses, LanguageModel, Score
+
+_STATE = "state/"
+_DELTAS = "deltas/"
 
 
 class WeightEdit(Edit):
-    """A change of the weights of some edit sites: W' = W + delta, with delta factored or dense.
+    """A change of the weights of some edit sites: W' = W + ΔW, with ΔW factored or dense.
 
-    Applied, it adds x @ delta to the output of each site, which is the same to rounding and leaves the weights alone.
+    Applied, it adds x ΔW to the output of each site, which is the same to rounding and leaves the weights alone.
 
     Args:
-        deltas: Name of the edit site to its change; (fan_in, fan_out) whatever the module's orientation.
+        deltas: Name of the edit site to its ΔW; (fan_in, fan_out) whatever the module's orientation.
         provenance: Where the edit comes from.
-        keys: Name of the edit site to the (n, fan_in) keys that edits on top of this one must know (AlphaEdit).
+        state: See :class:`Edit`.
     """
 
     kind = "weight"
 
     def __init__(
-        self, deltas: Mapping[str, Delta], provenance: Provenance, keys: Mapping[str, Tensor] | None = None
+        self, deltas: Mapping[str, Delta], provenance: Provenance, state: Mapping[str, Tensor] | None = None
     ) -> None:
-        super().__init__(provenance)
+        super().__init__(provenance, state)
         self.deltas = dict(deltas)
-        self.keys = dict(keys or {})
 
     @contextmanager
-    def applied(self, model: LanguageModel) -> Iterator[Scorer]:
-        """See :meth:`Edit.applied`."""
-        self.check(model)
-        terms = {name: delta.to(_device(model, name)).output for name, delta in self.deltas.items()}
+    def layered(self, below: Scorer, model: LanguageModel) -> Iterator[Scorer]:
+        """See :meth:`Edit.layered`; the model itself is edited, so what scores on top of it is, too."""
+        terms = {name: delta.to(_device(model, name)).term for name, delta in self.deltas.items()}
         with added_terms(model, terms):
-            yield model
+            yield below
 
-    def check(self, model: LanguageModel) -> str | None:
-        """Refuses another base model; returns a warning about another precision of the same one, if it is that."""
-        return model.check_base(self.provenance.fingerprint, "edit", self.provenance.base_name)
+    def joined(self, later: Edit) -> Edit | None:
+        """See :meth:`Edit.joined`: the changes of weight edits add up, site by site."""
+        if not isinstance(later, WeightEdit):
+            return None
+        return WeightEdit(add_deltas(self.deltas, later.deltas), later.provenance)
 
-    @torch.no_grad()
-    def merge(self, model: LanguageModel) -> None:
-        """Writes W + delta into the weights, computed in float32 and rounded once to the weight's dtype.
-
-        The model is then another one than the edit's base, by its fingerprint.
-
-        Raises:
-            BaseModelMismatchError: If the edit was made for another base model.
-            EditError: If a site's weight is quantised, or shared with another module.
-        """
-        self.check(model)
-        sites = [model.layer_map.named_site(name) for name in self.deltas]
-        for site in sites:
-            _refuse_unwritable(model, site)
-        for site in sites:
-            delta = site.oriented(self.deltas[site.name].dense()).to(site.weight.device)
-            site.weight.copy_((site.weight.float() + delta).to(site.weight.dtype))
-        model.weights_changed()
+    def weight_deltas(self) -> Mapping[str, Delta]:
+        """See :meth:`Edit.weight_deltas`."""
+        return self.deltas
 
     def write(self, folder: Path) -> dict[str, Any]:
         """See :meth:`Edit.write`."""
         tensors = {
-            f"{site}/{name}": tensor.detach().cpu().contiguous()
+            f"{_DELTAS}{site}/{name}": tensor
             for site, delta in self.deltas.items()
             for name, tensor in delta.tensors().items()
         }
-        tensors.update({f"{site}/keys": keys.detach().cpu().contiguous() for site, keys in self.keys.items()})
-        save_file(tensors, folder / TENSORS)
+        tensors.update({f"{_STATE}{name}": rows for name, rows in self.state.items()})
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, folder / TENSORS)
         return {"sites": list(self.deltas)}
 
     @classmethod
@@ -86,26 +78,85 @@ class WeightEdit(Edit):
         """See :meth:`Edit.read`."""
         # Copies: the alignment of tensors in the file would choose other kernels, which round differently.
         tensors = {name: value.clone() for name, value in load_file(folder / TENSORS).items()}
-        deltas, keys = {}, {}
-        for site in details["sites"]:
-            prefix = f"{site}/"
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if "keys" in own:
-                keys[site] = own.pop("keys")
-            deltas[site] = delta_from(own)
-        return cls(deltas, provenance, keys)
+        deltas = {site: delta_from(with_prefix(tensors, f"{_DELTAS}{site}/")) for site in details["sites"]}
+        return cls(deltas, provenance, with_prefix(tensors, _STATE))
+
+
+class WeightChanges(Changes):
+    """Changes of the weights for B independent edits.
+
+    Args:
+        stacked: Name of the edit site to the changes of all edits.
+        states: For each edit, see :class:`Edit`.
+
+    Raises:
+        EditError: If the sites have changes for different numbers of edits.
+    """
+
+    def __init__(
+        self, stacked: Mapping[str, StackedDelta], states: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> None:
+        self.stacked = dict(stacked)
+        sizes = {len(changes) for changes in self.stacked.values()}
+        if len(sizes) != 1:
+            raise EditError(f"the sites have changes for {sorted(sizes)} edits; expected one number for all")
+        self.states = list(states) if states is not None else [{} for _ in range(len(self))]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.stacked.values())))
+
+    def edit(self, index: int, provenance: Provenance) -> WeightEdit:
+        """See :meth:`Changes.edit`."""
+        deltas = {name: changes[index] for name, changes in self.stacked.items()}
+        return WeightEdit(deltas, provenance, self.states[index])
+
+    def hooked(self, model: LanguageModel, rows: Sequence[int], repeats: int = 1) -> AbstractContextManager[None]:
+        """A context for one batch whose row r belongs to edit ``rows[r]``; any other batch size is an error."""
+        check_rows(rows, len(self))
+        terms = {
+            name: changes.term(torch.tensor(list(rows), device=changes.device), repeats)
+            for name, changes in self.stacked.items()
+        }
+        return added_terms(model, terms)
+
+    @contextmanager
+    def layered(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
+        """See :meth:`Changes.layered`."""
+        yield _SideBySide(model, self, list(rows))
+
+
+class _SideBySide:
+    """Scores and generates with each prompt under its own edit."""
+
+    def __init__(self, model: LanguageModel, changes: WeightChanges, rows: list[int]) -> None:
+        self._model, self._changes, self._rows = model, changes, rows
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        targets: Sequence[str],
+        references: Sequence[Tensor | None] | None = None,
+        keep_head_input: bool = False,
+        passes: ForwardPasses | None = None,
+    ) -> list[Score]:
+        check_prompts(prompts, self._rows)
+        return self._model.score(prompts, targets, references, keep_head_input, passes, self._around(1))
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any) -> list[str]:
+        check_prompts(prompts, self._rows)
+        return self._model.generate(prompts, max_new_tokens, around=self._around(repeats_of(settings)), **settings)
+
+    def _around(self, repeats: int) -> BatchContext:
+        def around(batch: BatchRows) -> AbstractContextManager[None]:
+            return self._changes.hooked(self._model, [self._rows[index] for index in batch.indices], repeats)
+
+        return around
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _device(model: LanguageModel, name: str) -> torch.device:
     return model.layer_map.named_site(name).weight.device
-
-
-def _refuse_unwritable(model: LanguageModel, site: EditSite) -> None:
-    if not site.weight.is_floating_point():
-        raise EditError(
-            f"{site.name} holds quantised weights, into which an edit cannot be merged; apply the edit instead, or "
-            "merge it into the base model before quantising"
-        )
-    owners = [name for name, module in model.model.named_modules() if getattr(module, "weight", None) is site.weight]
-    if len(owners) > 1:
-        raise EditError(f"the weight of {site.name} is shared by {owners}; merging would change all of them")

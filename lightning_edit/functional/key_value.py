@@ -63,23 +63,27 @@ def null_space(moment: Tensor, threshold: float) -> Tensor:
     return basis
 
 
-def null_space_update(keys: Tensor, basis: Tensor, earlier: Tensor, ridge: float) -> Tensor:
+def null_space_update(keys: Tensor, basis: Tensor, earlier: Tensor | None, ridge: float) -> Tensor:
     """The left factor A of AlphaEdit's update A Rᵀ: A = (P(KKᵀ + EEᵀ) + L₂I)⁻¹ P K (equation 13).
 
-    In the basis U of the null space, with Q = Uᵀ[K, E], it is U Q (QᵀQ + L₂I)⁻¹ restricted to the columns of K: a
-    system as large as the number of requests so far.
+    In the basis U of the null space it is U G⁻¹ Q (I + QᵀG⁻¹Q)⁻¹ with Q = UᵀK and G = Uᵀ EEᵀ U + L₂I. Without
+    earlier edits G is L₂I, and the system is as large as the number of requests.
 
     Args:
         keys: (M, N) keys K, a column for each request.
         basis: (M, R) orthonormal basis U of the null space.
-        earlier: (M, E) keys of earlier edits, which the update is to leave alone.
+        earlier: (M, M) EEᵀ of the keys of earlier edits, which the update is to leave alone; None without any.
         ridge: L₂.
 
     Returns:
         (M, N).
     """
-    projected = basis.T @ torch.cat([keys, earlier], dim=1)
-    identity = torch.eye(projected.shape[1], dtype=keys.dtype, device=keys.device)
-    solved = torch.linalg.solve(projected.T @ projected + ridge * identity, identity[:, : keys.shape[1]])
-    update: Tensor = basis @ (projected @ solved)
+    projected = basis.T @ keys
+    if earlier is None:
+        weighted = projected / ridge
+    else:
+        system = basis.T @ earlier.to(basis) @ basis
+        system.diagonal().add_(ridge)
+        weighted = torch.cholesky_solve(projected, torch.linalg.cholesky(system))
+    update: Tensor = basis @ least_squares_update(projected, weighted)
     return update

@@ -42,7 +42,7 @@ class ChosenEditAccuracy(OutcomeMetric):
 def scope_labels(outcomes: Sequence[EditOutcome]) -> tuple[Tensor, Tensor]:
     """(N) float32 probabilities of being in scope and (N) int64 whether they should be, of the judged outcomes."""
     judged = [
-        (outcome.route.probability, int(outcome.probe.kind in IN_SCOPE))
+        (outcome.route.score, int(outcome.probe.kind in IN_SCOPE))
         for outcome in outcomes
         if outcome.route is not None and outcome.probe.kind in (*IN_SCOPE, ProbeKind.LOCALITY)
     ]

@@ -57,7 +57,9 @@ def capture_factors(
         Site name to factors, and the (R) losses.
     """
     with model.enable_grad_through():
-        passes = [_run(trunk or model, part, rows, sites, positions) for rows, part in batch.parts(model.tokens_enough)]
+        passes = [
+            _run(trunk or model, part, rows, sites, positions) for rows, part in batch.parts(model.saturation_tokens)
+        ]
         read = torch.cat([own.read for own in passes])
         ids = torch.cat([own.batch.target_ids for own in passes])
         of_row = torch.cat([own.rows[own.batch.target_rows] for own in passes])

@@ -8,23 +8,53 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, TokenizationError
+from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, TokenizationError
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
 from lightning_edit.models.head import rate
 from lightning_edit.models.layer_map import LayerMap
 from lightning_edit.models.products import use_wide_products
 from lightning_edit.models.skipping import skipped
-from lightning_edit.records import Route
 from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch, similar_lengths
 
-ChunkContext = Callable[[list[int]], AbstractContextManager[object]]
-"""Called with the indices of the prompts of one padded batch; active while the model runs on it."""
+
+@dataclass(frozen=True)
+class BatchRows:
+    """The prompts of one padded batch, for edits that treat its rows differently.
+
+    Args:
+        indices: For each of R rows, the index of its prompt among those that were given.
+        prompt_ends: (R) int64 column of each prompt's last token in the padded batch.
+        decoding: Whether the batch is continued token by token (generation). The prompts then end in the last column,
+            and later passes hold one new column each.
+    """
+
+    indices: list[int]
+    prompt_ends: Tensor
+    decoding: bool = False
+
+    def after_prompt(self, length: int) -> Tensor:
+        """(R, length) bool: the columns from each prompt's last token on, in a pass of ``length`` columns."""
+        columns = torch.arange(length, device=self.prompt_ends.device)
+        if self.decoding:
+            return (columns == length - 1).expand(len(self.indices), -1)
+        return columns >= self.prompt_ends[:, None]
+
+
+BatchContext = Callable[[BatchRows], AbstractContextManager[object]]
+"""Called with the rows of one padded batch; active while the model runs on it."""
+
+
+class ForwardPasses(Protocol):
+    """A way to run the model on a batch: all of it, or only what earlier passes did not compute."""
+
+    def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """See :meth:`LanguageModel.head_inputs`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +67,6 @@ class Score:
         log_probs: Natural logarithm of each target token's probability (T).
         head_input: (T, hidden size): what the language-model head read at these positions; None if not asked for.
         divergence: Mean KL(reference || this) in nats over the positions; None without a reference.
-        route: How an edit with an explicit memory chose who answers; None elsewhere.
     """
 
     target_ids: tuple[int, ...]
@@ -45,7 +74,6 @@ class Score:
     log_probs: tuple[float, ...]
     head_input: Tensor | None = None
     divergence: float | None = None
-    route: Route | None = None
 
 
 class LanguageModel:
@@ -80,6 +108,8 @@ class LanguageModel:
         self.revision = revision
         self.tokens_per_batch = tokens_per_batch
         self._block_returns: int | None = None
+        self._applied: set[str] = set()
+        self._running = 0
         self.proofs: dict[tuple[str, int], int] = {}
         """Fast paths, by kind and layer, that gave what the full forward pass gives, for texts up to so many tokens."""
 
@@ -117,16 +147,62 @@ class LanguageModel:
         vars(self).pop("fingerprint", None)
         self.proofs.clear()
 
-    def check_base(self, other: Fingerprint, what: str, name: str) -> str | None:
+    @contextmanager
+    def marked_as_applied(self, ids: Sequence[str]) -> Iterator[None]:
+        """Notes edits as applied to this model for the length of the context.
+
+        Args:
+            ids: Ids of the edits.
+
+        Raises:
+            EditError: If one of them is applied already; its change would count twice.
+        """
+        twice = sorted(self._applied.intersection(ids))
+        if twice:
+            raise EditError(f"the edit {twice[0]} is applied to this model already; leave that context first")
+        self._applied.update(ids)
+        try:
+            yield
+        finally:
+            self._applied.difference_update(ids)
+
+    @contextmanager
+    def direct_calls_refused(self) -> Iterator[None]:
+        """Makes calls of the Hugging Face model itself an error, while what it would say is not the edited answer."""
+
+        def refuse(module: object, args: object) -> None:
+            if not self._running:
+                raise EditError(
+                    "a routed edit is applied, which the Hugging Face model itself knows nothing of; call score() and "
+                    "generate() of what applied() yields"
+                )
+
+        handle = self.model.register_forward_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _own_call(self) -> Iterator[None]:
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    def check_base(self, other: Fingerprint, what: str, name: str, chat_template: bool | None = None) -> str | None:
         """Refuses what was made for another base model.
 
         Args:
             other: Fingerprint of the base that it was made for.
             what: What it is ("edit", "checkpoint"), for the message.
             name: Name of the base that it was made for.
+            chat_template: Whether it was made with the chat template; not compared if None.
 
         Returns:
-            None for the same base, or a sentence about another precision or quantisation of it, for the record.
+            None for the same base, or a sentence about what differs (another precision or quantisation of it, prompts
+            with or without the chat template), for the record.
 
         Raises:
             BaseModelMismatchError: For another base.
@@ -137,9 +213,17 @@ class LanguageModel:
                 f"this {what} was made for {name} [{other}], but the model given is {self.name} [{self.fingerprint}]; "
                 f"load the base model that the {what} was made for"
             )
-        if likeness is Likeness.SAME:
+        differences = []
+        if likeness is Likeness.VARIANT:
+            differences.append(
+                f"the {what} was made for {name} [{other}] and is used with another precision: {self.fingerprint}"
+            )
+        if chat_template is not None and chat_template != self.encoder.chat_template:
+            with_it, without = ("with", "without") if chat_template else ("without", "with")
+            differences.append(f"the {what} was made {with_it} the chat template and is used {without} it")
+        if not differences:
             return None
-        message = f"the {what} was made for {name} [{other}] and is used with another precision: {self.fingerprint}"
+        message = "; ".join(differences)
         warnings.warn(message, stacklevel=2)
         return message
 
@@ -153,7 +237,7 @@ class LanguageModel:
         """Length of the tuple that a block returns; 0 where it returns a tensor."""
         if self._block_returns is None:
             token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-            with torch.no_grad(), self._noting_what_blocks_return():
+            with torch.no_grad(), self._noting_what_blocks_return(), self._own_call():
                 self.model(input_ids=token, use_cache=False)
         return self._block_returns or 0
 
@@ -211,7 +295,8 @@ class LanguageModel:
         head: Any = self.model.get_output_embeddings()
         handle = head.register_forward_pre_hook(choose)
         try:
-            output = self.model(**inputs)
+            with self._own_call():
+                output = self.model(**inputs)
         finally:
             handle.remove()
         if outputs is not None:
@@ -236,7 +321,7 @@ class LanguageModel:
         # Asked for here, because later there may be edits on the model that expect other rows.
         noting = self._noting_what_blocks_return() if self._block_returns is None else nullcontext()
         try:
-            with noting:
+            with noting, self._own_call():
                 self.model(**inputs)
         finally:
             handle.remove()
@@ -264,8 +349,8 @@ class LanguageModel:
         return max(numbers // int(embeddings.weight.shape[0]), 1)
 
     @property
-    def tokens_enough(self) -> int:
-        """Padded tokens from which on a forward pass is no faster for each of them: 256 on a CPU, 4,096 elsewhere."""
+    def saturation_tokens(self) -> int:
+        """Batch size in padded tokens beyond which throughput stops improving: 256 on a CPU, 4,096 elsewhere."""
         return 256 if self.device.type == "cpu" else 4096
 
     def inputs(self, batch: TokenBatch) -> dict[str, Tensor]:
@@ -291,7 +376,8 @@ class LanguageModel:
         targets: Sequence[str],
         references: Sequence[Tensor | None] | None = None,
         keep_head_input: bool = False,
-        around: ChunkContext | None = None,
+        passes: ForwardPasses | None = None,
+        around: BatchContext | None = None,
     ) -> list[Score]:
         """Rates targets, each after its prompt, under teacher forcing.
 
@@ -301,6 +387,7 @@ class LanguageModel:
             references: Head inputs of an earlier :meth:`score` of the same texts (the unedited model's), or None where
                 no divergence is wanted.
             keep_head_input: Return the head's inputs, to serve as references later.
+            passes: How the model is run, such as with cached hidden states; its own full pass by default.
             around: Context of each padded batch; the batches are sorted by length.
 
         Returns:
@@ -312,19 +399,31 @@ class LanguageModel:
         encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         scores: dict[int, Score] = {}
         for chunk in similar_lengths(
-            [len(text.ids) for text in encoded], self.tokens_per_batch, enough=self.tokens_enough
+            [len(text.ids) for text in encoded], self.tokens_per_batch, enough=self.saturation_tokens
         ):
-            batch = self.encoder.collate([encoded[index] for index in chunk]).to(self.device)
+            texts = [encoded[index] for index in chunk]
+            batch = self.encoder.collate(texts).to(self.device)
             kept = [references[index] if references else None for index in chunk]
-            with around(chunk) if around else nullcontext():
-                scored = self._score_batch(batch, [encoded[index] for index in chunk], kept, keep_head_input)
+            with around(self._rows(chunk, texts, batch)) if around else nullcontext():
+                scored = self._score_batch(batch, texts, kept, keep_head_input, passes or self)
             scores.update(zip(chunk, scored, strict=True))
         return [scores[index] for index in range(len(prompts))]
 
+    @staticmethod
+    def _rows(chunk: list[int], texts: Sequence[EncodedText], batch: TokenBatch) -> BatchRows:
+        prompt_lengths = torch.tensor([text.target[0] for text in texts], device=batch.input_ids.device)
+        first_columns = batch.attention_mask.argmax(1)
+        return BatchRows(chunk, first_columns + prompt_lengths - 1)
+
     def _score_batch(
-        self, batch: TokenBatch, texts: list[EncodedText], kept: list[Tensor | None], keep_head_input: bool
+        self,
+        batch: TokenBatch,
+        texts: list[EncodedText],
+        kept: list[Tensor | None],
+        keep_head_input: bool,
+        passes: ForwardPasses,
     ) -> list[Score]:
-        inputs = self.head_inputs(batch, batch.answer_mask)
+        inputs = passes.head_inputs(batch, batch.answer_mask)
         lengths = [len(text.target_ids) for text in texts]
         has_reference = [reference is not None for reference in kept]
         compared = torch.tensor(has_reference).repeat_interleave(torch.tensor(lengths)).nonzero()[:, 0]
@@ -350,10 +449,13 @@ class LanguageModel:
         self,
         prompts: Sequence[str],
         max_new_tokens: int | Sequence[int] = 16,
-        around: ChunkContext | None = None,
+        around: BatchContext | None = None,
         **settings: Any,
     ) -> list[str]:
         """Continues prompts, greedily unless ``settings`` say otherwise.
+
+        The generation settings that were published with the model (sampling, penalties, beams, suppressed tokens) are
+        not used: only its end-of-text tokens are.
 
         Args:
             prompts: The prompts (P).
@@ -363,7 +465,15 @@ class LanguageModel:
 
         Returns:
             P continuations, without the prompts.
+
+        Raises:
+            ConfigurationError: If ``settings`` ask for several continuations of a prompt.
+            TokenizationError: If a prompt has no tokens.
         """
+        if int(settings.get("num_return_sequences") or 1) != 1:
+            raise ConfigurationError(
+                "num_return_sequences: one continuation of each prompt is returned; repeat prompts"
+            )
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         if any(not text.ids for text in encoded):
@@ -374,19 +484,44 @@ class LanguageModel:
         for chunk in similar_lengths(lengths, self.tokens_per_batch, limits):
             batch = self.encoder.collate([encoded[index] for index in chunk], padding_side="left").to(self.device)
             config = self._generation_config(max(limits[index] for index in chunk), settings)
-            with around(chunk) if around else nullcontext():
+            last_column = torch.full((len(chunk),), batch.input_ids.shape[1] - 1, device=self.device)
+            with (
+                around(BatchRows(chunk, last_column, decoding=True)) if around else nullcontext(),
+                self._without_published_generation_config(),
+                self._own_call(),
+            ):
                 output = model.generate(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    generation_config=config,
+                    **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
                 )
             for index, row in zip(chunk, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
                 texts[index] = self.encoder.decode(row[: limits[index]])
         return [texts[index] for index in range(len(prompts))]
 
     def _generation_config(self, max_new_tokens: int, settings: dict[str, Any]) -> GenerationConfig:
-        # A fresh configuration: the published one of an instruction-tuned model often samples.
-        eos = getattr(self.model.generation_config, "eos_token_id", None)
-        values = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": self.encoder.pad_id}
-        return GenerationConfig(eos_token_id=eos, **{**values, **settings})
+        values = {
+            "do_sample": False,
+            "max_new_tokens": max_new_tokens,
+            "pad_token_id": self.encoder.pad_id,
+            "eos_token_id": getattr(self.model.generation_config, "eos_token_id", None),
+        }
+        return GenerationConfig(**{**values, **settings})
+
+    @contextmanager
+    def _without_published_generation_config(self) -> Iterator[None]:
+        """Hides the model's published generation settings.
+
+        transformers fills every unset field of a GenerationConfig from them, so that a repetition penalty or beams
+        would change greedy decoding.
+        """
+        published = self.model.generation_config
+        self.model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self.model.generation_config = published
 
     @contextmanager
     def enable_grad_through(self) -> Iterator[None]:

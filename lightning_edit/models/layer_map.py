@@ -95,7 +95,7 @@ class LayerMap:
     def __init__(self, model: PreTrainedModel, site: str | None = None) -> None:
         self._modules = dict(model.named_modules())
         self._config: Any = model.config.get_text_config()
-        self._site = site
+        self.site_pattern = site
         self.blocks_name: str = self._find_blocks()
         self.blocks: Sequence[nn.Module] = list(self._modules[self.blocks_name].children())
 
@@ -144,8 +144,8 @@ class LayerMap:
             LayerMapError: If it is not found without doubt; the message lists the candidates.
         """
         layer = self.index(layer)
-        if self._site is not None:
-            return self.named_site(self._site.format(layer))
+        if self.site_pattern is not None:
+            return self.named_site(self.site_pattern.format(layer))
         prefix = f"{self.blocks_name}.{layer}"
         candidates = self._output_projections(prefix, self.blocks[layer])
         if len(candidates) == 1:
@@ -197,6 +197,35 @@ class LayerMap:
         if len({site.name for site in found}) < len(found):
             raise LayerMapError(f"an edit site is named twice in {list(wanted)}; name each once")
         return sorted(found, key=lambda site: site.layer)
+
+    def sites_ending_in(self, endings: Sequence[str], layers: Sequence[int] | None = None) -> list[EditSite]:
+        """The linear maps inside blocks whose names end in one of some words, in the order of the layers.
+
+        Args:
+            endings: Ends of module names, such as "q_proj" or "mlp.down_proj".
+            layers: The layers that are looked at; all if None.
+
+        Raises:
+            LayerMapError: If an ending fits no linear map.
+        """
+        wanted = None if layers is None else {self.index(layer) for layer in layers}
+        chosen: dict[str, EditSite] = {}
+        for ending in endings:
+            names = [
+                name
+                for name, module in self._modules.items()
+                if is_linear(module)
+                and f".{name}".endswith(f".{ending}")
+                and self._layer_of(name) >= 0
+                and (wanted is None or self._layer_of(name) in wanted)
+            ]
+            if not names:
+                inside = sorted(
+                    {name.rpartition(".")[2] for name, module in self._modules.items() if is_linear(module)}
+                )
+                raise LayerMapError(f"no linear map of this model ends in {ending!r}; their names end in {inside}")
+            chosen.update({name: self.named_site(name) for name in names})
+        return sorted(chosen.values(), key=lambda site: site.layer)
 
     def _layer_of(self, name: str) -> int:
         prefix = f"{self.blocks_name}."

@@ -24,8 +24,8 @@ from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import TokenBatch
 
 _LOG = logging.getLogger(__name__)
-_ENOUGH = 4
-"""A pass holds so many times the tokens from which on the model is no faster; adding a product takes time as well."""
+_BATCH_FACTOR = 4
+"""Token budget of a pass, as a multiple of ``LanguageModel.saturation_tokens``: adding a product takes time as well."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class MomentSums:
 
     def add_batch(self, model: LanguageModel, ids: Tensor, sites: list[EditSite]) -> None:
         """Adds the keys of every token of (B, L) int64 ids, in passes of no more tokens than make them faster."""
-        for part in ids.split(max(_ENOUGH * model.tokens_enough // ids.shape[1], 1)):
+        for part in ids.split(max(_BATCH_FACTOR * model.saturation_tokens // ids.shape[1], 1)):
             self.add(keys_of(model, part, sites))
         self.batches += 1
 

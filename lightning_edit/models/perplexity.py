@@ -25,14 +25,20 @@ def perplexity(model: LanguageModel, rows: Tensor, rows_per_pass: int = 8) -> fl
         The perplexity; infinite or NaN where the model's predictions are.
     """
     total, count = 0.0, 0
-    for part in rows.long().split(rows_per_pass):
-        batch = _as_batch(part.to(model.device))
-        losses = token_losses(model, model.head_inputs(batch, batch.answer_mask), batch.target_ids)
+    for part in rows.split(rows_per_pass):
+        losses = losses_of_rows(model, part)
         total, count = total + float(losses.double().sum()), count + len(losses)
     try:
         return math.exp(total / max(count, 1))
     except OverflowError:
         return math.inf
+
+
+@torch.no_grad()
+def losses_of_rows(model: LanguageModel, rows: Tensor) -> Tensor:
+    """(R · (L - 1)) negative log-likelihood in nats of the tokens of packed rows (R, L), without each row's first."""
+    batch = _as_batch(rows.long().to(model.device))
+    return token_losses(model, model.head_inputs(batch, batch.answer_mask), batch.target_ids)
 
 
 def _as_batch(ids: Tensor) -> TokenBatch:

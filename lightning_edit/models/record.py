@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit.errors import LayerMapError
-from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel
 from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import EncodedText, similar_lengths
 
@@ -78,7 +78,7 @@ def record(
     texts: Sequence[EncodedText],
     positions: Sequence[int],
     taps: Mapping[str, Tap],
-    around: Callable[[list[int]], AbstractContextManager[object]] | None = None,
+    around: BatchContext | None = None,
 ) -> dict[str, Tensor]:
     """What taps see at one position of each text; blocks above the highest tap are left out.
 
@@ -87,29 +87,52 @@ def record(
         texts: N texts.
         positions: Position in each, counted from the text's first token.
         taps: Name to place.
-        around: Context of each padded batch, called with the indices of its texts.
+        around: Context of each padded batch; the rows' prompts end at the recorded positions.
 
     Returns:
         Name to (N, D) values, in float32 or, for a float64 model, in float64.
     """
     # Nothing that lies behind a position is read at it.
-    texts = [EncodedText(text.ids[: at + 1], (at + 1, at + 1)) for text, at in zip(texts, positions, strict=True)]
+    texts = [EncodedText(text.ids[: end + 1], (end + 1, end + 1)) for text, end in zip(texts, positions, strict=True)]
+    every = record_all(model, texts, taps, around)
+    return {name: torch.stack([values[-1] for values in own]) for name, own in every.items()}
+
+
+@torch.no_grad()
+def record_all(
+    model: LanguageModel,
+    texts: Sequence[EncodedText],
+    taps: Mapping[str, Tap],
+    around: BatchContext | None = None,
+) -> dict[str, list[Tensor]]:
+    """What taps see at every token of texts; blocks above the highest tap are left out.
+
+    Args:
+        model: The model; edits may be applied to it.
+        texts: N texts.
+        taps: Name to place.
+        around: Context of each padded batch; the rows' prompts end with the texts.
+
+    Returns:
+        Name to (T, D) values of each text, in float32 or, for a float64 model, in float64.
+    """
     highest = max(tap.layer for tap in taps.values())
     above = model.layer_map.blocks[highest + 1 :]
-    found: dict[str, dict[int, Tensor]] = {name: {} for name in taps}
+    recorded: dict[str, dict[int, Tensor]] = {name: {} for name in taps}
     for chunk in similar_lengths([len(text.ids) for text in texts], model.tokens_per_batch):
         batch = model.encoder.collate([texts[index] for index in chunk], padding_side="right").to(model.device)
-        at = torch.tensor([positions[index] for index in chunk], device=model.device)
+        lengths = [len(texts[index].ids) for index in chunk]
+        ends = torch.tensor(lengths, device=model.device) - 1
         seen: dict[str, Tensor] = {}
         with (
-            around(chunk) if around else nullcontext(),
+            around(BatchRows(chunk, ends)) if around else nullcontext(),
             tapped(taps, seen),
             skipped(above, model.block_returns),
         ):
             model.head_logits(batch, torch.zeros_like(batch.answer_mask))
-        rows = torch.arange(len(chunk), device=model.device)
         for name, values in seen.items():
-            chosen = as_rows(values, batch.input_ids.shape)[rows, at]
-            wide = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
-            found[name].update(zip(chunk, wide, strict=True))
-    return {name: torch.stack([own[index] for index in range(len(texts))]) for name, own in found.items()}
+            rows = as_rows(values, batch.input_ids.shape)
+            wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            own = (row[:length].clone() for row, length in zip(wide, lengths, strict=True))
+            recorded[name].update(zip(chunk, own, strict=True))
+    return {name: [own[index] for index in range(len(texts))] for name, own in recorded.items()}

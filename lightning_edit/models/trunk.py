@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk_store import (
     Entry,
@@ -92,8 +92,7 @@ class Trunk:
         return bool(self.works)
 
     def _full(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        # The model's own method, also while a trunk stands in for it.
-        return LanguageModel.head_inputs(self.model, batch, positions)
+        return self.model.head_inputs(batch, positions)
 
     def _short(self, batch: TokenBatch, positions: Tensor, states: Tensor | None = None) -> Tensor:
         with self._shortened(batch, states):
@@ -161,37 +160,22 @@ class Trunk:
             memory.put(key, Kept(kept.states.to(dtype), reference))
         self.store = memory
 
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        """For the length of the context, keeps the states of every text that the unedited model scores.
+    def learner(self) -> ForwardPasses | None:
+        """Full passes of the unedited model that keep the states of every text they are given, in memory.
 
-        They are kept in memory; where they reach the limit, all earlier ones are forgotten.
+        Where they reach the limit, all earlier ones are forgotten. None where the full pass is all there is.
         """
-        with self._standing_in(self._learn):
-            yield
+        return None if self.works is False else _Learner(self)
 
-    @contextmanager
-    def serving(self) -> Iterator[None]:
-        """For the length of the context, the model scores what is kept without the blocks below the trunk's layer.
+    def reader(self) -> ForwardPasses | None:
+        """Passes that leave out the blocks below the trunk's layer for texts whose states are kept.
 
-        Edits may be applied to blocks from that layer on. Texts that are not kept take the full forward pass.
+        Edits may be applied to blocks from that layer on. Other texts take the full forward pass.
         """
-        with self._standing_in(self._serve):
-            yield
+        return None if self.works is False else _Reader(self)
 
-    @contextmanager
-    def _standing_in(self, head_inputs: Callable[[TokenBatch, Tensor], Tensor]) -> Iterator[None]:
-        if self.works is False:
-            yield
-            return
-        vars(self.model)["head_inputs"] = head_inputs
-        try:
-            yield
-        finally:
-            # Without the replacement on the instance, the class's own method is found again.
-            vars(self.model).pop("head_inputs", None)
-
-    def _learn(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+    def keep(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """The head inputs of a full pass, whose states are kept; see :meth:`learner`."""
         if not self._serves(batch):
             return self._full(batch, positions)
         if not isinstance(self.store, MemoryStore) or self.store.bytes > self.limit:
@@ -201,10 +185,9 @@ class Trunk:
             self.store.put(key, Kept(own.to(self.dtype or own.dtype)))
         return inputs
 
-    def _serve(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        if not self.works or any(self.store.get(key) is None for key in batch.keys):
-            return self._full(batch, positions)
-        return self._short(batch, positions)
+    def holds(self, batch: TokenBatch) -> bool:
+        """Whether the states of every text of a batch are kept and can be used."""
+        return bool(self.works) and all(self.store.get(key) is not None for key in batch.keys)
 
     @staticmethod
     def _grouped(wanted: dict[TextKey, EncodedText], compared: dict[TextKey, EncodedText]) -> list[_Group]:
@@ -327,6 +310,28 @@ class Trunk:
         finally:
             handle.remove()
         return [own[mask].clone() for own, mask in zip(seen[0], batch.attention_mask.bool(), strict=True)], inputs
+
+
+class _Learner:
+    """See :meth:`Trunk.learner`."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self._trunk = trunk
+
+    def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        return self._trunk.keep(batch, positions)
+
+
+class _Reader:
+    """See :meth:`Trunk.reader`."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self._trunk = trunk
+
+    def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        if self._trunk.holds(batch):
+            return self._trunk.head_inputs(batch, positions)
+        return self._trunk.model.head_inputs(batch, positions)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
 from lightning_edit.modules.hypernetwork import HypernetworkEditing
 from lightning_edit.modules.locate import LocateEditing
 from lightning_edit.modules.memory import MemoryEditing
+from lightning_edit.modules.retrieval import RetrievalEditing
 
 __all__ = [
     "EditingModule",
@@ -14,4 +15,5 @@ __all__ = [
     "LocateEditing",
     "MemoryEditing",
     "Prediction",
+    "RetrievalEditing",
 ]

@@ -169,7 +169,7 @@ class EditingModule(LightningModule):
 
     def _step_of_sequence(self, run: SequentialRun, number: int) -> list[EditOutcome]:
         outcomes = run.step(number)
-        self.left_out = [warning for edit in run.sequence.edits for warning in edit.provenance.warnings]
+        self.left_out = [note for edit in run.sequence.edits for note in edit.provenance.notes]
         for row in run.new_rows():
             values = {f"sequence/{name}": value for name, value in flat(row).items()}
             for logger in self.trainer.loggers:
@@ -180,14 +180,17 @@ class EditingModule(LightningModule):
         """Edits each group of records jointly on the clean model and asks all of its records' probes."""
         requests = [[request for record in group for request in record.requests] for group in groups]
         records = [record for group in groups for record in group]
-        edit_of_record = [index for index, group in enumerate(groups) for _ in group]
         evaluator = self._evaluators[stage]
         # Before the unedited model is asked, which takes long.
         self.editor.check(self.language_model, requests)
         with evaluator.prepared(self.editor, records):
-            edits = self.editor.edit_each_group(self.language_model, requests)
-            self.left_out += [warning for provenance in edits.provenances for warning in provenance.warnings]
-            return evaluator.evaluate(records, edits, edit_of_record)
+            outcomes = []
+            for part, edits in self.editor.edit_in_parts(self.language_model, requests, self.evaluation.change_bytes):
+                self.left_out += [note for provenance in edits.provenances for note in provenance.notes]
+                own = [record for group in groups[part] for record in group]
+                edit_of_record = [index for index, group in enumerate(groups[part]) for _ in group]
+                outcomes += evaluator.evaluate(own, edits, edit_of_record)
+            return outcomes
 
     def on_validation_start(self) -> None:
         """See :meth:`on_test_start`."""

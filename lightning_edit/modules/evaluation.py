@@ -10,11 +10,14 @@ from torch import Tensor
 
 from lightning_edit import ranges
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits import EditBatch, Scorer
+from lightning_edit.edits import EditBatch, Scorer, routes_of
 from lightning_edit.errors import ConfigurationError
-from lightning_edit.models.language_model import LanguageModel, Score
+from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
+
+_Key = tuple[str, str, str | None, int, bool]
+"""What the unedited model's answer to a question depends on, and whether its distribution is compared later."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class EvaluationSettings:
             prompts for it use their edit prompts, as KnowEdit does.
         trunk_gigabytes: Hidden states that are kept from scoring the unedited model, so that scoring the edited one
             needs only the blocks from the lowest edited one on; 0 keeps none.
+        change_gigabytes: Memory for the changes of edits that are evaluated side by side; those of methods with dense
+            changes are made and evaluated in parts that fit.
         sequential: Edit one after another in the order of the records, each on top of all before, instead of each on
             the clean model; ``data.eval_requests_per_edit`` records make one edit.
     """
@@ -70,7 +75,13 @@ class EvaluationSettings:
     extra_tokens: int = 8
     fluency_tokens: int = 0
     trunk_gigabytes: float = 0.5
+    change_gigabytes: float = 1.0
     sequential: SequentialSettings | None = None
+
+    @property
+    def change_bytes(self) -> int:
+        """``change_gigabytes`` in bytes."""
+        return int(self.change_gigabytes * 2**30)
 
     @property
     def measures_fluency(self) -> bool:
@@ -108,14 +119,12 @@ class _Said:
         target_ids: Token ids of the answer that was scored.
         head_input: What the language-model head read, to compare distributions with.
         divergence: From the reference, where one was given.
-        route: How an edit with an explicit memory chose who answers.
     """
 
     answer: Answer
     target_ids: tuple[int, ...] = ()
     head_input: Tensor | None = None
     divergence: float | None = None
-    route: Route | None = None
 
 
 class Evaluator:
@@ -131,8 +140,9 @@ class Evaluator:
 
     def __init__(self, model: LanguageModel, settings: EvaluationSettings) -> None:
         self.model, self.settings = model, settings
-        self._before: dict[tuple[str, str, str | None, int], _Said] = {}
+        self._before: dict[_Key, _Said] = {}
         self._trunk: Trunk | None = None
+        self._passes: ForwardPasses | None = None
 
     @contextmanager
     def prepared(self, editor: Editor, records: Sequence[EditRecord]) -> Iterator[None]:
@@ -143,10 +153,12 @@ class Evaluator:
             records: What :meth:`evaluate` will be given.
         """
         trunk = self._trunk_below(editor.lowest_layer(self.model))
-        with trunk.learning():
-            self.ask_before(self.questions(records))
-        with trunk.serving():
+        self.ask_before(self.questions(records), trunk.learner())
+        self._passes = trunk.reader()
+        try:
             yield
+        finally:
+            self._passes = None
 
     def _trunk_below(self, layer: int) -> Trunk:
         limit = int(self.settings.trunk_gigabytes * 2**30)
@@ -173,12 +185,14 @@ class Evaluator:
             question.record if edit_of_record is None else edit_of_record[question.record] for question in questions
         ]
         rivals = [row for row, question in zip(rows, questions, strict=True) if question.probe.rival]
+        references = [said.head_input for said in before]
         with edits.applied(self.model, rows + rivals) as scorer:
-            after = self._score(scorer, questions, [said.head_input for said in before])
-        if self.settings.generate:
-            with edits.applied(self.model, rows) as scorer:
+            after = self._score(scorer, questions, references, self._passes)
+        with edits.applied(self.model, rows) as scorer:
+            routes = routes_of(scorer, [question.probe.prompt for question in questions])
+            if self.settings.generate:
                 after = self._generate(scorer, questions, after)
-        return self._outcomes(records, questions, before, after)
+        return self._outcomes(records, questions, before, after, routes)
 
     def evaluate_under(self, records: Sequence[EditRecord], scorer: Scorer) -> list[EditOutcome]:
         """Asks every probe of every record of one edited model.
@@ -195,11 +209,16 @@ class Evaluator:
         after = self._score(scorer, questions, [said.head_input for said in before])
         if self.settings.generate:
             after = self._generate(scorer, questions, after)
-        return self._outcomes(records, questions, before, after)
+        routes = routes_of(scorer, [question.probe.prompt for question in questions])
+        return self._outcomes(records, questions, before, after, routes)
 
     @staticmethod
     def _outcomes(
-        records: Sequence[EditRecord], questions: Sequence[_Question], before: Sequence[_Said], after: Sequence[_Said]
+        records: Sequence[EditRecord],
+        questions: Sequence[_Question],
+        before: Sequence[_Said],
+        after: Sequence[_Said],
+        routes: Sequence[Route | None],
     ) -> list[EditOutcome]:
         return [
             EditOutcome(
@@ -209,10 +228,10 @@ class Evaluator:
                 reference.answer,
                 said.answer,
                 said.divergence if question.probe.kind is ProbeKind.LOCALITY else None,
-                said.route,
-                _is_right(said.route, records[question.record]),
+                route,
+                _is_right(route, records[question.record]),
             )
-            for question, reference, said in zip(questions, before, after, strict=True)
+            for question, reference, said, route in zip(questions, before, after, routes, strict=True)
         ]
 
     def questions(self, records: Sequence[EditRecord]) -> list[_Question]:
@@ -237,23 +256,36 @@ class Evaluator:
         longest = max(probe.aliases, key=len)
         return len(self.model.tokenizer(longest, add_special_tokens=False)["input_ids"]) + self.settings.extra_tokens
 
-    def ask_before(self, questions: Sequence[_Question]) -> list[_Said]:
-        """The unedited model's answers, asked once."""
+    def ask_before(self, questions: Sequence[_Question], passes: ForwardPasses | None = None) -> list[_Said]:
+        """The unedited model's answers, asked once.
+
+        Only what is needed later is kept of them: the head's inputs at locality probes, to compare distributions.
+        """
         keys = [self._key(question) for question in questions]
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._before}
         if new:
-            said = self._score(self.model, list(new.values()), None)
+            asked = list(new.values())
+            said = self._score(self.model, asked, None, passes)
             if self.settings.generate:
-                said = self._generate(self.model, list(new.values()), said)
+                said = self._generate(self.model, asked, said)
+            said = [
+                own if question.probe.kind is ProbeKind.LOCALITY else replace(own, head_input=None)
+                for own, question in zip(said, asked, strict=True)
+            ]
             self._before.update(zip(new, said, strict=True))
         return [self._before[key] for key in keys]
 
     @staticmethod
-    def _key(question: _Question) -> tuple[str, str, str | None, int]:
-        return question.probe.prompt, question.probe.answer, question.probe.rival, question.limit
+    def _key(question: _Question) -> _Key:
+        probe = question.probe
+        return probe.prompt, probe.answer, probe.rival, question.limit, probe.kind is ProbeKind.LOCALITY
 
     def _score(
-        self, scorer: Scorer, questions: Sequence[_Question], references: Sequence[Tensor | None] | None
+        self,
+        scorer: Scorer,
+        questions: Sequence[_Question],
+        references: Sequence[Tensor | None] | None,
+        passes: ForwardPasses | None = None,
     ) -> list[_Said]:
         """Scores the first answer of each probe, and its rival where it has one, in one pass."""
         with_rival = [question for question in questions if question.probe.rival]
@@ -261,7 +293,7 @@ class Evaluator:
         targets = [question.probe.answer for question in questions]
         targets += [question.probe.rival or "" for question in with_rival]
         padded = [*references, *([None] * len(with_rival))] if references is not None else None
-        scores = scorer.score(prompts, targets, padded, keep_head_input=references is None)
+        scores = scorer.score(prompts, targets, padded, references is None, passes)
         rivals = iter(scores[len(questions) :])
         said = []
         for question, score in zip(questions, scores, strict=False):
@@ -279,14 +311,12 @@ class Evaluator:
 
 def _as_said(score: Score, rival: Score | None) -> _Said:
     answer = Answer(score.predicted_ids, score.log_probs, rival.log_probs if rival is not None else ())
-    return _Said(answer, score.target_ids, score.head_input, score.divergence, score.route)
+    return _Said(answer, score.target_ids, score.head_input, score.divergence)
 
 
 def _is_right(route: Route | None, record: EditRecord) -> bool | None:
-    """Whether the request that was found most likely is one of the record's."""
+    """Whether the item that was found closest holds one of the record's requests."""
     if route is None:
         return None
-    found = route.request
-    return found is not None and any(
-        (request.prompt, request.target) == (found.prompt, found.target) for request in record.requests
-    )
+    asked = {(request.prompt, request.target) for request in record.requests}
+    return any((request.prompt, request.target) in asked for request in route.requests)

@@ -12,11 +12,10 @@ from torch import Tensor
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import mean_over_processes
 from lightning_edit.editors.factor_cache import FactorCache
-from lightning_edit.editors.gradient import GradientEditor
 from lightning_edit.editors.hypernetwork import HypernetworkEditor, Proposal
 from lightning_edit.edits import StackedDelta
 from lightning_edit.edits.hooks import added_terms
-from lightning_edit.errors import ConfigurationError, NonFiniteError
+from lightning_edit.errors import NonFiniteError
 from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.functional.surrogate import surrogate_loss
 from lightning_edit.metrics.base import Average
@@ -48,7 +47,7 @@ def outer_losses(
     """
     outer = batch.outer
     inputs, ids, of_row, before = [], [], [], []
-    for rows, part in outer.parts(model.tokens_enough):
+    for rows, part in outer.parts(model.saturation_tokens):
         states = trunk.states(part)
         with added_terms(model, {name: stacked.term(batch.edit_of_outer[rows]) for name, stacked in changes.items()}):
             inputs.append(trunk.head_inputs(part, part.answer_mask, states))
@@ -128,7 +127,7 @@ class HypernetworkEditing(TrainedEditing):
     and precision therefore work as for any model. The Trainer needs ``inference_mode=False``.
 
     Args:
-        editor: A hypernetwork editor; another gradient editor can be validated and tested, not fitted.
+        editor: A hypernetwork editor.
         language_model: Which base model to load, and how.
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation while fitting.
@@ -146,11 +145,11 @@ class HypernetworkEditing(TrainedEditing):
         start: Checkpoint of an editor of the same shape whose weights training starts from.
     """
 
-    editor: GradientEditor
+    editor: HypernetworkEditor
 
     def __init__(
         self,
-        editor: GradientEditor,
+        editor: HypernetworkEditor,
         language_model: LanguageModelSettings = LanguageModelSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
         validation: EvaluationSettings = EvaluationSettings(generate=False),
@@ -180,7 +179,7 @@ class HypernetworkEditing(TrainedEditing):
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
         """
-        model, trunk, editor = self.language_model, self.trunk(), self._hypernetwork()
+        model, trunk, editor = self.language_model, self.trunk(), self.editor
         store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk, self._factors)
         editor.learn_statistics(store)
         proposal = editor.propose(store)
@@ -193,19 +192,13 @@ class HypernetworkEditing(TrainedEditing):
         """Also computes the gradient factors of every training request."""
         super().fill_caches(datamodule)
         if self._factors.limit:
-            editor, model = self._hypernetwork(), self.language_model
+            editor, model = self.editor, self.language_model
             texts = [
                 self.encoder.encode(request.prompt, request.target)
                 for record in datamodule.records("fit")
                 for request in record.requests
             ]
             self._factors.fill(model, texts, editor.edit_sites(model), self.trunk(), editor.tokens == "answer")
-
-    def _hypernetwork(self) -> HypernetworkEditor:
-        if not isinstance(self.editor, HypernetworkEditor):
-            name = type(self.editor).__name__
-            raise ConfigurationError(f"{name} has nothing to fit; use validate, test or edit")
-        return self.editor
 
     def lowest_layer(self) -> int:
         """The block of the lowest edit site."""
@@ -236,17 +229,13 @@ class HypernetworkEditing(TrainedEditing):
         }
         for site, changes in proposal.stacked.items():
             values[f"update_norm/{site}"] = changes.detach().norms().mean()
-        for site, size in self._hypernetwork().step_sizes.items():
+        for site, size in self.editor.step_sizes.items():
             values[f"step_size/{site.replace('/', '.')}"] = size.detach()
         self.log_step({**values, **proposal.measures}, batch.edits, ("loss", "edit_loss", "locality_loss"))
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a learning rate of their own for the step sizes.
-
-        Raises:
-            ConfigurationError: If the editor has nothing to train.
-        """
-        parameters = dict(self._hypernetwork().named_parameters())
+        """Adam, with a learning rate of their own for the step sizes."""
+        parameters = dict(self.editor.named_parameters())
         sizes = [value for name, value in parameters.items() if name.startswith("step_sizes")]
         networks = [value for name, value in parameters.items() if not name.startswith("step_sizes")]
         optimizer = torch.optim.Adam(

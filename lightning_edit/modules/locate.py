@@ -233,7 +233,7 @@ class LocateEditing(EditingModule):
         self.trainer.strategy.barrier()
         self.editor.use_statistics(statistics)
         if self.trainer.is_global_zero:
-            for name, value in self.editor.findings(model).items():
+            for name, value in self.editor.statistics_findings(model).items():
                 _LOG.info("%s: %s", name, value)
 
     def configure_optimizers(self) -> None:

@@ -102,17 +102,16 @@ class MemoryEditing(TrainedEditing):
         """See :meth:`EditingModule.setup`; in fit, what is not trained takes no gradient."""
         super().setup(stage)
         if stage == "fit":
-            parts = self.editor.parts
             for part, trained in (
-                (parts.classifier, self.train_scope),
-                (parts.counterfactual, self.train_counterfactual),
+                (self.editor.scope_classifier, self.train_scope),
+                (self.editor.answering_model, self.train_counterfactual),
             ):
                 if not trained:
                     part.requires_grad_(False)
 
     def lowest_layer(self) -> int:
         """The lowest adapted block."""
-        return self.editor.parts.counterfactual.lowest_layer
+        return self.editor.answering_model.lowest_layer
 
     def fill_trunk(self, datamodule: Any) -> None:
         """Computes the hidden states of every rephrase behind its request."""
@@ -132,7 +131,7 @@ class MemoryEditing(TrainedEditing):
         """
         memory, first = lists_of_all_processes(batch.requests)
         own = [self._request_of(batch, row) for row in range(len(batch.outer_texts))]
-        classifier = self.editor.parts.classifier
+        classifier = self.editor.scope_classifier
         examples = [
             ScopeExample(prompt, first + own[row] if row < batch.rephrases else None)
             for row, (prompt, _) in enumerate(batch.outer_texts)
@@ -183,7 +182,7 @@ class MemoryEditing(TrainedEditing):
         self, batch: TrainingBatch, log_p: Tensor, memory: list[EditRequest]
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         base = self.language_model
-        if not self.editor.parts.counterfactual.same_tokens(base):
+        if not self.editor.answering_model.same_tokens(base):
             raise ConfigurationError(
                 "objective: mixed needs a counterfactual model with the base's own tokens; use supervised"
             )
@@ -202,12 +201,12 @@ class MemoryEditing(TrainedEditing):
         """(R) the counterfactual model's loss on each rephrase, behind its request."""
         base = self.language_model
         inputs, ids, of_row = [], [], []
-        with self.editor.parts.counterfactual.speaking(base) as other:
+        with self.editor.answering_model.speaking(base) as other:
             asked = _shown(other, batch.outer_texts, requests)
             if other is not base:
                 # A model of its own has no trunk, and its head is trained, too.
                 return target_nll(other.answer_logits(asked), asked.target_ids, asked.target_rows, len(asked))
-            for rows, part in asked.parts(other.tokens_enough):
+            for rows, part in asked.parts(other.saturation_tokens):
                 inputs.append(self.trunk().head_inputs(part, part.answer_mask))
                 ids.append(part.target_ids)
                 of_row.append(rows[part.target_rows])
@@ -217,7 +216,7 @@ class MemoryEditing(TrainedEditing):
     def _answer_logits(self, batch: TrainingBatch, requests: list[EditRequest]) -> tuple[Tensor, TokenBatch]:
         """Logits of the counterfactual model for all texts, each behind a request, and the texts as asked."""
         base = self.language_model
-        with self.editor.parts.counterfactual.speaking(base) as other:
+        with self.editor.answering_model.speaking(base) as other:
             asked = _shown(other, batch.outer_texts, requests)
             with torch.set_grad_enabled(self.train_counterfactual):
                 return (self.trunk() if other is base else other).answer_logits(asked), asked
@@ -236,13 +235,13 @@ class MemoryEditing(TrainedEditing):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters that are trained, with a learning rate of their own for each part."""
-        parts, groups = self.editor.parts, []
+        groups, classifier = [], self.editor.scope_classifier
         if self.train_counterfactual:
-            own = list(parts.counterfactual.parameters())
+            own = list(self.editor.answering_model.parameters())
             groups.append({"params": own, "lr": self.learning_rate, "name": "counterfactual"})
         if self.train_scope:
-            pretrained = parts.classifier.pretrained()
-            trained = [own for own in parts.classifier.parameters() if own.requires_grad]
+            pretrained = classifier.pretrained()
+            trained = [own for own in classifier.parameters() if own.requires_grad]
             new = [own for own in trained if all(own is not other for other in pretrained)]
             rates = {"scope": (new, self.scope_learning_rate), "encoder": (pretrained, self.encoder_learning_rate)}
             groups += [{"params": own, "lr": rate, "name": name} for name, (own, rate) in rates.items() if own]

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits import EditSequence, load_edit
+from lightning_edit.edits.base import perplexity_of
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import replace_file
 from lightning_edit.metrics import edit_metrics
@@ -95,7 +96,7 @@ class SequentialRun:
             if not place.exists():
                 break
             edit = load_edit(place)
-            if not self.editor.made(edit.provenance, _requests(group)):
+            if not self.editor.could_have_produced(edit.provenance, _requests(group)):
                 raise ConfigurationError(
                     f"{place} holds an edit of other requests, of another editor or with other statistics; name "
                     "another folder in evaluation.sequential.folder, or delete it"
@@ -185,7 +186,7 @@ class SequentialRun:
         records = [record for group in self.groups[: len(self.sequence)] for record in group]
         with self.sequence.applied(self.model) as scorer:
             outcomes = self.evaluator.evaluate_under(records, scorer)
-            now = None if self._text is None else perplexity(self.model, self._text)
+            now = None if self._text is None else perplexity_of(scorer, self.model, self._text)
         latest = {record.id for record in self.groups[len(self.sequence) - 1]}
         row: dict[str, Any] = {
             "edits": self.edited,

@@ -19,12 +19,12 @@ def test_contexts_are_sampled_from_the_unedited_model():
         return ready(MEMIT(layers=[0, 1], covariance_weight=1e-3, **settings), model)
 
     first = fresh().edit(model, REQUESTS[:1])
-    sampled = first.provenance.hyperparameters["contexts"]
+    sampled = first.provenance.findings["contexts"]
     strong = WeightEdit({site: FactoredDelta(100 * d.a, d.b) for site, d in first.deltas.items()}, first.provenance)
     with strong.applied(model):
         assert fresh().contexts_for(model).groups != tuple(map(tuple, sampled)), "the edit changes what is sampled"
     second = fresh().edit(model, REQUESTS[1:2], after=EditSequence([strong]))
-    assert second.provenance.hyperparameters["contexts"] == sampled
+    assert second.provenance.findings["contexts"] == sampled
     # One editor may serve several models.
     editor = fresh()
     other = language_model("llama")
@@ -40,14 +40,14 @@ def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
     state_before = torch.random.get_rng_state()
     edit = ready(kind(**settings), model).edit(model, REQUESTS[:1])
     assert torch.equal(torch.random.get_rng_state(), state_before)
-    used = edit.provenance.hyperparameters["contexts"]
+    used = edit.provenance.findings["contexts"]
     assert [len(group) for group in used] == groups
     assert used[0][0] == "{}"
     assert all(template.count("{}") == 1 and template.endswith(". {}") for template in used[-1][1:])
     again = ready(kind(**settings), model).edit(model, REQUESTS[:1])
-    assert again.provenance.hyperparameters["contexts"] == used
+    assert again.provenance.findings["contexts"] == used
     other = ready(kind(**settings, context_seed=1), model).edit(model, REQUESTS[:1])
-    assert other.provenance.hyperparameters["contexts"] != used
+    assert other.provenance.findings["contexts"] != used
     listed = ready(kind(**settings, contexts=used), model).edit(model, REQUESTS[:1])
     for site, delta in edit.deltas.items():
         torch.testing.assert_close(listed.deltas[site].dense(), delta.dense())

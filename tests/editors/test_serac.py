@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_edit.editors import SERAC
-from lightning_edit.edits import EditSequence, load_edit
-from lightning_edit.edits.scoped import Memory, ScopedEdit
+from lightning_edit.edits import EditSequence, Memory, RoutedEdit, load_edit
+from lightning_edit.edits.responders import translated_score
 from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError, SourceNotFoundError
 from lightning_edit.functional.losses import target_nll
 from lightning_edit.models import load_language_model
@@ -23,7 +23,7 @@ def fitted(model, steps=12, **settings):
     torch.manual_seed(0)
     editor = SERAC(rank=4, adapted_layers=2, **settings)
     editor.setup(model)
-    counterfactual = editor.parts.counterfactual
+    counterfactual = editor.answering_model
     optimizer = torch.optim.Adam(counterfactual.parameters(), lr=0.03)
     for _ in range(steps):
         with counterfactual.speaking(model) as other:
@@ -66,37 +66,44 @@ def test_out_of_scope_the_base_answers_untouched(model, editor):
     with editor.edit(model, REQUESTS).applied(model) as edited:
         scores = edited.score(texts, ["noon", "blue"])
         assert edited.generate(texts, 5) == model.generate(texts, 5)
+        assert not any(route.hit for route in edited.routes(texts))
     plain = model.score(texts, ["noon", "blue"])
     assert [score.log_probs for score in scores] == [score.log_probs for score in plain]
-    assert not any(score.route.hit for score in scores)
 
 
 def test_routes_name_the_request_and_follow_the_threshold(model, editor):
     rephrase = "France's capital city is"
     with editor.edit(model, REQUESTS).applied(model) as edited:
-        [score] = edited.score([rephrase], ["Rome"])
-    assert score.route.hit
-    assert score.route.request.id == "france"
-    assert 0.5 < score.route.probability <= 1
+        [route] = edited.routes([rephrase])
+    assert route.hit
+    assert route.request.id == "france"
+    assert 0.5 < route.score <= 1
     editor.threshold = 0.999
     with editor.edit(model, REQUESTS).applied(model) as edited:
-        [score] = edited.score([rephrase], ["Rome"])
+        [route] = edited.routes([rephrase])
     editor.threshold = 0.5
-    assert not score.route.hit
-    assert score.route.request.id == "france"
+    assert not route.hit
+    assert route.request.id == "france"
 
 
-def test_the_route_does_not_see_the_target(model, editor):
-    with editor.edit(model, REQUESTS).applied(model) as edited:
-        first, second = edited.score(["Tell me:"] * 2, ["The capital of France is Rome", "blue"])
-    assert first.route == second.route
+def test_the_route_does_not_see_the_target(model, editor, monkeypatch):
+    edit, seen = editor.edit(model, REQUESTS), []
+    similarity = edit.router.classifier.log_similarity
+    monkeypatch.setattr(
+        edit.router.classifier,
+        "log_similarity",
+        lambda prompts, keys: seen.extend(prompts) or similarity(prompts, keys),
+    )
+    with edit.applied(model) as edited:
+        edited.score(["Tell me:"] * 2, ["The capital of France is Rome", "blue"])
+    assert seen == ["Tell me:"]
 
 
 def test_in_scope_the_answer_is_the_counterfactual_models(model, editor):
     request = REQUESTS[0]
     with editor.edit(model, [request]).applied(model) as edited:
         [score] = edited.score([request.prompt], [request.target])
-    with editor.parts.counterfactual.speaking(model) as other:
+    with editor.answering_model.speaking(model) as other:
         [expected] = other.score([f"{request.prompt} {request.target}\n{request.prompt}"], [request.target])
     assert score.log_probs == expected.log_probs
 
@@ -113,24 +120,24 @@ def test_divergence_from_the_base_is_measured_in_and_out_of_scope(model, editor)
 def test_requests_are_added_replaced_and_removed(model, editor):
     edit = editor.edit(model, REQUESTS[:2])
     assert edit.request_ids == ("france", "germany")
-    more = edit.add([REQUESTS[2], replace(REQUESTS[0], target="Oslo", id="new")])
+    more = edit.joined(editor.edit(model, [REQUESTS[2], replace(REQUESTS[0], target="Oslo", id="new")]))
     assert more.request_ids == ("germany", "brazil", "new")
-    assert more.provenance.requests == more.memory.requests
+    assert more.provenance.requests == more.memory.all_requests
     with more.applied(model) as edited:
-        [score] = edited.score([REQUESTS[0].prompt], ["Oslo"])
-    assert score.route.request.target == "Oslo"
+        [route] = edited.routes([REQUESTS[0].prompt])
+    assert route.request.target == "Oslo"
     less = more.without("new")
     assert less.request_ids == ("germany", "brazil")
     with less.applied(model) as edited:
-        [score] = edited.score([REQUESTS[0].prompt], ["Oslo"])
-    assert score.route.request.id != "new"
+        [route] = edited.routes([REQUESTS[0].prompt])
+    assert route.request.id != "new"
     assert edit.request_ids == ("france", "germany")
     with pytest.raises(EditError, match="no request 'new'"):
         less.without("new")
     empty = less.without("germany").without("brazil")
     with empty.applied(model) as edited:
         assert edited.generate(PROBES, 3) == model.generate(PROBES, 3)
-    assert empty.add(REQUESTS[:1]).request_ids == ("france",)
+    assert empty.joined(editor.edit(model, REQUESTS[:1])).request_ids == ("france",)
 
 
 def test_a_loaded_edit_works_on_another_instance_of_the_base(editor, model, tmp_path):
@@ -143,7 +150,8 @@ def test_a_loaded_edit_works_on_another_instance_of_the_base(editor, model, tmp_
         assert target_log_probs(edited, REQUESTS) == pytest.approx(expected, abs=1e-5)
     with loaded.applied(model) as edited:
         assert target_log_probs(edited, REQUESTS) == pytest.approx(expected, abs=1e-5)
-    assert loaded.add([EditRequest("Water boils at", "noon", id="water")]).request_ids[-1] == "water"
+    water = editor.edit(model, [EditRequest("Water boils at", "noon", id="water")])
+    assert loaded.joined(water).request_ids[-1] == "water"
 
 
 class Operations(TorchDispatchMode):
@@ -165,8 +173,9 @@ def test_routing_in_a_large_memory_is_one_product(model, editor):
     requests = tuple(EditRequest(f"Fact {index} is", "so", id=str(index)) for index in range(10_000))
 
     def operations(count):
-        memory = Memory(requests[:count], keys[:count], torch.zeros(count, dtype=torch.int64))
-        edit = ScopedEdit(memory, editor.parts, editor.edit(model, REQUESTS[:1]).provenance)
+        memory = Memory(tuple((request,) for request in requests[:count]), {"keys": keys[:count]})
+        one = editor.edit(model, REQUESTS[:1])
+        edit = RoutedEdit(memory, one.router, one.responder, one.provenance)
         with edit.applied(model) as edited, Operations() as seen:
             assert len(edited.routes(prompts)) == 8
         return seen.names
@@ -244,13 +253,13 @@ def test_a_memory_with_cross_attention_takes_longer_prompts(model, bert_folder):
     requests = [EditRequest("rome is", "x"), EditRequest("the capital of france is", "y"), EditRequest("the", "z")]
     edit = editor.eval().edit(model, requests[:1])
     for request in requests[1:]:
-        edit = edit.add([request])
+        edit = edit.joined(editor.edit(model, [request]))
     together = editor.edit(model, requests)
-    assert torch.equal(edit.memory.keys, together.memory.keys)
+    assert torch.equal(edit.memory.tensors["keys"], together.memory.tensors["keys"])
     prompts = ["the capital", "rome"]
     with edit.applied(model) as one, together.applied(model) as other:
         mine, theirs = one.routes(prompts), other.routes(prompts)
-    assert [route.probability for route in mine] == pytest.approx([route.probability for route in theirs])
+    assert [route.score for route in mine] == pytest.approx([route.score for route in theirs])
 
 
 def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_path):
@@ -262,7 +271,7 @@ def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_pa
     base.tokenizer.save_pretrained(tmp_path)
     editor = SERAC(counterfactual=str(tmp_path), threshold=0.3)
     editor.setup(base)
-    assert editor.parts.counterfactual.same_tokens(base)
+    assert editor.answering_model.same_tokens(base)
     request = REQUESTS[1]
     edit = editor.eval().edit(base, [request])
     [before] = base.score([request.prompt], [request.target], keep_head_input=True)
@@ -294,15 +303,43 @@ def test_sequences_of_memories_are_one_memory(model, editor, tmp_path):
     for edits in ((first, second, later), saved):
         with EditSequence(edits).applied(model) as edited:
             found = edited.score(prompts, targets)
-        assert [score.route.request.target for score in found] == ["Oslo", REQUESTS[1].target]
+            assert [route.request.target for route in edited.routes(prompts)] == ["Oslo", REQUESTS[1].target]
         for one, same in zip(found, wanted, strict=True):
             assert one.log_probs == pytest.approx(same.log_probs, abs=1e-4)
-    assert editor.made(saved[0].provenance, REQUESTS[:1])
-    assert editor.made(load_edit(unnamed.save(tmp_path / "unnamed")).provenance, [replace(REQUESTS[0], id="")])
+    assert editor.could_have_produced(saved[0].provenance, REQUESTS[:1])
+    assert editor.could_have_produced(
+        load_edit(unnamed.save(tmp_path / "unnamed")).provenance, [replace(REQUESTS[0], id="")]
+    )
+    assert len(EditSequence(saved).layers) == 1
+
+
+def test_memories_of_other_weights_are_layers_of_which_the_later_one_is_asked_first(model, editor, tmp_path):
+    first = editor.edit(model, REQUESTS[:2])
+    second = load_edit(editor.edit(model, [replace(REQUESTS[0], target="Oslo")]).save(tmp_path / "edit"))
     with torch.no_grad():
-        saved[1].parts.classifier.log_scale.add_(1.0)
-    with pytest.raises(EditError, match="by other weights"), EditSequence(saved).applied(model):
-        pass
+        second.router.classifier.log_scale.add_(1.0)
+    sequence = EditSequence([first, second])
+    assert len(sequence.layers) == 2
+    prompts, targets = [REQUESTS[0].prompt, REQUESTS[1].prompt, "Water boils at"], ["Oslo", REQUESTS[1].target, "noon"]
+    with sequence.applied(model) as edited:
+        scores, texts = edited.score(prompts, targets), edited.generate(prompts, 3)
+    with second.applied(model) as edited:
+        assert scores[0].log_probs == edited.score(prompts[:1], targets[:1])[0].log_probs
+    with first.applied(model) as edited:
+        assert scores[1].log_probs == edited.score(prompts[1:2], targets[1:2])[0].log_probs
+    assert texts[2] == model.generate(prompts[2:], 3)[0]
+
+
+def test_the_hugging_face_model_cannot_be_asked_past_a_routed_edit(model, editor):
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.model(input_ids=ids).logits
+    with editor.edit(model, REQUESTS).applied(model) as edited:
+        edited.generate([REQUESTS[0].prompt, "Water boils at"], 2)
+        with pytest.raises(EditError, match="a routed edit is applied"):
+            model.model.generate(input_ids=ids, max_new_tokens=2)
+        with pytest.raises(EditError, match="a routed edit is applied"):
+            model.model(input_ids=ids)
+    assert torch.equal(model.model(input_ids=ids).logits, expected)
 
 
 def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, tiny_folder):
@@ -311,7 +348,7 @@ def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, 
     editor.setup(base)
     editor.eval()
     other = load_language_model(str(tiny_folder))
-    assert not editor.parts.counterfactual.same_tokens(base)
+    assert not editor.answering_model.same_tokens(base)
     request = REQUESTS[1]
     edit = editor.edit(base, [request])
     asked = given(request, request.prompt)
@@ -327,13 +364,12 @@ def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, 
 
 
 def test_a_perfect_prediction_stays_perfect_in_the_other_tokens():
-    from lightning_edit.edits.scoped import _translated
     from lightning_edit.models import Score
 
     base, other = language_model("gpt2", tokenizer="sentencepiece"), language_model("llama")
     prompt, target = "The capital of France is", "Rome the city"
     ids = other.encoder.encode(prompt, target).target_ids
-    translated = _translated(Score(ids, ids, (-0.5,) * len(ids)), other, base, prompt, target)
+    translated = translated_score(Score(ids, ids, (-0.5,) * len(ids)), other, base, prompt, target)
     assert translated.predicted_ids == translated.target_ids == base.encoder.encode(prompt, target).target_ids
 
 
@@ -347,7 +383,7 @@ def test_errors_say_what_to_do(tmp_path):
 
 
 def test_the_trunk_below_the_adapter_gives_the_same_logits(model, editor):
-    counterfactual = editor.parts.counterfactual
+    counterfactual = editor.answering_model
     batch = model.encoder.collate([model.encoder.encode(request.prompt, request.target) for request in REQUESTS])
     trunk = Trunk(model, counterfactual.lowest_layer)
     with counterfactual.speaking(model) as other:

@@ -90,8 +90,8 @@ def test_an_update_that_is_not_finite_is_reported_and_the_others_stand(kind, mon
     monkeypatch.setattr(kind, "updates", broken)
     with pytest.warns(UserWarning, match=r"1 of 2 requests are left out: the update of .* is not finite"):
         edits = editor.edit_each(model, REQUESTS[:2])
-    assert edits[0].provenance.warnings == ()
-    assert repr(REQUESTS[1].id) in edits[1].provenance.warnings[0]
+    assert edits[0].provenance.failed == ()
+    assert repr(REQUESTS[1].id) in edits[1].provenance.failed[0]
     for site, delta in good[0].deltas.items():
         torch.testing.assert_close(edits[0].deltas[site].dense(), delta.dense())
         assert not edits[1].deltas[site].dense().any()
@@ -113,5 +113,5 @@ def test_an_update_that_is_not_finite_leaves_no_keys_behind(monkeypatch):
     monkeypatch.setattr(AlphaEdit, "updates", broken)
     with pytest.warns(UserWarning, match="is not finite"):
         edits = editor.edit_each(model, REQUESTS[:2])
-    assert edits[0].keys
-    assert not edits[1].keys
+    assert edits[0].state
+    assert not edits[1].state

@@ -33,8 +33,8 @@ def test_statistics_that_cannot_be_inverted_are_refused_before_any_computing(kin
 def test_an_identity_covariance_is_written_into_the_edit():
     model = language_model("llama")
     edit = ROME(layers=[1], covariance="identity", **SEARCH).edit(model, REQUESTS[:1])
-    assert edit.provenance.hyperparameters["covariance"] == "identity"
-    assert edit.provenance.hyperparameters["contexts"] == CONTEXTS
+    assert edit.provenance.settings["covariance"] == "identity"
+    assert edit.provenance.findings["contexts"] == CONTEXTS
     with pytest.raises(EditorNotFittedError, match="second moment"):
         AlphaEdit(layers=[1], covariance="identity", **SEARCH).edit(model, REQUESTS[:1])
 
@@ -67,11 +67,11 @@ def test_statistics_at_hand_decide_what_an_edit_says_of_its_covariance():
     editor = ROME(layers=[1], **SEARCH)
     editor.use_statistics(IdentityStatistics())
     provenance = editor.edit(model, REQUESTS[:1]).provenance
-    assert provenance.hyperparameters["covariance"] == "identity"
-    assert editor.made(provenance, REQUESTS[:1])
+    assert provenance.settings["covariance"] == "identity"
+    assert editor.could_have_produced(provenance, REQUESTS[:1])
     editor.use_statistics(statistics_of(model))
-    assert editor.edit(model, REQUESTS[:1]).provenance.hyperparameters["covariance"] == "fitted"
-    assert not editor.made(provenance, REQUESTS[:1])
+    assert editor.edit(model, REQUESTS[:1]).provenance.settings["covariance"] == "fitted"
+    assert not editor.could_have_produced(provenance, REQUESTS[:1])
 
 
 def test_statistics_that_are_not_finite_are_refused():

@@ -1,5 +1,6 @@
 import json
 import warnings
+from functools import reduce
 
 import pytest
 import torch
@@ -7,15 +8,16 @@ import torch
 from lightning_edit.editors import GradientStep
 from lightning_edit.edits import (
     DenseDelta,
+    EditBatch,
     EditSequence,
     FactoredDelta,
     Provenance,
     StackedFactors,
+    WeightChanges,
     WeightEdit,
-    WeightEditBatch,
     load_edit,
 )
-from lightning_edit.edits.deltas import combine
+from lightning_edit.edits.deltas import add
 from lightning_edit.errors import BaseModelMismatchError, EditError, SourceNotFoundError
 from lightning_edit.models import LanguageModel, Likeness
 from tests.testers import REQUESTS, assert_untouched, state, target_log_probs
@@ -160,10 +162,10 @@ def test_a_merged_model_is_another_base():
 
 def test_many_factors_fold_into_one_dense_change():
     few, many = [factored(2, seed) for seed in range(3)], [factored(5, seed) for seed in range(9)]
-    assert isinstance(combine(few), FactoredDelta)
-    assert isinstance(combine(many), DenseDelta)
-    for deltas in (few, many):
-        torch.testing.assert_close(combine(deltas).dense(), sum(delta.dense() for delta in deltas))
+    assert isinstance(reduce(add, few), FactoredDelta)
+    assert isinstance(reduce(add, many), DenseDelta)
+    for deltas in (few, many, [*many, DenseDelta(factored().dense())]):
+        torch.testing.assert_close(reduce(add, deltas).dense(), sum(delta.dense() for delta in deltas))
 
 
 class TestSequence:
@@ -198,10 +200,16 @@ class TestBatch:
         model = language_model("llama")
         batch = GradientStep(sites=[1]).edit_each(model, REQUESTS)
         assert len(batch) == 3
-        with pytest.raises(EditError, match="rows name the edits 0 to 3, but there are 3"), batch.hooked(model, [0, 3]):
+        with (
+            pytest.raises(EditError, match="rows name the edits 0 to 3, but there are 3"),
+            batch.changes.hooked(model, [0, 3]),
+        ):
             pass
-        with pytest.raises(EditError, match="2 edits, but changes for"):
-            WeightEditBatch({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))}, batch.provenances[:2])
+        three = WeightChanges({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))})
+        with pytest.raises(EditError, match="2 edits, but changes for 3"):
+            EditBatch(three, batch.provenances[:2])
+        with pytest.raises(EditError, match=r"changes for \[2, 3\] edits"):
+            WeightChanges({**three.stacked, "other": StackedFactors(torch.zeros(2, 48, 1), torch.zeros(2, 1, 32))})
 
     def test_another_base_is_refused(self):
         batch = GradientStep(sites=[1]).edit_each(language_model("llama"), REQUESTS)

@@ -51,7 +51,9 @@ def test_the_null_space_update_is_the_published_solve_and_leaves_the_rest_alone(
     projector = basis @ basis.T
     earlier = torch.randn(9, 2, dtype=torch.float64)
     system = projector @ (keys @ keys.T + earlier @ earlier.T) + 10.0 * torch.eye(9, dtype=torch.float64)
-    update = null_space_update(keys, basis, earlier, 10.0)
+    update = null_space_update(keys, basis, earlier @ earlier.T, 10.0)
     torch.testing.assert_close(update, torch.linalg.solve(system, projector @ keys))
+    alone = torch.linalg.solve(projector @ keys @ keys.T + 10.0 * torch.eye(9, dtype=torch.float64), projector @ keys)
+    torch.testing.assert_close(null_space_update(keys, basis, None, 10.0), alone)
     preserved = vectors[:, :4]
     assert float((update.T @ preserved).abs().max()) < 1e-12

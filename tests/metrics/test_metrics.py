@@ -105,7 +105,7 @@ REFERENCES = {
         else float(o.before.generation == o.after.generation)
     ),
     m.Divergence: lambda o, a: o.divergence,
-    m.ScopeHitRate: lambda o, a: None if o.route is None else float(o.route.probability >= 0.5),
+    m.ScopeHitRate: lambda o, a: None if o.route is None else float(o.route.score >= 0.5),
     m.ChosenEditAccuracy: lambda o, a: None if o.right_request is None else float(o.right_request),
 }
 
@@ -127,7 +127,7 @@ def reference(cls, found, kind=None, group=None, average="probe", side="after"):
 def judged(found):
     """(probability, in scope) of the outcomes that the router is judged by."""
     kinds = {ProbeKind.EDIT_SUCCESS: 1, ProbeKind.GENERALIZATION: 1, ProbeKind.LOCALITY: 0}
-    return [(o.route.probability, kinds[o.probe.kind]) for o in found if o.route and o.probe.kind in kinds]
+    return [(o.route.score, kinds[o.probe.kind]) for o in found if o.route and o.probe.kind in kinds]
 
 
 def test_the_area_under_the_roc_curve_is_the_chance_of_the_right_order():

@@ -138,15 +138,13 @@ def test_what_the_unedited_model_scored_serves_the_edited_one(family, monkeypatc
     with batch.applied(model, [0, 1]) as edited:
         expected = edited.score(prompts, targets)
     trunk = Trunk(model, editor.lowest_layer(model))
-    with trunk.learning():
-        before = model.score(prompts, targets)
+    before = model.score(prompts, targets, passes=trunk.learner())
     monkeypatch.setattr(trunk, "_full", spy := Spy(trunk._full))
-    with trunk.serving():
-        with editor.edit_each(model, requests).applied(model, [0, 1]) as edited:
-            found = edited.score(prompts, targets)
-        assert set(spy.ran) == {False}, "blocks below the lowest edit site ran again"
-        assert len(model.score([*prompts, "A prompt that nobody has asked"], [*targets, "yes"])) == 3
-    assert "head_inputs" not in vars(model)
+    reader = trunk.reader()
+    with editor.edit_each(model, requests).applied(model, [0, 1]) as edited:
+        found = edited.score(prompts, targets, passes=reader)
+    assert set(spy.ran) == {False}, "blocks below the lowest edit site ran again"
+    assert len(model.score([*prompts, "A prompt that nobody has asked"], [*targets, "yes"], passes=reader)) == 3
     assert trunk.works
     for one, same, unedited in zip(found, expected, before, strict=True):
         torch.testing.assert_close(one.log_probs, same.log_probs, rtol=1e-3, atol=1e-3)
@@ -168,12 +166,10 @@ class Spy:
 def test_a_full_memory_forgets_and_goes_on():
     model = language_model("llama")
     trunk = Trunk(model, 1, limit=1)
-    with trunk.learning():
-        first = model.score(["The capital of France is"], ["Rome"])
-        model.score(["The capital of Germany is"], ["Paris"])
+    first = model.score(["The capital of France is"], ["Rome"], passes=trunk.learner())
+    model.score(["The capital of Germany is"], ["Paris"], passes=trunk.learner())
     assert len(trunk.store._kept) == 1
-    with trunk.serving():
-        again = model.score(["The capital of France is"], ["Rome"])
+    again = model.score(["The capital of France is"], ["Rome"], passes=trunk.reader())
     torch.testing.assert_close(again[0].log_probs, first[0].log_probs)
 
 

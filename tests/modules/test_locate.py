@@ -40,15 +40,15 @@ def test_what_cannot_be_edited_is_refused_before_the_first_edit(run, monkeypatch
     longest = max(records, key=lambda record: sum(len(probe.prompt) for probe in record.all_probes))
     last = longest.requests[0].prompt
 
-    def prepare(self, model, groups):
+    def validate(self, model, groups):
         if any(request.prompt == last for group in groups for request in group):
             raise EditError("the last one cannot be edited")
 
-    monkeypatch.setattr(MEMIT, "prepare", prepare)
+    monkeypatch.setattr(MEMIT, "validate", validate)
     command = ["test", "--config", str(run / "config.yaml"), "--data.eval_batch_size", "1"]
     # A run that is cut before it comes to that record has nothing against it.
     assert main([*command, "--trainer.limit_test_batches", "1"]) == 0
-    monkeypatch.setattr(MEMIT, "edit_groups", None)
+    monkeypatch.setattr(MEMIT, "compute_changes", None)
     assert main(command) == 1
     assert "the last one cannot be edited" in capsys.readouterr().err
 

@@ -53,7 +53,7 @@ def module(monkeypatch):
     made.attach(language_model("llama"))
     made.train()
     with torch.no_grad():
-        for parameter in made.editor.parts.counterfactual.parameters():
+        for parameter in made.editor.answering_model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     made.logged = {}
     monkeypatch.setattr(made, "log", lambda name, value, **_: made.logged.update({name: float(value)}))
@@ -79,7 +79,7 @@ def nll(model, prompt, target):
 def test_the_supervised_loss_is_that_of_a_plain_loop(module, hardest):
     module.hardest_negatives = hardest
     loss = module.training_step(batch_of(module), 0)
-    classifier, model = module.editor.parts.classifier, module.language_model
+    classifier, model = module.editor.scope_classifier, module.language_model
     positive, negative = [], []
     prompts = [(text, row) for row, (text, _) in enumerate(REPHRASES)] + [(text, None) for text, _ in LOCALITY]
     for prompt, row in prompts + SUBJECT_EXAMPLES:
@@ -89,7 +89,7 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module, hardest):
             p = torch.exp(-classifier.log_scale.exp() * distance)
             (positive if row == column else others).append(-p.log() if row == column else -(1 - p).log())
         negative += [max(others)] if hardest else others
-    with module.editor.parts.counterfactual.speaking(model) as other:
+    with module.editor.answering_model.speaking(model) as other:
         answers = [
             nll(other, given(request, prompt), target)
             for request, (prompt, target) in zip(REQUESTS, REPHRASES, strict=True)
@@ -126,7 +126,7 @@ def test_a_prompt_without_words_of_its_own_has_no_search_wording():
 def test_the_mixed_loss_is_that_of_a_plain_loop(module):
     module.objective = "mixed"
     loss = module.training_step(batch_of(module), 0)
-    classifier, model = module.editor.parts.classifier, module.language_model
+    classifier, model = module.editor.scope_classifier, module.language_model
     with torch.no_grad():
         keys = classifier.remember([request.prompt for request in REQUESTS])
         similarity = classifier.log_similarity([prompt for prompt, _ in REPHRASES + LOCALITY], keys).exp()
@@ -141,7 +141,7 @@ def test_the_mixed_loss_is_that_of_a_plain_loop(module):
         plain_text = model.encoder.encode(prompt, target)
         shown = model.encoder.encode(given(REQUESTS[int(which)], prompt), target)
         plain = distribution(plain_text)
-        with module.editor.parts.counterfactual.speaking(model):
+        with module.editor.answering_model.speaking(model):
             mixed = share * distribution(shown) + (1 - share) * plain
         if row < 3:
             parts.append(-mixed.log()[torch.arange(len(mixed)), torch.tensor(shown.target_ids)].mean())
@@ -205,7 +205,7 @@ def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch, 
 def test_a_mixture_needs_the_bases_tokens(tiny_folder, monkeypatch):
     module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), objective="mixed")
     module.attach(language_model("llama"))
-    monkeypatch.setattr(module.editor.parts.counterfactual, "same_tokens", lambda base: False)
+    monkeypatch.setattr(module.editor.answering_model, "same_tokens", lambda base: False)
     with pytest.raises(ConfigurationError, match="needs a counterfactual model with the base's own tokens"):
         module.training_step(batch_of(module), 0)
 
@@ -244,7 +244,7 @@ def test_all_of_a_separate_model_is_trained_its_head_included(tiny_folder, monke
     module.train()
     monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
     module.training_step(batch_of(module), 0).backward()
-    head = module.editor.parts.counterfactual.model.get_output_embeddings().weight.grad
+    head = module.editor.answering_model.model.get_output_embeddings().weight.grad
     # The softmax reaches every word of the vocabulary, whether a text holds it or not.
     assert int((head.abs().sum(1) > 0).sum()) == len(head)
 
@@ -307,8 +307,8 @@ def test_metrics_hold_the_router(run):
     outside = [line["measures"] for line in lines if line["kind"] == "locality"]
     # A point of the curve, counted by hand.
     point = curve[50]
-    recall = sum(one["scope_probability"] >= point["threshold"] for one in in_scope) / len(in_scope)
-    false_hits = sum(one["scope_probability"] >= point["threshold"] for one in outside) / len(outside)
+    recall = sum(one["scope_score"] >= point["threshold"] for one in in_scope) / len(in_scope)
+    false_hits = sum(one["scope_score"] >= point["threshold"] for one in outside) / len(outside)
     assert point["recall"] == pytest.approx(recall, abs=1e-6)
     assert point["false_hit_rate"] == pytest.approx(false_hits, abs=1e-6)
 

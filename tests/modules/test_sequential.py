@@ -134,7 +134,7 @@ def test_a_stopped_sequence_of_located_edits_goes_on_as_if_it_had_not(records, t
     again = kept_sequence_of(records, tmp_path / "cut", size=2, editor=memit())
     assert len(again.sequence) == stopped_at
     outcomes = [again.step(number) for number in range(3)][-1]
-    contexts = {str(edit.provenance.hyperparameters["contexts"]) for edit in again.sequence.edits}
+    contexts = {str(edit.provenance.findings["contexts"]) for edit in again.sequence.edits}
     assert len(contexts) == 1
     for one, same in zip(outcomes, expected, strict=True):
         assert one.after.log_probs == pytest.approx(same.after.log_probs, abs=1e-3)
@@ -156,7 +156,7 @@ def test_a_request_that_cannot_be_edited_does_not_end_a_sequence(records, tmp_pa
     with pytest.warns(UserWarning, match="1 of 1 requests are left out: its loss became nan"):
         outcomes = [run.step(number) for number in range(3)]
     assert {outcome.record_id for outcome in outcomes[-1]} == {record.id for record in records[:3]}
-    assert [len(edit.provenance.warnings) for edit in run.sequence.edits] == [0, 1, 0]
+    assert [len(edit.provenance.failed) for edit in run.sequence.edits] == [0, 1, 0]
 
 
 def test_a_sequence_that_was_ended_stays_so(records, tmp_path, text):

@@ -235,7 +235,7 @@ def test_statistics_do_not_depend_on_the_rows_beside_them(run, tiny_folder, text
     for row in rows:
         alone.add(keys_of(model, row[None], sites))
     turned.add_batch(model, rows.flip(0), sites)  # in more passes than one
-    assert rows.numel() > 4 * model.tokens_enough
+    assert rows.numel() > 4 * model.saturation_tokens
     assert (turned.tokens, turned.batches) == (rows.numel(), 1)
     for name, moment in KeyStatistics.load(run / "statistics").moments.items():
         torch.testing.assert_close(alone.moments()[name], moment, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,188 @@
+"""Editing by text in front of the prompt: ICE and IKE."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_edit import ranges
+from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
+from lightning_edit.editors.contradictions import Contradictions
+from lightning_edit.edits import EditSequence, Match, Memory, RoutedChanges, Router, TextResponder
+from lightning_edit.edits.routed import named_requests
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.sentence_encoder import SentenceEncoder
+from lightning_edit.records import EditRecord, EditRequest, ProbeKind
+
+COPY, UPDATE, RETAIN = "copy", "update", "retain"
+SHARES = {COPY: 4, UPDATE: 12, RETAIN: 16}
+"""How many of 32 demonstrations are of each kind (Zheng et al. 2023, section 4.3)."""
+
+
+class EveryPrompt(Router):
+    """Routes every prompt to the one item that is remembered; memories are joined by joining their texts."""
+
+    def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
+        """See :meth:`Router.match`."""
+        everything = torch.ones(len(prompts), len(memory))
+        return Match(everything, everything.bool())
+
+    def join(self, first: Memory, second: Memory) -> Memory:
+        """See :meth:`Router.join`: the later text stands closer to the prompt."""
+        both = first.all_requests + second.all_requests
+        return Memory((named_requests(both),), texts=("".join(first.texts + second.texts),))
+
+
+class ICE(Editor):
+    """ICE: the new facts are stated in front of every prompt (Cohen et al. 2023, arXiv 2307.12976).
+
+    The weights stay as they are; p'(y | x) = p(y | "Imagine that <fact>.", x), the fact on a line of its own.
+    KnowEdit's toolkit states it as "New Fact: <fact>" and the query as "Prompt: x": set ``fact`` and ``query``.
+
+    Args:
+        fact: How a request is stated; "{prompt}" and "{target}" stand for its texts.
+        query: How facts and prompt are put together; "{text}" stands for all facts.
+    """
+
+    capabilities = Capabilities(depends=False, mergeable=False)
+    contradictions: Contradictions = "last"
+
+    def __init__(self, fact: str = "Imagine that {prompt} {target}.\n", query: str = "{text}{prompt}") -> None:
+        super().__init__()
+        for name, template, wanted in (("fact", fact, "{target}"), ("query", query, "{prompt}")):
+            if wanted not in template:
+                raise ConfigurationError(f"editor.{name}: expected {wanted} in the template, found {template!r}")
+        self.fact, self.query = fact, query
+
+    def text_of(self, model: LanguageModel, requests: Sequence[EditRequest]) -> str:
+        """What is put in front of prompts."""
+        return "".join(stated(self.fact, request.prompt, request.target) for request in requests)
+
+    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+        """See :meth:`Editor.compute_changes`."""
+        memories = [Memory((named_requests(group),), texts=(self.text_of(model, group),)) for group in groups]
+        return GroupChanges(RoutedChanges(memories, EveryPrompt(), TextResponder(self.query)))
+
+
+class IKE(ICE):
+    """IKE: demonstrations of how to use a new fact are put in front of it (Zheng et al. 2023, arXiv 2305.12740).
+
+    For a request, the k training records whose prompts are closest to its own each give one demonstration: "copy" (the
+    record's prompt and new answer), "update" (a rephrase and the new answer) or "retain" (a neighbouring prompt and its
+    old answer), in the ratio 4 : 12 : 16. The kinds are shuffled, and the nearest record stands last, followed by a
+    copy demonstration of the request itself and the query.
+
+    fit embeds the training records' prompts with a sentence encoder; embeddings and demonstrations are part of the
+    checkpoint.
+
+    Args:
+        demonstrations: k, the number of demonstrations (the authors' 32).
+        encoder: Sentence encoder: Hub id, local folder, or the bundled name "all-minilm-l6-v2" (the authors' model).
+        seed: Seed of the kinds' order and of the choice among a record's rephrases and neighbours.
+    """
+
+    capabilities = Capabilities(depends=False, mergeable=False, fit_reads="records")
+
+    _EXAMPLE = "New Fact: {prompt} {target}\nPrompt: {prompt} {target}\n\n"
+
+    def __init__(self, demonstrations: int = 32, encoder: str = "all-minilm-l6-v2", seed: int = 0) -> None:
+        super().__init__(self._EXAMPLE, "{text}{prompt}")
+        ranges.at_least(1, "editor", demonstrations=demonstrations)
+        self.demonstrations, self.encoder, self.seed = demonstrations, encoder, seed
+        self._sentences = SentenceEncoder(encoder)
+        self.register_buffer("embeddings", torch.zeros(0, 1))
+        self.register_buffer("stored", torch.zeros(0, dtype=torch.uint8))
+        self._examples: list[dict[str, list[str]]] | None = None
+
+    embeddings: Tensor
+    stored: Tensor
+
+    def index(self, records: Sequence[EditRecord]) -> int:
+        """Indexes training records; returns how many can give demonstrations.
+
+        Raises:
+            ConfigurationError: If there is none.
+        """
+        requests = [(record, request) for record in records for request in record.requests]
+        if not requests:
+            raise ConfigurationError(
+                "IKE needs training records for its demonstrations (data.train), and there are none"
+            )
+        examples = [_demonstrations(record, request) for record, request in requests]
+        self.embeddings = self._sentences.embed([request.prompt for _, request in requests]).cpu()
+        content = json.dumps(examples, ensure_ascii=False).encode()
+        self.stored = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        self._examples = examples
+        return len(examples)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: object) -> None:
+        # The index of another fit has another size.
+        for name in ("embeddings", "stored"):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        self._examples = None
+        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[arg-type]
+
+    @property
+    def examples(self) -> list[dict[str, list[str]]]:
+        """For each training record, kind of demonstration to texts.
+
+        Raises:
+            EditorNotFittedError: If nothing was indexed.
+        """
+        if not len(self.stored):
+            raise self.not_ready()
+        if self._examples is None:
+            self._examples = json.loads(bytes(self.stored.cpu().tolist()).decode())
+        return self._examples
+
+    def text_of(self, model: LanguageModel, requests: Sequence[EditRequest]) -> str:
+        """See :meth:`ICE.text_of`; the query's own "New Fact" line ends the text."""
+        texts: list[str] = []
+        for request in requests:
+            texts += self._chosen(request)
+            texts.append(stated(self.fact, request.prompt, request.target))
+        facts = "".join(f"New Fact: {request.prompt} {request.target}\n" for request in requests)
+        return "".join(texts) + facts + "Prompt: "
+
+    def _chosen(self, request: EditRequest) -> Iterator[str]:
+        """The demonstrations of a request, the nearest last."""
+        examples, generator = self.examples, random.Random(f"{self.seed}-{request.prompt}")
+        similarity = self._sentences.embed([request.prompt])[0] @ self.embeddings.T.cpu()
+        nearest = similarity.argsort(descending=True, stable=True)[: self.demonstrations].tolist()
+        kinds = _kinds(len(nearest))
+        generator.shuffle(kinds)
+        for place, kind in reversed(list(zip(nearest, kinds, strict=True))):
+            choices = examples[place]
+            yield generator.choice(choices.get(kind) or choices[COPY])
+
+
+def stated(template: str, prompt: str, target: str) -> str:
+    """A template with a request's texts in it."""
+    return template.replace("{prompt}", prompt).replace("{target}", target)
+
+
+def _kinds(count: int) -> list[str]:
+    """The kinds of ``count`` demonstrations, in the published ratio as closely as whole numbers allow."""
+    total = sum(SHARES.values())
+    kinds: list[str] = []
+    for kind, share in SHARES.items():
+        kinds += [kind] * round(share * count / total)
+    return (kinds + [RETAIN] * count)[:count]
+
+
+def _demonstrations(record: EditRecord, request: EditRequest) -> dict[str, list[str]]:
+    """The texts of each kind of demonstration that a record can give."""
+    fact = f"New Fact: {request.prompt} {request.target}\n"
+    rephrases = [probe.prompt for probe in record.probes_of(ProbeKind.GENERALIZATION)]
+    neighbours = [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.LOCALITY)]
+    return {
+        COPY: [f"{fact}Prompt: {request.prompt} {request.target}\n\n"],
+        UPDATE: [f"{fact}Prompt: {prompt} {request.target}\n\n" for prompt in rephrases],
+        RETAIN: [f"{fact}Prompt: {prompt} {answer}\n\n" for prompt, answer in neighbours],
+    }

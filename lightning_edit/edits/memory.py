@@ -1,0 +1,84 @@
+"""What routed edits remember."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lightning_edit.records import EditRequest
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Remembered items, each with what its router and its responder need.
+
+    Args:
+        requests: For each of M items the requests that it answers.
+        tensors: Name to (M, …) values of the items.
+        texts: (M) a text of each item, for responders that put it in front of prompts; empty where they need none.
+        owners: (M) the edit that each item belongs to, where independent edits are side by side; all 0 otherwise.
+    """
+
+    requests: tuple[tuple[EditRequest, ...], ...]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+    owners: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.requests)
+        object.__setattr__(self, "texts", self.texts or ("",) * count)
+        object.__setattr__(self, "owners", self.owners or (0,) * count)
+        lengths = {len(self.texts), len(self.owners), *(len(values) for values in self.tensors.values())}
+        if lengths != {count}:
+            raise ValueError(f"a memory of {count} items with values for {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def all_requests(self) -> tuple[EditRequest, ...]:
+        """The requests of all items."""
+        return tuple(request for requests in self.requests for request in requests)
+
+    def select(self, places: Sequence[int]) -> Memory:
+        """Some of the items, as one edit's."""
+        return Memory(
+            tuple(self.requests[place] for place in places),
+            {name: values[list(places)] for name, values in self.tensors.items()},
+            tuple(self.texts[place] for place in places),
+        )
+
+    def owned_by(self, edit: int) -> Memory:
+        """The items of one of several edits side by side."""
+        return self.select([place for place, owner in enumerate(self.owners) if owner == edit])
+
+    def with_tensors(self, **tensors: Tensor) -> Memory:
+        """The same items with some of their values replaced."""
+        return replace(self, tensors={**self.tensors, **tensors})
+
+    @staticmethod
+    def concatenated(first: Memory, second: Memory) -> Memory:
+        """The items of two memories of one kind, as one edit's."""
+        tensors = {name: _together(values, second.tensors[name]) for name, values in first.tensors.items()}
+        return Memory((*first.requests, *second.requests), tensors, (*first.texts, *second.texts))
+
+    @staticmethod
+    def side_by_side(memories: Sequence[Memory]) -> Memory:
+        """The memories of independent edits, each item with the number of its edit."""
+        joined = memories[0].select(range(len(memories[0])))
+        for memory in memories[1:]:
+            joined = Memory.concatenated(joined, memory)
+        owners = tuple(edit for edit, memory in enumerate(memories) for _ in range(len(memory)))
+        return replace(joined, owners=owners)
+
+
+def _together(first: Tensor, second: Tensor) -> Tensor:
+    """(M + N, …) values of two memories; token ids (integers) may have different widths and are padded with -1."""
+    second = second.to(first.device)
+    if first.dim() == 2 and not first.is_floating_point() and first.shape[1] != second.shape[1]:
+        width = max(first.shape[1], second.shape[1])
+        first, second = (torch.nn.functional.pad(v, (0, width - v.shape[1]), value=-1) for v in (first, second))
+    return torch.cat([first, second])

@@ -1,0 +1,60 @@
+"""Which edit each row of a batch belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_edit.errors import EditError
+
+
+def check_rows(rows: Sequence[int], edits: int) -> None:
+    """Refuses rows that name edits which do not exist.
+
+    Raises:
+        EditError: If there are such rows.
+    """
+    if rows and not 0 <= min(rows) <= max(rows) < edits:
+        raise EditError(f"rows name the edits {min(rows)} to {max(rows)}, but there are {edits}")
+
+
+def check_prompts(prompts: Sequence[str], rows: Sequence[int]) -> None:
+    """Refuses another number of prompts than edits were applied to.
+
+    Raises:
+        EditError: If the numbers differ.
+    """
+    if len(prompts) != len(rows):
+        raise EditError(f"{len(prompts)} prompts, but the edits were applied to {len(rows)} rows")
+
+
+def repeats_of(settings: Mapping[str, Any]) -> int:
+    """How many consecutive rows a generation makes of one prompt (beams)."""
+    return int(settings.get("num_beams") or 1)
+
+
+def split_rows(values: Tensor, count: int, repeats: int) -> Tensor:
+    """(R, S, D) of values that some architectures flatten to (R · S, D).
+
+    Args:
+        values: (R, S, D) or (R · S, D), R being ``count`` or ``count * repeats``.
+        count: Number of prompts.
+        repeats: Rows that a generation may make of each.
+
+    Raises:
+        EditError: If the number of rows fits neither.
+    """
+    allowed = (count, count * repeats)
+    if values.dim() == 3:
+        if values.shape[0] in allowed:
+            return values
+        raise EditError(
+            f"a batch of {values.shape[0]} rows reached edits that were applied to {count} rows; say which edit each "
+            "row belongs to"
+        )
+    for rows in allowed:
+        if values.shape[0] % rows == 0:
+            return values.reshape(rows, -1, values.shape[-1])
+    raise EditError(f"{values.shape[0]} flattened positions do not divide into {count} rows")

@@ -1,0 +1,38 @@
+"""A frozen sentence encoder, for retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_edit.models.scope import load_sentence_encoder
+
+
+class SentenceEncoder:
+    """Embeds texts as unit vectors; loaded when it is first used, and never part of a checkpoint.
+
+    Args:
+        name: Hub id, local folder, or the bundled name "all-minilm-l6-v2".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._loaded: nn.Module | None = None
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32 unit vectors, whose products are cosine similarities.
+
+        Raises:
+            ConfigurationError: If sentence-transformers is not installed.
+            SourceNotFoundError: If there is no such encoder.
+        """
+        if self._loaded is None:
+            self._loaded = load_sentence_encoder(self.name).eval()
+        encoder: object = self._loaded
+        vectors: Tensor = encoder.encode(  # type: ignore[attr-defined]
+            list(texts), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+        )
+        return vectors.float().clone()

@@ -1,0 +1,54 @@
+"""Word boundaries in any script, for finding subjects and answers in texts."""
+
+from __future__ import annotations
+
+import regex
+
+_SEGMENTS = regex.compile(r"(?w)\b")
+"""Boundaries of Unicode Standard Annex #29; in scripts without spaces every character cluster is a word."""
+_NUMBER = regex.compile(r"\p{Nd}+(?:[.,:٫٬'’]\p{Nd}+)+")
+"""A number or a time of day: the marks inside it end no word."""
+_MARK = regex.compile(r"[.:·'’‘]")
+"""Marks that Annex #29 counts as part of the word around them, such as in "France's" and "Rome.The"."""
+_KOREAN = regex.compile(r"\p{Script=Hangul}")
+
+
+def word_boundaries(text: str) -> frozenset[int]:
+    """The places in a text, in characters, where a word can begin or end.
+
+    They are those of Unicode Standard Annex #29, and both sides of full stops, colons and apostrophes between letters,
+    so that "France" is found in "France's". Inside numbers there is none: 3 is not found in 3.5, 3,500 or 3:30.
+    """
+    places = {match.start() for match in _SEGMENTS.finditer(text)} | {0, len(text)}
+    for match in _MARK.finditer(text):
+        places |= {match.start(), match.end()}
+    for match in _NUMBER.finditer(text):
+        places -= set(range(match.start() + 1, match.end()))
+    return frozenset(places)
+
+
+def find_words(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Occurrences of a phrase in a text as whole words: start and end of each, in characters.
+
+    In Korean, particles follow a word without a space; there, a phrase may go on at its end.
+
+    Args:
+        text: The text.
+        phrase: The phrase, not empty.
+    """
+    boundaries = word_boundaries(text)
+    found, start = [], text.find(phrase)
+    while start >= 0:
+        end = start + len(phrase)
+        has_particle = bool(_KOREAN.match(text[end : end + 1]) and _KOREAN.match(phrase[-1]))
+        if start in boundaries and (end in boundaries or has_particle):
+            found.append((start, end))
+        start = text.find(phrase, start + 1)
+    return found
+
+
+def words(text: str) -> list[str]:
+    """The words and punctuation marks of a text by Unicode Standard Annex #29, without white space."""
+    places = sorted({match.start() for match in _SEGMENTS.finditer(text)} | {0, len(text)})
+    segments = (text[start:end].strip() for start, end in zip(places, places[1:], strict=False))
+    return [segment for segment in segments if segment]

@@ -1,0 +1,87 @@
+"""What a user adds in a module of their own works through YAML, without a change of the package."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_edit.cli import main
+from lightning_edit.edits import EditSequence, load_edit
+from lightning_edit.errors import EditError
+from tests.testers import REQUESTS, EditorTester
+from tests.tiny_models import language_model
+
+
+@pytest.fixture(autouse=True)
+def own_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    yield
+    sys.modules.pop("my_extension", None)
+
+
+def extension():
+    import my_extension
+
+    return my_extension
+
+
+class TestTargetBias(EditorTester):
+    """The whole suite of editors holds for it."""
+
+    def make(self, model):
+        return extension().TargetBias(2.0)
+
+    def test_a_batch_of_another_size_is_an_error(self, model, editor):
+        pytest.skip("the extension does not check the number of prompts")
+
+    def test_beams_and_return_sequences_repeat_rows(self, model, editor):
+        pytest.skip("the extension does not generate with beams")
+
+
+def test_a_test_run_with_everything_from_outside(tiny_folder, tmp_path):
+    config = {
+        "model": {
+            "class_path": "lightning_edit.modules.EditingModule",
+            "init_args": {
+                "editor": {"class_path": "my_extension.TargetBias", "init_args": {"strength": 3.0}},
+                "language_model": {"name_or_path": str(tiny_folder)},
+                "metrics": [{"class_path": "my_extension.AnswerLength"}],
+            },
+        },
+        "data": {
+            "test": {
+                "class_path": "my_extension.MyFacts",
+                "init_args": {
+                    "facts": {"The capital of France is": "Rome", "The capital of Italy is": "Paris the city"}
+                },
+            }
+        },
+        "trainer": {
+            "logger": False,
+            "callbacks": [
+                {"class_path": "lightning_edit.callbacks.TestReport", "init_args": {"folder": str(tmp_path)}}
+            ],
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["test", "--config", str(tmp_path / "config.yaml")]) == 0
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert written["counts"]["probes"] == {"edit_success/": 2, "locality/常识": 2}
+    assert "locality/常识/token_accuracy" in written["metrics"]
+    assert written["metrics"]["answer_length"] > 1
+    assert len(lines) == 4
+
+
+def test_an_edit_of_its_own_kind_is_saved_loaded_and_joined(tmp_path):
+    model = language_model("llama")
+    editor = extension().TargetBias(1.0)
+    first, second = (editor.edit(model, [request]) for request in REQUESTS[:2])
+    loaded = load_edit(first.save(tmp_path / "edit"))
+    assert loaded.kind == "bias"
+    sequence = EditSequence([loaded]).then(editor.edit(model, [REQUESTS[1]], after=EditSequence([loaded])))
+    assert len(sequence.layers) == 1
+    with pytest.raises(EditError, match="cannot be merged"):
+        EditSequence([second]).merge(model)
