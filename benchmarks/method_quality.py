@@ -1,11 +1,12 @@
-"""Fine-tuning, adapters, prompts, codebooks and side memories on SmolLM2-135M-Instruct: CounterFact and KnowEdit's ZsRE.
+"""Fine-tuning, adapters, prompts, codebooks and side memories on SmolLM2-135M-Instruct.
 
 python -m benchmarks.method_quality --data FOLDER [--methods NAME …] [--benchmarks NAME …] [--records N] [--generated N]
 
-FOLDER holds the published files. The settings are those of configs/editor, each record is edited on the clean model, except
-for LocFT-BF, which edits all records at once. IKE's demonstrations come from CounterFact's and ZsRE's training files. Free
-generation is measured on the first records. A run that was stopped goes on where it was; what was measured of a method stays
-in the result until it is measured again.
+FOLDER holds the published files of CounterFact and KnowEdit's ZsRE. The settings are those of configs/editor; each
+record
+is edited on the clean model, except for LocFT-BF, which edits all records at once. IKE's demonstrations come from the
+training files. Free generation is measured on the first records. A run that was stopped goes on where it was; what was
+measured of a method stays in the result until it is measured again.
 """
 
 from __future__ import annotations

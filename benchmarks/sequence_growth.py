@@ -2,9 +2,10 @@
 
 python -m benchmarks.sequence_growth [--tiny 10 100 1000 10000] [--smollm2 10 100 1000]
 
-A sequence is filled with random edits of the same shape as AlphaEdit's, with the keys that they carry, and then one more edit
-is made on top of it by AlphaEdit, added, applied and scored once. Statistics are the identity's stand-ins: random moments.
-The earlier edits differ from real ones in their values alone, which neither time nor memory depends on.
+A sequence is filled with random edits of the same shape as AlphaEdit's, with the keys that they carry; then one more
+edit
+is made on top of it by AlphaEdit, added, applied and scored once. The earlier edits differ from real ones in their
+values alone, which neither time nor memory depends on.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import get_type_hints
 
 _COMMANDS = {
     "fit": "train an editor, or collect what it needs",
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process if none are given.
 
     Returns:
-        The exit status: 0, or 1 after an error that the message explains, or 2 for an unknown command.
+        The exit status: 0, 1 after an error that the message explains, 2 for an unknown command, 130 after an
+        interrupt and 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -58,10 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lightning-edit: unknown command {command!r}\n\n{usage()}", file=sys.stderr)
         return 2
     # Imported only now: the help of the whole program needs none of the heavy packages.
-    from lightning_edit.errors import LightningEditError
+    from lightning_edit.errors import LightningEditError, RunInterruptedError
 
     try:
         _run(command, arguments)
+    except RunInterruptedError as error:
+        print(f"lightning-edit {command}: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print(f"lightning-edit {command}: stopped", file=sys.stderr)
+        return 130
     except LightningEditError as error:
         print(f"lightning-edit {command}: {error}", file=sys.stderr)
         return 1
@@ -79,7 +88,41 @@ def _run(command: str, arguments: list[str]) -> None:
 
     from lightning_edit import commands
 
-    auto_cli(getattr(commands, command), args=arguments[1:], prog=f"lightning-edit {command}", as_positional=False)
+    function = getattr(commands, command)
+    given = repeated_values(arguments[1:], function)
+    auto_cli(function, args=given, prog=f"lightning-edit {command}", as_positional=False)
+
+
+def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -> list[str]:
+    """Command-line arguments with the plain values of list options as JSON lists.
+
+    "--ask one --ask two", "--ask one two" and "--ask [one, two]" all give a list.
+
+    Args:
+        arguments: The arguments.
+        function: The command, whose parameters annotated with a list take several values.
+    """
+    hints = get_type_hints(function)
+    lists = {f"--{name}" for name, hint in hints.items() if "list[" in str(hint)}
+    values: dict[str, list[str]] = {}
+    others: list[str] = []
+    current: str | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            current = name if name in lists else None
+            if current is None:
+                others.append(argument)
+            else:
+                values.setdefault(current, []).extend([value] if equals else [])
+        elif current is None:
+            others.append(argument)
+        else:
+            values[current].append(argument)
+    for name, given in values.items():
+        is_list = len(given) == 1 and given[0].startswith("[") and given[0].endswith("]")
+        others += [name, given[0] if is_list else json.dumps(given, ensure_ascii=False)]
+    return others
 
 
 def _show_notes() -> None:

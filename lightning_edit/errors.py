@@ -66,5 +66,18 @@ class NonFiniteError(LightningEditError, ArithmeticError):
     """A loss or gradient is NaN or infinite."""
 
 
+class RunInterruptedError(LightningEditError):
+    """A run was stopped by a signal.
+
+    Args:
+        message: What was saved, and how to go on.
+        status: Exit status of the command: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class ConfigurationError(LightningEditError, ValueError):
     """Settings that contradict each other or the data at hand."""

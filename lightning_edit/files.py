@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -63,10 +64,22 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def finite_json(values: Any) -> Any:
+    """Plain data with null in place of numbers that JSON does not have (NaN and infinities)."""
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    if isinstance(values, dict):
+        return {key: finite_json(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite_json(value) for value in values]
+    return values
+
+
 def write_json(path: str | Path, values: Any) -> None:
-    """Writes plain data as JSON."""
+    """Writes plain data as JSON; numbers that JSON does not have become null."""
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(finite_json(values), indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _umask() -> int:

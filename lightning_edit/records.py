@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from lightning_edit.errors import RequestError
+from lightning_edit.words import find_words
 
 Span = tuple[int, int]
 
@@ -28,9 +28,9 @@ class ProbeKind(str, Enum):
 def find_subject(prompt: str, subject: str) -> Span:
     """Finds the characters of ``subject`` in ``prompt``.
 
-    An occurrence counts only as whole words: neither neighbour may continue the word, so that "Art" is not found in
-    "Artist". Scripts written without spaces have no such boundary; there, a literal occurrence between letters
-    outside ASCII counts too. Of several occurrences the last is taken, because its hidden states have seen the rest.
+    An occurrence counts only as whole words by Unicode Standard Annex #29, so that "Art" is not found in "Artist" nor
+    "Jos" in "José"; see :func:`lightning_edit.words.find_words`. Of several occurrences the last is taken, because its
+    hidden states have seen the rest.
 
     Args:
         prompt: The text to search.
@@ -42,11 +42,9 @@ def find_subject(prompt: str, subject: str) -> Span:
     Raises:
         RequestError: If there is no such occurrence.
     """
-    literal = re.escape(subject)
-    for pattern in (rf"(?<!\w){literal}(?!\w)", rf"(?<![A-Za-z0-9_]){literal}(?![A-Za-z0-9_])"):
-        matches = list(re.finditer(pattern, prompt))
-        if matches:
-            return matches[-1].span()
+    occurrences = find_words(prompt, subject)
+    if occurrences:
+        return occurrences[-1]
     if subject in prompt:
         raise RequestError(
             f"the subject {subject!r} occurs only inside another word of the prompt {prompt!r}; "

@@ -180,7 +180,8 @@ def similar_lengths(
 class PromptEncoder:
     """Turns prompts and targets into token ids, the same way for editing and for evaluation.
 
-    Prompt and target are joined by one space, unless the prompt ends or the target starts with white space, or a chat
+    Prompt and target are joined by one separator (a space), unless the prompt ends or the target starts with white
+    space, or a chat
     template is used, which ends where the answer starts. They are tokenised jointly, so that a byte-level BPE's leading
     space belongs to the target's first token, and the boundary is then found from the character offsets. The result
     is checked: the ids before the boundary must be those of the prompt alone (what free generation starts from), and
@@ -190,6 +191,8 @@ class PromptEncoder:
         tokenizer: A Hugging Face tokenizer.
         chat_template: Render prompts as a user's turn of the tokenizer's chat template.
         padding_side: On which side :meth:`collate` pads, by default.
+        separator: What joins prompt and target; none for scripts that are written without spaces.
+        vocabulary: Number of the model's embeddings, which some tokenizers' padding token lies beyond.
 
     Raises:
         ConfigurationError: If ``chat_template`` is asked of a tokenizer that has none.
@@ -200,18 +203,21 @@ class PromptEncoder:
         tokenizer: PreTrainedTokenizerBase,
         chat_template: bool = False,
         padding_side: Literal["left", "right"] = "right",
+        separator: str = " ",
+        vocabulary: int | None = None,
     ) -> None:
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise ConfigurationError("chat_template: the tokenizer has no chat template; set it to false")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.padding_side = padding_side
+        self.separator, self.vocabulary = separator, vocabulary
 
     @property
     def pad_id(self) -> int:
-        """The id that fills padded positions; masked everywhere, so any valid id will do."""
+        """The id that fills padded positions; masked everywhere, so any id with an embedding will do."""
         for id in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if id is not None:
+            if id is not None and (self.vocabulary is None or id < self.vocabulary):
                 return int(id)
         return 0
 
@@ -262,12 +268,12 @@ class PromptEncoder:
     def _separator(self, text: str, target: str) -> str:
         if not target or self.chat_template or text[-1:].isspace() or target[:1].isspace():
             return ""
-        return " "
+        return self.separator
 
     def _tokenize(self, text: str) -> tuple[list[int], list[Span] | None]:
-        options = {"add_special_tokens": not self.chat_template}
+        options = {"add_special_tokens": not (self.chat_template or self._begins_with_bos(text))}
         if not self.tokenizer.is_fast:
-            return list(self.tokenizer(text, **options)["input_ids"]), None
+            return self._without_end(list(self.tokenizer(text, **options)["input_ids"]), text), None
         encoded = self.tokenizer(text, return_offsets_mapping=True, **options)
         ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
         # Some tokenizers append an end-of-text token; nothing may follow the target. What begins a text stays.
@@ -277,6 +283,20 @@ class PromptEncoder:
             ids.pop()
             offsets.pop()
         return ids, offsets
+
+    def _begins_with_bos(self, text: str) -> bool:
+        """Whether a text itself begins with the beginning-of-text token, which then must not be added once more."""
+        bos = self.tokenizer.bos_token
+        return bool(bos) and text.startswith(str(bos))
+
+    def _without_end(self, ids: list[int], text: str) -> list[int]:
+        """Ids of a slow tokenizer, which tells no offsets, without an end-of-text token that is not in the text."""
+        end = self.tokenizer.eos_token_id
+        if end is None or text.endswith(str(self.tokenizer.eos_token)):
+            return ids
+        while len(ids) > 1 and ids[-1] == end:
+            ids.pop()
+        return ids
 
     def _encode_apart(self, text: str, joined: str, prompt_ids: list[int]) -> list[int]:
         """Where a token straddles the boundary: the prompt's ids, then the rest tokenised alone."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 from lightning_edit.data.datamodule import EditDataModule
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.editors.checkpoint import read_checkpoint
+from lightning_edit.errors import ConfigurationError, RunInterruptedError
 from lightning_edit.modules.base import EditingModule
 
+LAST = "last"
+"""The value of --ckpt_path that stands for the newest checkpoint of earlier runs of the same name."""
 _UNNAMED = "lightning_logs"
 """What Lightning calls runs without a name."""
 
@@ -31,6 +37,26 @@ class EditingCLI(LightningCLI):
             }
         )
 
+    def before_test(self) -> None:
+        """Refuses to measure an editor that was never trained."""
+        self._refuse_untrained()
+
+    def before_validate(self) -> None:
+        """See :meth:`before_test`."""
+        self._refuse_untrained()
+
+    def before_predict(self) -> None:
+        """See :meth:`before_test`."""
+        self._refuse_untrained()
+
+    def _refuse_untrained(self) -> None:
+        editor = self.model.editor
+        if editor.capabilities.fit_reads == "records" and not self.config[self.subcommand].get("ckpt_path"):
+            raise ConfigurationError(
+                f"{type(editor).__name__} has to be fitted first: give its checkpoint (--ckpt_path FILE, or "
+                "--ckpt_path last for the newest run)"
+            )
+
     def before_fit(self) -> None:
         """Refuses to fit what cannot be fitted, or without what fit reads.
 
@@ -49,13 +75,72 @@ class EditingCLI(LightningCLI):
             raise ConfigurationError(f"data.train: fit reads training records for {name}, and none are configured")
 
     def before_instantiate_classes(self) -> None:
-        """Runs that are not given a name are called after their editor: runs/serac/version_0."""
+        """Names runs after their editor where they have no name, and resolves the checkpoint."""
         config = self.config[self.subcommand]
+        self._name_runs(config)
+        if config.get("ckpt_path") == LAST:
+            config.ckpt_path = str(newest_checkpoint(config))
+
+    def _parse_ckpt_path(self) -> None:
+        """Reads a named checkpoint safely before anything is built; its settings do not replace configured ones."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path != LAST:
+            read_checkpoint(path)
+
+    @staticmethod
+    def _name_runs(config: Any) -> None:
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             arguments = getattr(logger, "init_args", None)
             if arguments is not None and arguments.get("name") == _UNNAMED:
                 arguments.name = str(config.model.init_args.editor.class_path).rpartition(".")[2].lower()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs a command of the Trainer.
+
+        Raises:
+            RunInterruptedError: If a signal stopped it.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException as error:
+            raise self._interrupted(143) from error
+        except SystemExit as error:
+            if not self.trainer.interrupted:
+                raise
+            raise self._interrupted(130) from error
+
+    def _interrupted(self, status: int) -> RunInterruptedError:
+        callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
+        saved = next((own.path for own in callbacks if isinstance(own, LastCheckpoint)), None)
+        if self.subcommand == "fit" and saved is not None and saved.exists():
+            return RunInterruptedError(f"stopped; the state is in {saved}. Go on with --ckpt_path {saved}", status)
+        return RunInterruptedError("stopped; run the same command again to go on", status)
+
+
+def newest_checkpoint(config: Any) -> Path:
+    """The newest "last.ckpt" among earlier runs of the same name.
+
+    Args:
+        config: The configuration of a Trainer command.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    loggers = config.trainer.logger
+    folders = [Path(config.trainer.get("default_root_dir") or ".")]
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and arguments.get("save_dir") and arguments.get("name"):
+            folders.insert(0, Path(arguments.save_dir) / arguments.name)
+    patterns = (f"checkpoints/{LAST}.ckpt", f"version_*/checkpoints/{LAST}.ckpt")
+    found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    if not found:
+        raise ConfigurationError(
+            f"ckpt_path: last: no earlier run in {', '.join(map(str, folders))} has a checkpoint; start "
+            "without --ckpt_path, or name a file"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 class RunConfig(SaveConfigCallback):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import regex
 
 _SEGMENTS = regex.compile(r"(?w)\b")
@@ -50,5 +52,5 @@ def find_words(text: str, phrase: str) -> list[tuple[int, int]]:
 def words(text: str) -> list[str]:
     """The words and punctuation marks of a text by Unicode Standard Annex #29, without white space."""
     places = sorted({match.start() for match in _SEGMENTS.finditer(text)} | {0, len(text)})
-    segments = (text[start:end].strip() for start, end in zip(places, places[1:], strict=False))
+    segments = (text[start:end].strip() for start, end in itertools.pairwise(places))
     return [segment for segment in segments if segment]

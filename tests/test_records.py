@@ -12,10 +12,22 @@ from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind, fi
         ("Belgium's capital is", "Belgium", (0, 7)),
         ("東京都の首都は", "東京", (0, 2)),
         ("C++ was made by", "C++", (0, 3)),
+        ("France's capital is", "France", (0, 6)),
+        ("프랑스의 수도는", "프랑스", (0, 3)),
+        ("Rome.The city of Rome", "Rome", (17, 21)),
     ],
 )
 def test_subjects_are_found_as_whole_words_the_last_one_first(prompt, subject, span):
     assert find_subject(prompt, subject) == span
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [("José lives in", "Jos"), ("Римская империя", "Рим"), ("Zoe\u0308 is from", "Zoe"), ("In 3.5 years", "3")],
+)
+def test_a_subject_that_a_letter_or_a_mark_continues_is_not_found(prompt, subject):
+    with pytest.raises(RequestError, match="only inside another word"):
+        find_subject(prompt, subject)
 
 
 def test_a_subject_inside_a_word_or_nowhere_is_an_error():

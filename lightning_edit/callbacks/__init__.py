@@ -1,8 +1,9 @@
 """What happens around a run: dashboards, prediction tables, reports, artifacts."""
 
+from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 from lightning_edit.callbacks.loggers import WandbDashboard
 from lightning_edit.callbacks.prediction_table import PredictionTable
 from lightning_edit.callbacks.report import TestReport
 from lightning_edit.callbacks.run_artifacts import RunArtifacts
 
-__all__ = ["PredictionTable", "RunArtifacts", "TestReport", "WandbDashboard"]
+__all__ = ["LastCheckpoint", "PredictionTable", "RunArtifacts", "TestReport", "WandbDashboard"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,17 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_edit.edits.provenance import package_versions
-from lightning_edit.files import replace_file, write_json
-from lightning_edit.metrics.all_tokens_match import all_tokens_match
-from lightning_edit.metrics.consistency import tfidf_similarity
-from lightning_edit.metrics.fluency import ngram_entropy
-from lightning_edit.metrics.generation import containment, exact_match
-from lightning_edit.metrics.probability import probability_magnitude, probability_score
+from lightning_edit.files import finite_json, replace_file, write_json
+from lightning_edit.metrics.collection import measures_of
 from lightning_edit.metrics.scope import scope_curve
-from lightning_edit.metrics.self_agreement import generation_agreement
-from lightning_edit.metrics.token_accuracy import token_accuracy
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.records import EditOutcome, ProbeKind
+from lightning_edit.records import EditOutcome
 
 T = TypeVar("T")
 METRICS_FILE = "metrics.json"
@@ -40,30 +36,9 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
         decode: Turns token ids into text.
     """
     probe, before, after = outcome.probe, outcome.before, outcome.after
-    measures: dict[str, float] = {}
-    if outcome.target_ids:
-        measures["token_accuracy"] = token_accuracy(after.predicted_ids, outcome.target_ids)
-        measures["token_accuracy_before"] = token_accuracy(before.predicted_ids, outcome.target_ids)
-        measures["all_tokens_match"] = all_tokens_match(after.predicted_ids, outcome.target_ids)
-        measures["self_agreement"] = token_accuracy(after.predicted_ids, before.predicted_ids)
-    if after.rival_log_probs:
-        measures["probability_score"] = probability_score(after.log_probs, after.rival_log_probs)
-        measures["probability_magnitude"] = probability_magnitude(after.log_probs, after.rival_log_probs)
-    if after.generation is not None and before.generation is not None and probe.kind is ProbeKind.FLUENCY:
-        measures["ngram_entropy"] = ngram_entropy(after.generation)
-        measures["ngram_entropy_before"] = ngram_entropy(before.generation)
-        if probe.references:
-            measures["tfidf_consistency"] = tfidf_similarity(after.generation, probe.references)
-    elif after.generation is not None and before.generation is not None:
-        measures["exact_match"] = exact_match(after.generation, probe.aliases)
-        measures["containment"] = containment(after.generation, probe.aliases)
-        measures["containment_before"] = containment(before.generation, probe.aliases)
-        measures["generation_agreement"] = generation_agreement(before.generation, after.generation)
-    if outcome.divergence is not None:
-        measures["kl_divergence"] = outcome.divergence
+    measures = measures_of(outcome)
     if outcome.route is not None:
         measures["scope_score"] = outcome.route.score
-        measures["scope_hit"] = float(outcome.route.hit)
     return {
         "record": outcome.record_id,
         "kind": str(probe.kind),
@@ -74,6 +49,20 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
         "after": {"teacher_forced": decode(after.predicted_ids), "generation": after.generation},
         "measures": measures,
     }
+
+
+def not_finite(outcomes: Sequence[EditOutcome]) -> dict[str, dict[str, Any]]:
+    """The measures that are infinite or NaN for some outcomes: how many, and of which records."""
+    found: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes:
+        prefix = f"{outcome.probe.kind}/{outcome.probe.group}".rstrip("/")
+        for name, value in measures_of(outcome).items():
+            if not math.isfinite(value):
+                entry = found.setdefault(f"{prefix}/{name}", {"outcomes": 0, "records": []})
+                entry["outcomes"] += 1
+                if outcome.record_id not in entry["records"]:
+                    entry["records"].append(outcome.record_id)
+    return found
 
 
 class TestReport(Callback):
@@ -163,6 +152,7 @@ class TestReport(Callback):
                 "records": len({outcome.record_id for outcome in outcomes}),
                 "probes": dict(Counter(f"{outcome.probe.kind}/{outcome.probe.group}" for outcome in outcomes)),
             },
+            "not_finite": not_finite(outcomes),
             "data": report.summary() if report is not None else None,
             **({"scope_curve": curve} if (curve := scope_curve(outcomes)) else {}),
             "findings": module.editor.findings(module.language_model),
@@ -197,7 +187,8 @@ def _gathered(own: list[T], trainer: Trainer) -> list[T]:
 def _write_predictions(path: Path, outcomes: list[EditOutcome], module: EditingModule) -> None:
     with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for outcome in outcomes:
-            file.write(json.dumps(prediction(outcome, module.encoder.decode), ensure_ascii=False) + "\n")
+            line = finite_json(prediction(outcome, module.encoder.decode))
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 _COLUMNS = (
@@ -211,6 +202,7 @@ _COLUMNS = (
     ("text", "generation_agreement"),
     ("KL", "kl_divergence"),
 )
+_SHOWN_RECORDS = 5
 _LEGEND = """\
 teacher-forced   before, tokens: share of right tokens, unedited and edited; all: every token is right
 free generation  exact: the answer, then the clause ends; holds: it contains the answer
@@ -232,10 +224,19 @@ def print_measures(measures: dict[str, float], outcomes: list[EditOutcome], prot
     for row in rows:
         cells = [measures.get(f"{row}/{name}") for _, name in _COLUMNS]
         if any(cell is not None for cell in cells):
-            table.add_row(row.replace("/", "\n  "), *("–" if cell is None else f"{cell:.2f}" for cell in cells))
+            table.add_row(
+                row.replace("/", "\n  "),
+                *("–" if cell is None else f"{cell:.2f}" if math.isfinite(cell) else "not finite" for cell in cells),
+            )
     console = Console()
     console.print(table)
     console.print(_LEGEND, soft_wrap=True, highlight=False)
+    for name, entry in not_finite(outcomes).items():
+        records = ", ".join(entry["records"][:_SHOWN_RECORDS])
+        console.print(
+            f"not finite       {name}: {entry['outcomes']} outcomes, of the records {records}", soft_wrap=True,
+            highlight=False, markup=False, style="bold red",
+        )  # fmt: skip
     for row in rows:
         after, before = (measures.get(f"{row}/{name}") for name in ("ngram_entropy", "ngram_entropy_before"))
         if after is not None and before is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from typing import Any, Protocol, cast
 
@@ -115,7 +117,7 @@ class EditDataModule(LightningDataModule):
             _LOG.info("%s", report.summary())
 
     def _skip_seen(self, report: ReadReport) -> None:
-        seen = {request.subject for record in self.records("fit") for request in record.requests}
+        seen = {request.subject for record in self.records("fit") for request in record.requests} - {None}
         kept = [record for record in report.records if not any(request.subject in seen for request in record.requests)]
         report.dropped["record whose subject is in the training records"] += len(report.records) - len(kept)
         report.records = kept
@@ -224,14 +226,43 @@ class EditDataModule(LightningDataModule):
         return cast(HasEncoder, self.trainer.lightning_module).encoder
 
     def state_dict(self) -> dict[str, Any]:
-        """How many of the epoch's batches are done, for an exact resume."""
+        """How many of the epoch's batches are done, and of what, for an exact resume."""
         if self.trainer is None or self._train_batches is None:
             return {}
         # The total is the one count that neither the end of an epoch nor a restart sets back.
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        epoch, done = divmod(int(progress.processed), int(self.trainer.num_training_batches))
-        return {"epoch": epoch, "batches_done": done}
+        batches = int(self.trainer.num_training_batches)
+        epoch, done = divmod(int(progress.processed), batches)
+        return {"epoch": epoch, "batches_done": done, "batches": batches, "order": self._order()}
+
+    def _order(self) -> dict[str, Any]:
+        """What the order of the training batches follows from."""
+        requests = [[r.prompt, r.target] for record in self.records("fit") for r in record.requests]
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "requests_per_edit": self.requests_per_edit,
+            "processes": self._process()[1],
+            "records": hashlib.sha256(json.dumps(requests).encode()).hexdigest(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues behind the batches that are done."""
+        """Continues behind the batches that are done.
+
+        Raises:
+            ConfigurationError: If the batches would be others: another seed, batch size, number of processes or data.
+        """
+        stored = state_dict.get("order")
+        if stored is not None and "fit" in self.reports:
+            now = self._order()
+            other = [
+                f"{name} ({stored.get(name)} then, {value} now)"
+                for name, value in now.items()
+                if stored.get(name) != value
+            ]
+            if other:
+                raise ConfigurationError(
+                    f"the checkpoint's run had other training batches: {', '.join(other)}; use the same settings to go "
+                    "on with it, or start a new run from its weights (model.start)"
+                )
         self._resume_at = int(state_dict.get("epoch", 0)), int(state_dict.get("batches_done", 0))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
+
+import regex
 
 from lightning_edit import ranges
 from lightning_edit.errors import (
@@ -87,6 +90,8 @@ class Entry:
         """``value`` without white space around it, counted where there was any."""
         if value != value.strip():
             self.report.changed["white space around a text stripped"] += 1
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataFormatError(f"a text holds half of a surrogate pair: {value!a}", self.path, self.index)
         return value.strip()
 
     def number(self, name: str) -> int:
@@ -167,13 +172,17 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise SourceNotFoundError(f"{path}: no such file; pass the path of a data file, or of its folder")
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        # A byte order mark, which some editors write, is no part of the text.
+        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise DataFormatError(f"not valid UTF-8 at byte {error.start}; save the file as UTF-8", path) from error
     except json.JSONDecodeError as error:
         raise DataFormatError(
             f"not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); is the file complete?", path
         ) from error
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataFormatError(f"not usable JSON ({problem})", path) from error
 
 
 def locate(source: str, names: Sequence[str]) -> Path:
@@ -258,6 +267,7 @@ class Benchmark(RecordSource):
                 report.records += self.parse(entry)
             except RequestError as error:
                 raise DataFormatError(str(error), path, entry.index) from error
+        report.records = with_unique_ids(report)
         if not report.records:
             raise DataFormatError("no usable record; is it the right file?", path)
         note_repeated_prompts(report)
@@ -302,10 +312,11 @@ def _occurs(prompt: str, subject: str) -> bool:
 
 
 def _surface_form(entry: Entry, prompt: str, subject: str) -> str | None:
-    start = prompt.lower().find(subject.lower())
-    if start >= 0 and _occurs(prompt, prompt[start : start + len(subject)]):
-        entry.report.changed["subject takes its form in the prompt"] += 1
-        return prompt[start : start + len(subject)]
+    # Lower-casing can change the length of a text ("İ"), so places are looked for in the prompt itself.
+    for match in regex.finditer(regex.escape(subject), prompt, regex.IGNORECASE | regex.FULLCASE):
+        if _occurs(prompt, match.group()):
+            entry.report.changed["subject takes its form in the prompt"] += 1
+            return str(match.group())
     entry.report.changed["subject not in the prompt left out"] += 1
     return None
 
@@ -325,6 +336,23 @@ def make_probe(
     return [Probe(prompt, answers, kind, group, rival if rival not in answers[0] else None)]
 
 
+def with_unique_ids(report: ReadReport) -> list[EditRecord]:
+    """The records of a report, those whose id another one has already with a number behind it."""
+    taken: set[str] = set()
+    records = []
+    for record in report.records:
+        name, number = record.id, 1
+        while name in taken:
+            number += 1
+            name = f"{record.id}#{number}"
+        taken.add(name)
+        if name != record.id:
+            report.changed["record id that another record has, numbered"] += 1
+            record = replace(record, id=name)
+        records.append(record)
+    return records
+
+
 def note_repeated_prompts(report: ReadReport) -> None:
     """Counts prompts that several requests share, and those of them that ask for different targets."""
     targets: dict[str, list[str]] = {}
@@ -338,11 +366,33 @@ def note_repeated_prompts(report: ReadReport) -> None:
         report.noted["prompts with conflicting targets"] = conflicting
 
 
-def read_requests(path: str | Path) -> list[EditRequest]:
-    """Reads edit requests from a JSON Lines file: objects with prompt, target and, optionally, subject and id.
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds a JSON object and refuses one in which a name occurs twice.
 
     Raises:
-        DataFormatError: If a line is not such an object, with its number.
+        ValueError: If one does.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise ValueError(f"the field {twice[0]!r} occurs twice in one object")
+    return values
+
+
+def _refuse_unknown(entry: Entry) -> None:
+    known = [field.name for field in fields(EditRequest)]
+    for name in entry.values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"a request has {', '.join(known)}"
+            raise entry.error(name, f"unknown field; {hint}")
+
+
+def read_requests(path: str | Path) -> list[EditRequest]:
+    """Reads edit requests from a JSON Lines file: objects with the fields of :class:`EditRequest`.
+
+    Raises:
+        DataFormatError: If a line is not such an object, or has another field, with its number.
     """
     path = Path(path)
     if not path.is_file():
@@ -354,16 +404,21 @@ def read_requests(path: str | Path) -> list[EditRequest]:
         if not line.strip():
             continue
         try:
-            entry = Entry(json.loads(line), path, number, report)
-            subject = entry.text("subject") if "subject" in entry else None
+            entry = Entry(json.loads(line, object_pairs_hook=unique_keys), path, number, report)
+            _refuse_unknown(entry)
+            optional = {name: entry.text(name) for name in ("subject", "ground_truth") if name in entry}
+            start = entry.number("subject_start") if "subject_start" in entry else None
             name = entry.text("id") if "id" in entry else str(len(requests))
-            requests.append(EditRequest(entry.text("prompt"), entry.text("target"), subject, id=name))
+            request = EditRequest(entry.text("prompt"), entry.text("target"), **optional, subject_start=start, id=name)
+            requests.append(request)
         except UnicodeDecodeError as error:
             raise DataFormatError(
                 f"not UTF-8 ({error.reason} at byte {error.start} of the line)", path, number
             ) from error
-        except (json.JSONDecodeError, RequestError) as error:
-            raise DataFormatError(str(error), path, number) from error
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, DataFormatError):
+                raise
+            raise DataFormatError(str(error) or "nested too deeply", path, number) from error
     if not requests:
         raise DataFormatError("no request; each line is an object with prompt and target", path)
     return requests

@@ -46,6 +46,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         SourceNotFoundError: If there is no such file.
         ConfigurationError: If it is not a checkpoint of this package.
     """
+    if "://" in str(path):
+        raise SourceNotFoundError(f"{path}: checkpoints are read from local files; download it first")
     path = Path(path)
     if not path.is_file():
         raise SourceNotFoundError(f"{path}: no such checkpoint; pass the path of a .ckpt file")

@@ -2,7 +2,7 @@
 
 from lightning_edit.metrics.all_tokens_match import AllTokensMatch, all_tokens_match
 from lightning_edit.metrics.base import OutcomeMetric
-from lightning_edit.metrics.collection import edit_metrics, metric_prefix
+from lightning_edit.metrics.collection import MEASURES, Measure, edit_metrics, measures_of, metric_prefixes
 from lightning_edit.metrics.consistency import TfidfConsistency, tfidf_similarity
 from lightning_edit.metrics.divergence import Divergence
 from lightning_edit.metrics.fluency import NGramEntropy, ngram_entropy
@@ -24,12 +24,14 @@ from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgree
 from lightning_edit.metrics.token_accuracy import TokenAccuracy, token_accuracy
 
 __all__ = [
+    "MEASURES",
     "AllTokensMatch",
     "ChosenEditAccuracy",
     "Containment",
     "Divergence",
     "ExactMatch",
     "GenerationAgreement",
+    "Measure",
     "NGramEntropy",
     "OutcomeMetric",
     "ProbabilityMagnitude",
@@ -45,7 +47,8 @@ __all__ = [
     "edit_metrics",
     "exact_match",
     "generation_agreement",
-    "metric_prefix",
+    "measures_of",
+    "metric_prefixes",
     "ngram_entropy",
     "probability_magnitude",
     "probability_score",

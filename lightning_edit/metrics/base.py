@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -30,6 +31,7 @@ class OutcomeMetric(Metric, ABC):
     full_state_update = False
     total: Tensor
     count: Tensor
+    not_finite: Tensor
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class OutcomeMetric(Metric, ABC):
         self.kind, self.group, self.average, self.side = kind, group, average, side
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("not_finite", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @abstractmethod
     def value(self, outcome: EditOutcome) -> float | None:
@@ -60,13 +63,20 @@ class OutcomeMetric(Metric, ABC):
         by_record: dict[str, list[float]] = {}
         for outcome in filter(self.counts, outcomes):
             value = self.value(outcome)
-            if value is not None:
-                by_record.setdefault(outcome.record_id, []).append(value)
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                self.not_finite += 1
+                continue
+            by_record.setdefault(outcome.record_id, []).append(value)
         for values in by_record.values():
             weight = 1 / len(values) if self.average == "record" else 1.0
             self.total += weight * sum(values)
             self.count += weight * len(values)
 
     def compute(self) -> Tensor:
-        """() float64 the mean; NaN where nothing was counted."""
-        return self.total / self.count
+        """() float64 the mean; NaN where nothing was counted, infinite where a value was not finite.
+
+        The mean of the other values would flatter an edit that broke the model.
+        """
+        return torch.where(self.not_finite > 0, torch.full_like(self.total, math.inf), self.total / self.count)

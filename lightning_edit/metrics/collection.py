@@ -3,74 +3,120 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torchmetrics import Metric, MetricCollection
 
 from lightning_edit.metrics.all_tokens_match import AllTokensMatch
-from lightning_edit.metrics.base import Average, OutcomeMetric
+from lightning_edit.metrics.base import Average, OutcomeMetric, Side
 from lightning_edit.metrics.consistency import TfidfConsistency
 from lightning_edit.metrics.divergence import Divergence
 from lightning_edit.metrics.fluency import NGramEntropy
 from lightning_edit.metrics.generation import Containment, ExactMatch
 from lightning_edit.metrics.probability import ProbabilityMagnitude, ProbabilityScore
-from lightning_edit.metrics.scope import ChosenEditAccuracy, ScopeAUROC, ScopeAveragePrecision, ScopeHitRate
+from lightning_edit.metrics.scope import ChosenEditAccuracy, ScopeHitRate
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement
 from lightning_edit.metrics.token_accuracy import TokenAccuracy
-from lightning_edit.records import ProbeKind
+from lightning_edit.records import EditOutcome, ProbeKind
+
+_ANSWERED = tuple(kind for kind in ProbeKind if kind is not ProbeKind.FLUENCY)
+_CHANGED = tuple(kind for kind in _ANSWERED if kind is not ProbeKind.LOCALITY)
+_LOCALITY = (ProbeKind.LOCALITY,)
+_FLUENCY = (ProbeKind.FLUENCY,)
 
 
-def metric_prefix(kind: ProbeKind, group: str) -> str:
-    """The stable name of a kind and group in logs: "locality/same_relation"."""
-    slug = re.sub(r"[^a-z0-9]+", "_", group.lower()).strip("_")
-    return f"{kind}/{slug}" if slug else str(kind)
+@dataclass(frozen=True)
+class Measure:
+    """A measure as it appears in metrics, predictions and reports.
+
+    Args:
+        name: Its name.
+        metric: Computes it.
+        kinds: The kinds of probes that it is taken of.
+        side: Whether it judges the edited or the unedited model.
+    """
+
+    name: str
+    metric: type[OutcomeMetric]
+    kinds: tuple[ProbeKind, ...]
+    side: Side = "after"
+
+    def of(self, outcome: EditOutcome) -> float | None:
+        """Its value for one outcome; None where it does not apply."""
+        return self.metric(side=self.side).value(outcome) if outcome.probe.kind in self.kinds else None
 
 
-def edit_metrics(groups: Sequence[tuple[ProbeKind, str]], average: Average = "probe") -> MetricCollection:
+MEASURES = (
+    Measure("token_accuracy", TokenAccuracy, _ANSWERED),
+    Measure("token_accuracy_before", TokenAccuracy, _ANSWERED, "before"),
+    Measure("all_tokens_match", AllTokensMatch, _ANSWERED),
+    Measure("exact_match", ExactMatch, _ANSWERED),
+    Measure("exact_match_before", ExactMatch, _ANSWERED, "before"),
+    Measure("containment", Containment, _ANSWERED),
+    Measure("containment_before", Containment, _ANSWERED, "before"),
+    Measure("probability_score", ProbabilityScore, _ANSWERED),
+    Measure("probability_magnitude", ProbabilityMagnitude, _ANSWERED),
+    Measure("self_agreement", SelfAgreement, _LOCALITY),
+    Measure("generation_agreement", GenerationAgreement, _LOCALITY),
+    Measure("kl_divergence", Divergence, _LOCALITY),
+    Measure("scope_hit_rate", ScopeHitRate, _ANSWERED),
+    Measure("chosen_edit_accuracy", ChosenEditAccuracy, _CHANGED),
+    Measure("ngram_entropy", NGramEntropy, _FLUENCY),
+    Measure("ngram_entropy_before", NGramEntropy, _FLUENCY, "before"),
+    Measure("tfidf_consistency", TfidfConsistency, _FLUENCY),
+)
+"""All measures, in the order of reports."""
+
+
+def measures_of(outcome: EditOutcome) -> dict[str, float]:
+    """Name to value of every measure that applies to an outcome; values may be infinite or NaN."""
+    values = {measure.name: measure.of(outcome) for measure in MEASURES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def metric_prefixes(groups: Sequence[tuple[ProbeKind, str]]) -> dict[tuple[ProbeKind, str], str]:
+    """The names of kinds and groups in logs, such as "locality/same_relation", each different from the others.
+
+    Letters and digits of every script are kept. Groups that differ in nothing else get a number.
+    """
+    prefixes: dict[tuple[ProbeKind, str], str] = {}
+    for kind, group in groups:
+        folded = unicodedata.normalize("NFKC", group).casefold()
+        slug = re.sub(r"\W+", "_", folded).strip("_")
+        wanted = f"{kind}/{slug}" if slug else str(kind)
+        prefix, number = wanted, 1
+        while prefix in prefixes.values():
+            number += 1
+            prefix = f"{wanted}_{number}"
+        prefixes[kind, group] = prefix
+    return prefixes
+
+
+def edit_metrics(
+    groups: Sequence[tuple[ProbeKind, str]], average: Average = "probe", extra: Mapping[str, Metric] | None = None
+) -> MetricCollection:
     """All measures for the given kinds and groups of probes.
 
     Args:
         groups: Pairs of kind and group, the same on every process.
         average: See :class:`OutcomeMetric`.
+        extra: Name to further metrics over all outcomes.
 
     Returns:
-        A collection whose names are "<kind>/<group>/<measure>", without the group where it has no name; "scope/…"
-        judges the router of edits with an explicit memory. Measures that nothing was counted for are NaN.
+        A collection whose names are "<kind>/<group>/<measure>", without the group where it has no name. Measures that
+        nothing was counted for are NaN.
     """
-    metrics: dict[str, Metric | MetricCollection] = {
-        "scope/auroc": ScopeAUROC(),
-        "scope/average_precision": ScopeAveragePrecision(),
-    }
-    for kind, group in groups:
-        for name, metric in _measures(kind, group, average).items():
-            metrics[f"{metric_prefix(kind, group)}/{name}"] = metric
+    metrics: dict[str, Metric | MetricCollection] = dict(extra or {})
+    for (kind, group), prefix in metric_prefixes(groups).items():
+        for measure in MEASURES:
+            if kind in measure.kinds:
+                metrics[f"{prefix}/{measure.name}"] = measure.metric(kind, group, average, measure.side)
     # Metrics with equal states would be merged silently if the collection were free to group them.
     return MetricCollection(metrics, compute_groups=False)
 
 
-def _measures(kind: ProbeKind, group: str, average: Average) -> dict[str, OutcomeMetric]:
-    if kind is ProbeKind.FLUENCY:
-        return {
-            "ngram_entropy": NGramEntropy(kind, group, average),
-            "ngram_entropy_before": NGramEntropy(kind, group, average, "before"),
-            "tfidf_consistency": TfidfConsistency(kind, group, average),
-        }
-    measures: dict[str, OutcomeMetric] = {
-        "token_accuracy": TokenAccuracy(kind, group, average),
-        "token_accuracy_before": TokenAccuracy(kind, group, average, "before"),
-        "all_tokens_match": AllTokensMatch(kind, group, average),
-        "exact_match": ExactMatch(kind, group, average),
-        "exact_match_before": ExactMatch(kind, group, average, "before"),
-        "containment": Containment(kind, group, average),
-        "containment_before": Containment(kind, group, average, "before"),
-        "probability_score": ProbabilityScore(kind, group, average),
-        "probability_magnitude": ProbabilityMagnitude(kind, group, average),
-        "scope_hit_rate": ScopeHitRate(kind, group, average),
-    }
-    if kind is not ProbeKind.LOCALITY:
-        measures["chosen_edit_accuracy"] = ChosenEditAccuracy(kind, group, average)
-    if kind is ProbeKind.LOCALITY:
-        measures["self_agreement"] = SelfAgreement(kind, group, average)
-        measures["generation_agreement"] = GenerationAgreement(kind, group, average)
-        measures["kl_divergence"] = Divergence(kind, group, average)
-    return measures
+def metric_names(metrics: Sequence[Metric]) -> dict[str, Metric]:
+    """Metrics by the names of their classes in snake case, such as "scope_auroc"."""
+    return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower(): metric for metric in metrics}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lightning_edit.metrics.base import OutcomeMetric
 from lightning_edit.records import EditOutcome
+from lightning_edit.words import words
 
 
 def tfidf_similarity(generation: str, references: Sequence[str]) -> float:
@@ -22,9 +23,13 @@ def tfidf_similarity(generation: str, references: Sequence[str]) -> float:
 
     if not generation.strip():
         return 0.0
-    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit([*references, generation])
+    vectorizer = TfidfVectorizer(tokenizer=_tokens, token_pattern=None).fit([*references, generation])
     vectors = vectorizer.transform([generation, " ".join(references)])
     return float((vectors[0] @ vectors[1].T).toarray()[0, 0])
+
+
+def _tokens(text: str) -> list[str]:
+    return [word for word in words(text) if any(character.isalnum() for character in word)]
 
 
 class TfidfConsistency(OutcomeMetric):

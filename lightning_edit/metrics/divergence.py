@@ -13,7 +13,7 @@ class Divergence(OutcomeMetric):
 
     The functional form is :func:`lightning_edit.functional.divergence.kl_divergence`; whole distributions are too
     large to keep, so outcomes carry the number. Where a model with other tokens answered there is none, and the mean
-    over the rest alone would flatter: it is NaN then.
+    over the rest alone would flatter: it counts as not finite then.
     """
 
     higher_is_better = False

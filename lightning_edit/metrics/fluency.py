@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 
 from lightning_edit.metrics.base import OutcomeMetric
 from lightning_edit.records import EditOutcome
+from lightning_edit.words import words
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
-
-
-def words(text: str) -> list[str]:
-    """Words and punctuation marks of a text."""
-    return re.findall(r"\w+(?:'\w+)?|[^\w\s]", text)
 
 
 def ngram_entropy(text: str) -> float:
     """Weighted entropy of the text's bigrams and trigrams in bits (Meng et al. 2022, GE; KnowEdit's fluency).
 
     The mean of (2/3) H_2 and (4/3) H_3 with H_n = -Σ_g f(g) log2 f(g) over the relative frequencies of the n-grams.
-    Repetition makes it small. The papers multiply it by 100 in their tables; here it is in bits.
+    Words and punctuation marks are those of Unicode Standard Annex #29; in scripts without spaces every character
+    cluster is a word. Repetition makes the entropy small. The papers multiply it by 100 in their tables; here it is
+    in bits.
 
     Args:
         text: A generation; zero where it has fewer than two words.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
 
 from lightning_edit.metrics.base import OutcomeMetric
 from lightning_edit.records import EditOutcome
+from lightning_edit.words import find_words, word_boundaries
 
 
 def normalize_answer(text: str) -> str:
@@ -15,11 +15,17 @@ def normalize_answer(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+_ENDS = frozenset({"Po", "Ps", "Pe", "Pi", "Pf", "Pd"})
+"""Unicode categories of punctuation marks that can end an answer."""
+_CONTINUES = frozenset("-&%#@*/\\'")
+"""Marks of these categories that continue a word or a number."""
+
+
 def exact_match(generation: str, aliases: Sequence[str]) -> float:
     """One where the generation begins with an answer and then a clause or the text ends, else zero.
 
     A language model goes on talking after its answer, so the end of the answer is the end of a line, of the text, or
-    a punctuation mark.
+    a punctuation mark of any script. Marks inside numbers and times ("3.5", "10:30") end nothing.
 
     Args:
         generation: What the model generated after the prompt.
@@ -27,19 +33,31 @@ def exact_match(generation: str, aliases: Sequence[str]) -> float:
     """
     lines = generation.strip().splitlines()
     first = normalize_answer(lines[0]) if lines else ""
+    boundaries = word_boundaries(first)
     for alias in map(normalize_answer, aliases):
-        if alias and first.startswith(alias) and re.match(r"\s*($|[.,;:!?()\"'“”…–—])", first[len(alias) :]):
+        if alias and first.startswith(alias) and len(alias) in boundaries and _ends_clause(first, len(alias)):
             return 1.0
     return 0.0
+
+
+def _ends_clause(text: str, place: int) -> bool:
+    """Whether a clause ends at a place of a text, white space aside."""
+    rest = text[place:].lstrip()
+    if not rest:
+        return True
+    if rest[0] in _CONTINUES or (rest[0] == "’" and rest[1:2].isalpha()):
+        return False
+    return unicodedata.category(rest[0]) in _ENDS
 
 
 def containment(generation: str, aliases: Sequence[str]) -> float:
-    """One where an answer occurs in the generation as whole words, else zero; arguments as for :func:`exact_match`."""
+    """One where an answer occurs in the generation as whole words, else zero; arguments as for :func:`exact_match`.
+
+    Words are those of Unicode Standard Annex #29. Chinese, Japanese and Thai are written without spaces; there, an
+    answer counts wherever it stands.
+    """
     text = normalize_answer(generation)
-    for alias in map(normalize_answer, aliases):
-        if alias and re.search(rf"(?<!\w){re.escape(alias)}(?!\w)", text):
-            return 1.0
-    return 0.0
+    return float(any(find_words(text, alias) for alias in map(normalize_answer, aliases) if alias))
 
 
 class ExactMatch(OutcomeMetric):

@@ -87,6 +87,7 @@ class LanguageModel:
         site: Name of the edit site, for models whose structure is ambiguous; see :class:`LayerMap`.
         chat_template: Render prompts with the tokenizer's chat template.
         tokens_per_batch: Padded tokens in one forward pass of :meth:`score` and :meth:`generate`.
+        separator: What joins prompt and target; "" for scripts that are written without spaces.
     """
 
     def __init__(
@@ -98,11 +99,14 @@ class LanguageModel:
         site: str | None = None,
         chat_template: bool = False,
         tokens_per_batch: int = 2048,
+        separator: str = " ",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         use_wide_products(self.model)
         self.tokenizer = tokenizer
-        self.encoder = PromptEncoder(tokenizer, chat_template)
+        embeddings: Any = self.model.get_input_embeddings()
+        vocabulary = int(embeddings.weight.shape[0])
+        self.encoder = PromptEncoder(tokenizer, chat_template, separator=separator, vocabulary=vocabulary)
         self.layer_map = LayerMap(model, site)
         self.name = name or str(model.config.name_or_path) or str(model.config.model_type)
         self.revision = revision
@@ -226,6 +230,37 @@ class LanguageModel:
         message = "; ".join(differences)
         warnings.warn(message, stacklevel=2)
         return message
+
+    @property
+    def positions(self) -> int | None:
+        """Number of tokens that the model can read; None where it has no limit or does not say."""
+        config: Any = self.model.config.get_text_config()
+        return next(
+            (
+                int(value)
+                for name in ("max_position_embeddings", "n_positions")
+                if (value := getattr(config, name, None))
+            ),
+            None,
+        )
+
+    def check_length(self, text: EncodedText, new_tokens: int = 0) -> None:
+        """Refuses a text that is longer than the model's positions.
+
+        Args:
+            text: The text.
+            new_tokens: Tokens that are to be generated behind it.
+
+        Raises:
+            TokenizationError: If it is.
+        """
+        length, positions = len(text.ids) + new_tokens, self.positions
+        if positions is not None and length > positions:
+            beginning = self.encoder.decode(text.ids[:12])
+            raise TokenizationError(
+                f"the text that begins with {beginning!r} takes {length} positions with its target or generation, but "
+                f"{self.name} has {positions}; shorten it"
+            )
 
     @cached_property
     def takes_position_ids(self) -> bool:
@@ -397,6 +432,8 @@ class LanguageModel:
             TokenizationError: If a text does not survive the tokenizer.
         """
         encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+        for text in encoded:
+            self.check_length(text)
         scores: dict[int, Score] = {}
         for chunk in similar_lengths(
             [len(text.ids) for text in encoded], self.tokens_per_batch, enough=self.saturation_tokens
@@ -478,6 +515,8 @@ class LanguageModel:
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         if any(not text.ids for text in encoded):
             raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")
+        for text, limit in zip(encoded, limits, strict=True):
+            self.check_length(text, limit)
         texts: dict[int, str] = {}
         model: Any = self.model
         lengths = [len(text.ids) for text in encoded]

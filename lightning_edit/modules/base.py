@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_edit.data.sampling import limited
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import KEY, check_checkpoint, describe
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.base import Average
-from lightning_edit.metrics.collection import edit_metrics
+from lightning_edit.metrics.collection import edit_metrics, metric_names
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings, load_language_model
 from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings
@@ -58,6 +60,7 @@ class EditingModule(LightningModule):
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation; by default without free generation, which takes longest.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        metrics: Further metrics over all outcomes, logged under the names of their classes in snake case.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class EditingModule(LightningModule):
         evaluation: EvaluationSettings = EvaluationSettings(),
         validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
+        metrics: Sequence[Metric] = (),
     ) -> None:
         super().__init__()
         self.editor = editor
@@ -74,6 +78,8 @@ class EditingModule(LightningModule):
         self.evaluation = evaluation
         self.validation = validation
         self.average: Average = average
+        # In a tuple, they stay outside the module registry and the checkpoint.
+        self._extra_metrics = tuple(metrics)
         self._language_model: LanguageModel | None = None
         self._evaluators: dict[str, Evaluator] = {}
         self._metrics: dict[str, MetricCollection] = {}
@@ -132,7 +138,8 @@ class EditingModule(LightningModule):
         if settings.sequential is not None:
             self._prepare_sequence(datamodule, stage, settings.sequential)
         groups = settings.groups(datamodule.groups(stage))
-        self._metrics[stage] = edit_metrics(groups, self.average).to(self.device)
+        extra = metric_names(copy.deepcopy(self._extra_metrics))
+        self._metrics[stage] = edit_metrics(groups, self.average, extra).to(self.device)
 
     @property
     def protocol(self) -> str:
@@ -249,7 +256,10 @@ class EditingModule(LightningModule):
         self._log_measures("test", "test")
 
     def measures(self, stage: str) -> dict[str, float]:
-        """The measures of a stage so far, without those that nothing was counted for."""
+        """The measures of a stage so far, without those that nothing was counted for.
+
+        Measures that are not finite for some outcome are infinite.
+        """
         values = {name: float(value) for name, value in self._metrics[stage].compute().items()}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
@@ -262,7 +272,8 @@ class EditingModule(LightningModule):
             if name.startswith(str(kind)) and name.endswith(f"/{measure}")
         ]
         if headlines:
-            measures["score"] = sum(headlines) / len(headlines)
+            # A score that is not finite must not be the best one.
+            measures["score"] = sum(headlines) / len(headlines) if all(map(math.isfinite, headlines)) else -math.inf
         self.log_dict({f"{prefix}/{name}": value for name, value in measures.items()}, rank_zero_only=False)
         self._metrics[stage].reset()
 
@@ -279,6 +290,7 @@ class EditingModule(LightningModule):
         """
         if KEY not in checkpoint:
             raise ConfigurationError("the checkpoint was not made by lightning_edit")
+        _continue_within_epoch(checkpoint)
         check_checkpoint(checkpoint, self.language_model)
         mine, stored = describe(self.editor, self.language_model, {})["editor"], checkpoint[KEY]["editor"]
         if mine["class_path"] != stored["class_path"]:
@@ -292,3 +304,21 @@ class EditingModule(LightningModule):
                 f"the checkpoint's editor was made with {stored['init_args']}, but model.editor is configured with "
                 f"{mine['init_args']}; use the same settings"
             )
+
+
+def _continue_within_epoch(checkpoint: dict[str, Any]) -> None:
+    """Lets a run that was stopped within an epoch (by max_steps or max_time) go on within it.
+
+    Lightning ends the epoch before it stops, and a resumed run would then begin with the next one. The counts are set
+    to what they are in a checkpoint that is written between two batches.
+    """
+    data = next((own for name, own in checkpoint.items() if name == "EditDataModule" and isinstance(own, dict)), {})
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if not data.get("batches_done") or not loops:
+        return
+    epochs, done = int(data["epoch"]), int(data["batches_done"])
+    for scope in ("total", "current"):
+        loops["epoch_progress"][scope].update(ready=epochs + 1, started=epochs + 1, processed=epochs, completed=epochs)
+    batches = loops["epoch_loop.batch_progress"]
+    batches["current"].update(ready=done, started=done, processed=done, completed=done)
+    batches["is_last_batch"] = False

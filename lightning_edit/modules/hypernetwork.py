@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import mean_over_processes
@@ -132,6 +133,7 @@ class HypernetworkEditing(TrainedEditing):
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation while fitting.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        metrics: Further metrics over all outcomes.
         edit_weight: Weight of the target's loss (the authors' c_edit, 0.1).
         locality_weight: Weight of the divergence from the unedited model (the authors' c_loc, 1.0).
         learning_rate: Adam's learning rate for the networks. The authors use 1e-6 with weights of unit variance and
@@ -154,6 +156,7 @@ class HypernetworkEditing(TrainedEditing):
         evaluation: EvaluationSettings = EvaluationSettings(),
         validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
+        metrics: Sequence[Metric] = (),
         edit_weight: float = 0.1,
         locality_weight: float = 1.0,
         learning_rate: float = 7e-4,
@@ -164,7 +167,9 @@ class HypernetworkEditing(TrainedEditing):
         factor_gigabytes: float = 0.0,
         start: str | None = None,
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk, start)
+        super().__init__(
+            editor, language_model, evaluation, validation, average, metrics, warmup_steps, schedule, trunk, start
+        )
         self._factors = FactorCache(int(factor_gigabytes * 2**30))
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate

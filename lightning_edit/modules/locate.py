@@ -6,11 +6,13 @@ import glob
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lightning_edit import ranges
 from lightning_edit.data.corpus import CorpusBatches
@@ -45,6 +47,7 @@ class LocateEditing(EditingModule):
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        metrics: Further metrics over all outcomes.
         save_every: Batches after which the sums so far are saved.
     """
 
@@ -57,9 +60,10 @@ class LocateEditing(EditingModule):
         evaluation: EvaluationSettings = EvaluationSettings(),
         validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
+        metrics: Sequence[Metric] = (),
         save_every: int = 50,
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average)
+        super().__init__(editor, language_model, evaluation, validation, average, metrics)
         ranges.at_least(1, "model", save_every=save_every)
         self.automatic_optimization = False
         self.save_every = save_every

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import lists_of_all_processes, mean_over_processes
@@ -40,6 +41,7 @@ class MemoryEditing(TrainedEditing):
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation while fitting.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        metrics: Further metrics over all outcomes.
         objective: "supervised": the classifier's binary cross-entropy and the counterfactual model's loss on the
             matching request, apart (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
             (1 - s) · p_base, s being the largest scope probability, on rephrases, and its divergence from the base on
@@ -74,6 +76,7 @@ class MemoryEditing(TrainedEditing):
         evaluation: EvaluationSettings = EvaluationSettings(),
         validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
+        metrics: Sequence[Metric] = (),
         objective: Literal["supervised", "mixed"] = "supervised",
         subject_examples: bool = True,
         hardest_negatives: bool = True,
@@ -88,7 +91,9 @@ class MemoryEditing(TrainedEditing):
         trunk: TrunkSettings = TrunkSettings(),
         start: str | None = None,
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average, warmup_steps, schedule, trunk, start)
+        super().__init__(
+            editor, language_model, evaluation, validation, average, metrics, warmup_steps, schedule, trunk, start
+        )
         if not (train_scope or train_counterfactual):
             raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
         self.objective, self.subject_examples = objective, subject_examples

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
+from torchmetrics import Metric
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError
@@ -38,6 +39,7 @@ class RetrievalEditing(EditingModule):
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        metrics: Further metrics over all outcomes.
 
     Raises:
         ConfigurationError: If the editor indexes nothing.
@@ -50,8 +52,9 @@ class RetrievalEditing(EditingModule):
         evaluation: EvaluationSettings = EvaluationSettings(),
         validation: EvaluationSettings = EvaluationSettings(generate=False),
         average: Average = "probe",
+        metrics: Sequence[Metric] = (),
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average)
+        super().__init__(editor, language_model, evaluation, validation, average, metrics)
         if not hasattr(editor, "index"):
             raise ConfigurationError(
                 f"model.editor: {type(editor).__name__} indexes no records; use it with "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import load_weights
@@ -54,6 +56,7 @@ class TrainedEditing(EditingModule, ABC):
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation while fitting.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        metrics: Further metrics over all outcomes.
         warmup_steps: The learning rates rise linearly over this many steps.
         schedule: "constant", or "cosine" decay to zero over the run.
         trunk: How the hidden states below the lowest block that training reaches are kept.
@@ -67,12 +70,13 @@ class TrainedEditing(EditingModule, ABC):
         evaluation: EvaluationSettings,
         validation: EvaluationSettings,
         average: Average,
+        metrics: Sequence[Metric],
         warmup_steps: int,
         schedule: Schedule,
         trunk: TrunkSettings,
         start: str | None,
     ) -> None:
-        super().__init__(editor, language_model, evaluation, validation, average)
+        super().__init__(editor, language_model, evaluation, validation, average, metrics)
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.trunk_settings, self.start = trunk, start
         self._kept: Trunk | None = None

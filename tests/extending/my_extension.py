@@ -1,4 +1,4 @@
-"""A user's own module: a kind of edit, an editor that makes it, a metric and a data set; none is known to the package."""
+"""A user's own module: a kind of edit, an editor that makes it, a metric and a data set."""
 
 from __future__ import annotations
 

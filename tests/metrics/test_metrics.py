@@ -68,7 +68,7 @@ def contains(text, aliases):
 def entropy(text):
     import re
 
-    tokens = re.findall(r"\w+(?:'\w+)?|[^\w\s]", text)
+    tokens = re.findall(r"\w+(?:['.]\w+)*|[^\w\s]", text)
     total = 0.0
     for n, weight in ((2, 2 / 3), (3, 4 / 3)):
         grams = Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
@@ -254,13 +254,100 @@ def test_no_divergence_is_better_than_a_flattering_one():
     request = EditRequest("p", "x")
 
     def outcome(divergence, hit):
-        return EditOutcome("r", probe, (1,), Answer(), Answer(), divergence, Route(0.9, hit, request))
+        return EditOutcome("r", probe, (1,), Answer(), Answer(), divergence, Route(0.9, hit, (request,)))
 
     metric = m.Divergence()
     metric.update([outcome(0.0, False), outcome(0.5, True)])
     assert float(metric.compute()) == 0.25
     metric.update([outcome(None, True)])
-    assert math.isnan(float(metric.compute()))
+    assert math.isinf(float(metric.compute()))
+
+
+def test_values_that_are_not_finite_are_counted_and_poison_the_mean():
+    probe = Probe("p", (("x",),), ProbeKind.LOCALITY)
+
+    def outcome(divergence, log_prob=-0.5):
+        answer = Answer((1,), (log_prob,), (-1.0,))
+        return EditOutcome("r", probe, (1,), answer, answer, divergence)
+
+    collection = m.edit_metrics([(ProbeKind.LOCALITY, "")])
+    collection.update([outcome(0.5), outcome(math.nan, math.nan), outcome(math.inf)])
+    values = {name: float(value) for name, value in collection.compute().items()}
+    assert math.isinf(values["locality/kl_divergence"])
+    assert math.isinf(values["locality/probability_magnitude"])
+    assert values["locality/token_accuracy"] == 1.0
+    assert math.isnan(values["locality/exact_match"]), "nothing was generated"
+    metric = m.Divergence()
+    metric.update([outcome(0.5), outcome(math.nan)])
+    assert float(metric.not_finite) == 1.0
+
+
+def test_every_measure_of_a_prediction_is_one_of_the_collection():
+    found = outcomes(90)
+    names = {measure.name for measure in m.MEASURES}
+    for outcome in found:
+        kind, group = outcome.probe.kind, outcome.probe.group
+        values = m.measures_of(outcome)
+        assert values.keys() <= names
+        collection = m.edit_metrics([(kind, group)])
+        collection.update([outcome])
+        means = {name: float(value) for name, value in collection.compute().items() if not math.isnan(value)}
+        [prefix] = m.metric_prefixes([(kind, group)]).values()
+        assert means == pytest.approx({f"{prefix}/{name}": value for name, value in values.items()})
+
+
+def test_groups_keep_their_names_apart():
+    groups = [(ProbeKind.LOCALITY, name) for name in ("常识", "推理", "Same Relation", "same-relation", "", "Größe")]
+    prefixes = list(m.metric_prefixes(groups).values())
+    assert prefixes == [
+        "locality/常识",
+        "locality/推理",
+        "locality/same_relation",
+        "locality/same_relation_2",
+        "locality",
+        "locality/grösse",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "match", "inside"),
+    [
+        ("罗马。", "罗马", 1.0, 1.0),
+        ("首都是罗马。", "罗马", 0.0, 1.0),
+        ("罗马", "罗马", 1.0, 1.0),
+        ("रोम।", "रोम", 1.0, 1.0),
+        ("भारतीय", "भारत", 0.0, 0.0),
+        ("روما، وهي مدينة", "روما", 1.0, 1.0),
+        ("กรุงโรม", "โรม", 0.0, 1.0),
+        ("โรม!", "โรม", 1.0, 1.0),
+        ("로마는 도시", "로마", 0.0, 1.0),
+        ("Рим, столица", "Рим", 1.0, 1.0),
+        ("Римская", "Рим", 0.0, 0.0),
+        ("3.5 km", "3", 0.0, 0.0),
+        ("3,500", "3", 0.0, 0.0),
+        ("10:30", "10", 0.0, 0.0),
+        ("3. It is", "3", 1.0, 1.0),
+        ("3, then", "3", 1.0, 1.0),
+        ("at 10: the", "10", 0.0, 1.0),
+        ("5%", "5", 0.0, 1.0),
+        ("Rome's", "Rome", 0.0, 1.0),
+        ("Rome’s", "Rome", 0.0, 1.0),
+        ("Rome.The city", "Rome", 1.0, 1.0),
+        ("Rome-based", "Rome", 0.0, 1.0),
+        ("“Rome”", "Rome", 0.0, 1.0),
+        ("Rome” said", "Rome", 1.0, 1.0),
+        ("Zoë", "Zoe", 0.0, 0.0),
+        ("Zoe\u0308", "Zoë", 1.0, 1.0),
+    ],
+)
+def test_free_generation_in_every_script(text, answer, match, inside):
+    assert m.exact_match(text, [answer]) == match
+    assert m.containment(text, [answer]) == inside
+
+
+def test_the_entropy_of_scripts_without_spaces_counts_characters():
+    assert m.ngram_entropy("罗马是意大利的首都也是最大的城市") > 2
+    assert m.ngram_entropy("罗马罗马罗马罗马罗马罗马") < 2
 
 
 def test_divergence_is_the_kl_of_float64():

@@ -285,6 +285,7 @@ def run(tmp_path_factory, tiny_folder):
         "class_path": "lightning_edit.editors.SERAC",
         "init_args": {"rank": 2, "adapted_layers": 2},
     }
+    content["model"]["init_args"]["metrics"] = [{"class_path": "lightning_edit.metrics.ScopeAUROC"}]
     config.write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", str(config)]) == 0
     last = str(folder / "checkpoints" / "last.ckpt")
@@ -298,7 +299,7 @@ def test_metrics_hold_the_router(run):
     metrics = written["metrics"]
     assert metrics["edit_success/scope_hit_rate"] == 1.0
     assert metrics["edit_success/chosen_edit_accuracy"] == 1.0
-    assert 0.5 < metrics["scope/auroc"] <= 1 + 1e-6
+    assert 0.5 < metrics["scope_auroc"] <= 1 + 1e-6
     curve = written["scope_curve"]
     assert [point["threshold"] for point in curve] == sorted(point["threshold"] for point in curve)
     assert curve[0]["recall"] == 1.0

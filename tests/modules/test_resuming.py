@@ -1,0 +1,141 @@
+"""Runs that are stopped in whatever way go on as if they had not been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_edit.cli import main
+from tests.modules.test_training import write_config
+
+
+def configured(folder, tiny_folder, **changes):
+    """A run with a recent checkpoint, ten batches an epoch and learning rates that do not depend on its length."""
+    config = write_config(folder, tiny_folder)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["init_args"]["schedule"] = "constant"
+    content["data"].pop("validation")
+    content["data"]["num_workers"] = 0
+    content["trainer"]["callbacks"] = [
+        {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": str(folder / "checkpoints"), "save_top_k": 0},
+        },
+        {"class_path": "lightning_edit.callbacks.LastCheckpoint"},
+    ]
+    content["trainer"].update(changes)
+    config.write_text(yaml.safe_dump(content))
+    return str(config)
+
+
+def weights(folder):
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return content["global_step"], content["state_dict"]
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    for name, value in one[1].items():
+        assert torch.equal(value, other[1][name]), name
+
+
+@pytest.mark.parametrize("stops", [[3], [13], [10], [3, 7, 12]], ids=str)
+def test_a_run_stopped_by_its_number_of_steps_goes_on_within_the_epoch(tiny_folder, tmp_path, stops):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert main(["fit", "--config", configured(whole, tiny_folder, max_epochs=2)]) == 0
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    config, last = configured(folder, tiny_folder, max_epochs=2), str(folder / "checkpoints" / "last.ckpt")
+    for number, stop in enumerate(stops):
+        resume = ["--ckpt_path", last] if number else []
+        assert main(["fit", "--config", config, "--trainer.max_steps", str(stop), *resume]) == 0
+        assert weights(folder)[0] == stop
+    assert main(["fit", "--config", config, "--ckpt_path", last]) == 0
+    assert weights(folder)[0] == 20
+    assert_same(weights(folder), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--data.batch_size", "3"), ("--data.seed", "5"), ("--data.train.init_args.limit", "30")]
+)
+def test_a_run_with_other_batches_is_refused(tiny_folder, tmp_path, capsys, option, value):
+    config = configured(tmp_path, tiny_folder)
+    assert main(["fit", "--config", config, "--trainer.max_steps", "3"]) == 0
+    resume = ["--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")]
+    assert main(["fit", "--config", config, *resume, option, value]) == 1
+    assert "other training batches" in capsys.readouterr().err
+
+
+def test_last_is_the_newest_run_of_the_name_or_an_error(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configured(tmp_path, tiny_folder)
+    content = yaml.safe_load(Path(config).read_text())
+    content["trainer"]["callbacks"] = [{"class_path": "lightning_edit.callbacks.LastCheckpoint"}]
+    content["trainer"]["enable_checkpointing"] = False
+    Path(config).write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", config, "--ckpt_path", "last"]) == 1
+    assert "no earlier run in" in capsys.readouterr().err
+    assert main(["fit", "--config", config, "--trainer.max_steps", "3"]) == 0
+    assert (tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt").is_file()
+    assert main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "5"]) == 0
+    newest = torch.load(tmp_path / "run" / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert newest["global_step"] == 5
+
+
+def test_an_editor_that_was_never_trained_is_not_measured(tiny_folder, tmp_path, capsys):
+    config = write_config(tmp_path, tiny_folder)
+    for command in ("validate", "test", "predict"):
+        assert main([command, "--config", str(config)]) == 1
+        assert "MEND has to be fitted first" in capsys.readouterr().err
+
+
+def test_a_trial_run_leaves_nothing_behind(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configured(tmp_path, tiny_folder)
+    assert main(["fit", "--config", config, "--trainer.fast_dev_run", "true"]) == 0
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_state_and_is_the_exit_status(tiny_folder, tmp_path, number, status):
+    config = configured(tmp_path, tiny_folder, max_epochs=2000)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", config],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "version_0" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.2)
+    assert metrics.exists()
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == status, errors
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert f"Go on with --ckpt_path {last}" in errors
+    resume = ["--ckpt_path", str(last), "--trainer.max_time", "00:00:00:01"]
+    assert main(["fit", "--config", config, *resume]) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])
+def test_a_broken_checkpoint_is_an_error_in_words(tiny_folder, tmp_path, capsys, content):
+    config = write_config(tmp_path, tiny_folder)
+    path = tmp_path / "broken.ckpt"
+    path.write_bytes(content)
+    assert main(["validate", "--config", str(config), "--ckpt_path", str(path)]) == 1
+    assert "not a checkpoint that can be loaded safely" in capsys.readouterr().err
+    assert main(["validate", "--config", str(config), "--ckpt_path", str(tmp_path / "none.ckpt")]) == 1
+    assert "no such checkpoint" in capsys.readouterr().err
+    assert main(["validate", "--config", str(config), "--ckpt_path", "http://127.0.0.1:9/x.ckpt"]) == 1
+    assert "checkpoints are read from local files" in capsys.readouterr().err
