@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
@@ -14,6 +16,9 @@ from torch import nn
 from lightning_edit.errors import ConfigurationError
 
 T = TypeVar("T")
+ALLOWED = "LIGHTNING_EDIT_ALLOW"
+"""Environment variable with the modules, separated by commas, that files may name classes of."""
+_PACKAGE = "lightning_edit"
 
 
 def init_arguments(part: object) -> dict[str, Any]:
@@ -57,11 +62,7 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
     Raises:
         ConfigurationError: If the description names something else, or an argument that it does not take.
     """
-    module, _, name = str(description["class_path"]).rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError) as error:
-        raise ConfigurationError(f"{where}: there is no class {description['class_path']} ({error})") from error
+    kind = _class_of(str(description.get("class_path")), where)
     expected = cast(type[T], base)
     if not (isinstance(kind, type) and issubclass(kind, expected)):
         raise ConfigurationError(f"{where}: {description['class_path']} is no {expected.__name__}")
@@ -72,6 +73,26 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
         raise ConfigurationError(f"{where}: {kind.__name__} has no setting {unknown}; {hint}")
     arguments = {name: _built(value, kind, name, where) for name, value in description["init_args"].items()}
     return kind(**arguments)
+
+
+def _class_of(class_path: str, where: str) -> object:
+    """The class of a name, from the package, from a module that is imported already, or from one that is allowed.
+
+    Raises:
+        ConfigurationError: If there is none, or its module would have to be imported and is not allowed to.
+    """
+    module, _, name = class_path.rpartition(".")
+    allowed = [own for own in os.environ.get(ALLOWED, "").split(",") if own]
+    known = module in sys.modules or any(f"{module}.".startswith(f"{own}.") for own in (_PACKAGE, *allowed))
+    if not known:
+        raise ConfigurationError(
+            f"{where}: {class_path} is not a class of this package, and its module is not imported on the word of a "
+            f"file; if you trust it, set {ALLOWED}={module} in the environment, or import it first"
+        )
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"{where}: there is no class {class_path} ({error})") from error
 
 
 def _built(value: Any, kind: type, name: str, where: str) -> Any:

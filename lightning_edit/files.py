@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import math
@@ -12,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
+
+from lightning_edit.errors import ConfigurationError
 
 
 def cache_folder() -> Path:
@@ -33,7 +38,12 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigurationError(f"{path}: the disk is full; the file is as it was") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,8 +57,13 @@ def remove_unfinished(path: str | Path) -> None:
 
 @contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``, which takes its place when the block ends without error."""
-    path = Path(path)
+    """Yields a temporary folder beside ``path``, which takes its place when the block ends without error.
+
+    The old folder is renamed aside, the new one in, and then the old one is deleted. A process that is killed between
+    the two leaves the old folder aside, from where :func:`recover_folder` takes it back. Writers take turns.
+    """
+    # A link is followed, so that the folder that it names is replaced.
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -57,11 +72,46 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         for file in filter(Path.is_file, temporary.rglob("*")):
             # Some libraries write files that only their owner may read.
             file.chmod(0o666 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            _sync(file)
+        with _lock_of(path):
+            _recover(path)
+            aside = _aside(path)
+            if path.exists():
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigurationError(f"{path}: the disk is full; nothing was written") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(path: str | Path) -> None:
+    """Takes a folder back that a killed :func:`replace_folder` had moved aside; for readers, before they look."""
+    path = Path(os.path.realpath(path))
+    if not path.exists() and _aside(path).exists():
+        with _lock_of(path):
+            _recover(path)
+
+
+def _recover(path: Path) -> None:
+    if not path.exists() and _aside(path).exists():
+        os.replace(_aside(path), path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}~")
+
+
+def _lock_of(path: Path) -> FileLock:
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def finite_json(values: Any) -> Any:

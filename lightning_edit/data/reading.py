@@ -65,9 +65,16 @@ class Entry:
         if not isinstance(values, dict):
             raise DataFormatError(f"expected an object, found {_kind(values)}", path, index, trail or None)
         self.values: dict[str, Any] = values
+        self._asked: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
+        self._asked.add(name)
         return name in self.values
+
+    def note_unread_fields(self) -> None:
+        """Counts the fields that the reader did not look at, by name."""
+        for name in sorted(set(self.values) - self._asked):
+            self.report.noted[f"field {name!r} not read"] += 1
 
     def error(self, name: str, problem: str) -> DataFormatError:
         """An error about one field of this record."""
@@ -75,6 +82,7 @@ class Entry:
         return DataFormatError(problem, self.path, self.index, full)
 
     def _typed(self, name: str, kinds: tuple[type, ...], expected: str) -> Any:
+        self._asked.add(name)
         if name not in self.values:
             raise self.error(name, f"missing; the record has {sorted(self.values)}")
         value = self.values[name]
@@ -265,6 +273,7 @@ class Benchmark(RecordSource):
         for entry in self.entries(read_json(path), path, report):
             try:
                 report.records += self.parse(entry)
+                entry.note_unread_fields()
             except RequestError as error:
                 raise DataFormatError(str(error), path, entry.index) from error
         report.records = with_unique_ids(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from lightning_edit.models.language_model import LanguageModel
 
 KEY = "lightning_edit"
 """Where in a Lightning checkpoint this package keeps its own entry."""
+DIGEST = "digest"
+"""Where in that entry the digest of the weights stands."""
 PREFIX = "editor."
 """Prefix of the editor's tensors in the checkpoint's state_dict."""
 
@@ -55,9 +58,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken or unsafe file
         raise ConfigurationError(f"{path}: not a checkpoint that can be loaded safely ({error})") from error
-    if KEY not in content:
-        raise ConfigurationError(f"{path}: not a checkpoint of lightning_edit; it has {sorted(content)}")
+    if not isinstance(content, dict) or KEY not in content:
+        names = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ConfigurationError(f"{path}: not a checkpoint of lightning_edit; it has {names}")
+    if content[KEY].get(DIGEST) != state_digest(content["state_dict"]):
+        raise ConfigurationError(f"{path}: the weights do not match their digest; the file is damaged")
     return content
+
+
+def state_digest(state: dict[str, Any]) -> str:
+    """SHA-256 of names, shapes, dtypes and contents of tensors (torch.load does not check the sums of its archive)."""
+    total = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        total.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return total.hexdigest()
 
 
 def check_checkpoint(content: dict[str, Any], model: LanguageModel) -> str | None:
@@ -88,6 +103,7 @@ def export_checkpoint(path: str | Path, output: str | Path, model: LanguageModel
         if not bool(kept.isfinite().all()):
             raise ConfigurationError(f"{path}: {name} is beyond the range of {dtype}; export in float32")
         state[PREFIX + name] = kept
+    content[KEY] = {**content[KEY], DIGEST: state_digest(state)}
     kept_entries = {key: content[key] for key in (KEY, "pytorch-lightning_version", "epoch", "global_step")}
     with replace_file(Path(output)) as temporary:
         torch.save({**kept_entries, "state_dict": state}, temporary)

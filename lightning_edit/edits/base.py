@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_edit.edits.deltas import Delta
@@ -17,6 +17,7 @@ from lightning_edit.edits.provenance import Provenance
 from lightning_edit.edits.writing import write_deltas
 from lightning_edit.errors import EditError
 from lightning_edit.files import replace_folder
+from lightning_edit.manifests import write_manifest
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.perplexity import perplexity
 from lightning_edit.records import Route
@@ -24,6 +25,20 @@ from lightning_edit.records import Route
 MANIFEST = "edit.json"
 TENSORS = "edit.safetensors"
 FORMAT = 2
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of an edit's file.
+
+    Raises:
+        EditError: If one holds NaN or infinities.
+    """
+    # Copies: the alignment of tensors in the file would choose other kernels, which round differently.
+    tensors = {name: value.clone() for name, value in load_file(path).items()}
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise EditError(f"{path}: {broken[0]} is not finite; make the edit again")
+    return tensors
 
 
 class Scorer(Protocol):
@@ -182,8 +197,8 @@ class Edit(ABC):
         with replace_folder(folder) as temporary:
             details = self.write(temporary)
             manifest = {"format": FORMAT, "kind": self.kind, "details": details, **self.provenance.to_dict()}
-            text = json.dumps(manifest, indent=2, ensure_ascii=False)
-            (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            files = sorted(file.name for file in temporary.iterdir() if file.name != MANIFEST)
+            write_manifest(temporary / MANIFEST, manifest, files)
         return folder
 
     def __repr__(self) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from lightning_edit.edits.base import FORMAT, MANIFEST, Edit
 from lightning_edit.edits.provenance import Provenance
-from lightning_edit.errors import EditError, SourceNotFoundError
+from lightning_edit.errors import EditError, LightningEditError, SourceNotFoundError
+from lightning_edit.files import recover_folder
+from lightning_edit.manifests import read_manifest
 
 
 def load_edit(folder: str | Path) -> Edit:
@@ -19,17 +22,24 @@ def load_edit(folder: str | Path) -> Edit:
     """
     folder = Path(folder)
     path = folder / MANIFEST
+    recover_folder(folder)
     if not path.is_file():
         raise SourceNotFoundError(f"{folder}: no edit here ({MANIFEST} is missing); pass a folder that save() wrote")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        stored, kind, details = manifest.pop("format"), manifest.pop("kind"), manifest.pop("details")
-        if stored != FORMAT:
-            raise EditError(f"{path}: format {stored}; this version reads format {FORMAT}, make the edit again")
-        if kind not in Edit.kinds:
-            raise EditError(
-                f"{path}: kind {kind!r}; known are {sorted(Edit.kinds)}. Import the module that defines it first"
-            )
-        return Edit.kinds[kind].read(folder, details, Provenance.from_dict(manifest))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        manifest = read_manifest(path)
+    except ValueError as error:
+        raise EditError(f"{path}: {error}; save the edit again, or get another copy") from error
+    stored, kind = manifest.pop("format", None), manifest.pop("kind", None)
+    if stored != FORMAT:
+        raise EditError(f"{path}: format {stored}; this version reads format {FORMAT}, make the edit again")
+    if kind not in Edit.kinds:
+        raise EditError(
+            f"{path}: kind {kind!r}; known are {sorted(Edit.kinds)}. Import the module that defines it first"
+        )
+    try:
+        edit = Edit.kinds[kind].read(folder, manifest.pop("details"), Provenance.from_dict(manifest))
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
+        if isinstance(error, LightningEditError):
+            raise
         raise EditError(f"{path}: not a manifest of an edit ({error!r}); save the edit again") from error
+    return edit

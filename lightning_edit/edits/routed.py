@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_edit.components import build, describe
-from lightning_edit.edits.base import TENSORS, Edit, Scorer
+from lightning_edit.edits.base import TENSORS, Edit, Scorer, read_tensors
 from lightning_edit.edits.batch import Changes
 from lightning_edit.edits.memory import Memory
 from lightning_edit.edits.provenance import Provenance
@@ -204,7 +204,7 @@ class RoutedEdit(Edit):
     @classmethod
     def read(cls, folder: Path, details: dict[str, Any], provenance: Provenance) -> RoutedEdit:
         """See :meth:`Edit.read`; parts that depend on the base model are completed when the edit is first applied."""
-        tensors = {name: value.clone() for name, value in load_file(folder / TENSORS).items()}
+        tensors = read_tensors(folder / TENSORS)
         router = build(details["router"], Router, str(folder))
         responder = build(details["responder"], Responder, str(folder))
         router.load_state_dict(with_prefix(tensors, "router/"))

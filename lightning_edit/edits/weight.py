@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_edit.edits.base import TENSORS, Edit, Scorer
+from lightning_edit.edits.base import TENSORS, Edit, Scorer, read_tensors
 from lightning_edit.edits.batch import Changes
 from lightning_edit.edits.deltas import Delta, add_deltas, delta_from
 from lightning_edit.edits.hooks import added_terms
@@ -76,8 +76,7 @@ class WeightEdit(Edit):
     @classmethod
     def read(cls, folder: Path, details: dict[str, Any], provenance: Provenance) -> WeightEdit:
         """See :meth:`Edit.read`."""
-        # Copies: the alignment of tensors in the file would choose other kernels, which round differently.
-        tensors = {name: value.clone() for name, value in load_file(folder / TENSORS).items()}
+        tensors = read_tensors(folder / TENSORS)
         deltas = {site: delta_from(with_prefix(tensors, f"{_DELTAS}{site}/")) for site in details["sites"]}
         return cls(deltas, provenance, with_prefix(tensors, _STATE))
 

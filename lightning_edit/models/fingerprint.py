@@ -1,9 +1,10 @@
-"""Tells whether two language models are the same base, without hashing every weight."""
+"""Tells whether two language models are the same base: a digest of every weight, and samples for other precisions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -44,7 +45,7 @@ class Fingerprint:
     Args:
         model_type: The architecture's name.
         structure: SHA-256 of the configuration and, for models that are not quantised, of all tensor names and shapes.
-        digest: SHA-256 of strided samples of every tensor, in the precision the model was loaded in.
+        digest: SHA-256 over the SHA-256 of every tensor, in the precision the model was loaded in.
         dtype: That precision.
         quantization: The quantisation method, or None.
         samples: Values of a few tensors, by which copies in different precision are compared.
@@ -108,23 +109,38 @@ def _samples(tensor: Tensor) -> Tensor:
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
-    """Takes the fingerprint of a model from its configuration and strided samples of every tensor."""
+    """Takes the fingerprint of a model from its configuration and every number of every tensor."""
     state = dict(sorted(model.state_dict().items()))
     method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     quantization = str(getattr(method, "quant_method", "quantised")) if method is not None else None
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
     structure = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    digest = hashlib.sha256()
     kept: dict[str, list[float]] = {}
     stride = max(len(state) // _TENSORS_KEPT, 1)
     for index, (name, tensor) in enumerate(state.items()):
-        values = _samples(tensor).cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
         # Packed integer weights say nothing about the values; only floating tensors are compared across copies.
-        if index % stride == 0 and tensor.is_floating_point():
-            kept[name] = values.double().tolist()
+        if index % stride == 0 and tensor.is_floating_point() and not tensor.is_meta:
+            kept[name] = _samples(tensor).cpu().double().tolist()
     dtype = str(model.dtype).removeprefix("torch.")
-    return Fingerprint(
-        str(model.config.model_type), structure.hexdigest(), digest.hexdigest(), dtype, quantization, kept
-    )
+    return Fingerprint(str(model.config.model_type), structure.hexdigest(), _digest(state), dtype, quantization, kept)
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and contents; tensors that share their memory are read once."""
+    unique = {(tensor.data_ptr(), tensor.shape, tensor.dtype): tensor for tensor in state.values()}
+    # Hashing lets other threads run, and large tensors dominate.
+    with ThreadPoolExecutor() as pool:
+        digests = dict(zip(unique, pool.map(_tensor_digest, unique.values()), strict=True))
+    total = hashlib.sha256()
+    for name, tensor in state.items():
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(digests[tensor.data_ptr(), tensor.shape, tensor.dtype])
+    return total.hexdigest()
+
+
+def _tensor_digest(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        # Offloaded to the disk; its name, shape and dtype count.
+        return b""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).digest()

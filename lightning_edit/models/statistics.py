@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,18 @@ from lightning_edit.errors import (
     BaseModelMismatchError,
     ConfigurationError,
     EditorNotFittedError,
+    LightningEditError,
     NonFiniteError,
     SourceNotFoundError,
 )
-from lightning_edit.files import replace_folder
+from lightning_edit.files import recover_folder, replace_folder
+from lightning_edit.manifests import read_manifest, write_manifest
 from lightning_edit.models.fingerprint import Fingerprint, Likeness
 from lightning_edit.models.language_model import LanguageModel
 
 MANIFEST = "statistics.json"
 TENSORS = "statistics.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class KeyStatistics:
                 "model": self.model_name,
                 "fingerprint": self.fingerprint.to_dict(),
             }
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            write_manifest(temporary / MANIFEST, manifest, [TENSORS])
         return folder
 
     @classmethod
@@ -173,10 +174,11 @@ class KeyStatistics:
             NonFiniteError: If a moment is not finite.
         """
         folder = Path(folder)
+        recover_folder(folder)
         if not (folder / MANIFEST).is_file():
             raise SourceNotFoundError(f"{folder}: no statistics here ({MANIFEST} is missing)")
         try:
-            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_manifest(folder / MANIFEST)
             if manifest["format"] != FORMAT:
                 raise ConfigurationError(f"{folder}: statistics of format {manifest['format']}, expected {FORMAT}")
             return cls(
@@ -185,7 +187,9 @@ class KeyStatistics:
                 manifest["model"],
                 Fingerprint.from_dict(manifest["fingerprint"]),
             )
-        except (json.JSONDecodeError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+            if isinstance(error, LightningEditError):
+                raise
             raise ConfigurationError(f"{folder}: broken statistics ({error!r}); collect them again") from error
 
 

@@ -12,9 +12,10 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 
+from lightning_edit.checkpoint_io import AtomicCheckpointIO
 from lightning_edit.data.sampling import limited
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.checkpoint import KEY, check_checkpoint, describe
+from lightning_edit.editors.checkpoint import DIGEST, KEY, check_checkpoint, describe, state_digest
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.base import Average
 from lightning_edit.metrics.collection import edit_metrics, metric_names
@@ -109,6 +110,7 @@ class EditingModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Loads and places the base model, builds the editor on it, and prepares the measures of the stage."""
+        self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         precision = self.trainer.precision_plugin.precision
         if str(precision) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
             raise ConfigurationError(
@@ -278,8 +280,9 @@ class EditingModule(LightningModule):
         self._metrics[stage].reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names the editor and the base model in the checkpoint."""
+        """Names the editor and the base model in the checkpoint, and the digest of its weights."""
         checkpoint[KEY] = describe(self.editor, self.language_model, asdict(self.settings))
+        checkpoint[KEY][DIGEST] = state_digest(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another base model or of another editor.

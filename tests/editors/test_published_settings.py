@@ -90,11 +90,18 @@ def test_every_model_has_settings_of_every_method(model, method):
     assert found.get("statistics", f"statistics/{model}") == f"statistics/{model}"
 
 
-@pytest.mark.parametrize("path", ["r-rome.yaml", *(f"{model}/r-rome.yaml" for model in MODELS)])
-def test_r_rome_averages_its_key_everywhere(path):
-    assert configured_editor(str(FOLDER / path)).hyperparameters["original_keys"] is False
+@pytest.mark.parametrize("model", MODELS)
+def test_rome_and_r_rome_differ_in_their_keys_alone(model):
+    authors, corrected = settings(model, "rome"), settings(model, "r-rome")
+    assert authors.pop("original_keys") is True
+    assert corrected.pop("original_keys") is False
+    assert {name: authors[name] for name in SEARCH} == {name: corrected[name] for name in SEARCH}
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_rome_for_smollm2_has_r_romes_correction():
+    assert configured_editor(str(FOLDER / "rome.yaml")).hyperparameters["original_keys"] is False
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "r-rome"])
 def test_smollm2_has_settings_of_every_method(method):
     assert configured_editor(str(FOLDER / f"{method}.yaml"))

@@ -1,11 +1,15 @@
 import json
+import os
+import random
+import shutil
 import warnings
 from functools import reduce
 
 import pytest
 import torch
 
-from lightning_edit.editors import GradientStep
+from lightning_edit.components import build
+from lightning_edit.editors import Editor, GradientStep
 from lightning_edit.edits import (
     DenseDelta,
     EditBatch,
@@ -18,10 +22,12 @@ from lightning_edit.edits import (
     load_edit,
 )
 from lightning_edit.edits.deltas import add
-from lightning_edit.errors import BaseModelMismatchError, EditError, SourceNotFoundError
+from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, SourceNotFoundError
+from lightning_edit.manifests import write_manifest
 from lightning_edit.models import LanguageModel, Likeness
 from tests.testers import REQUESTS, assert_untouched, state, target_log_probs
-from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
+from tests.tiny_models import FAMILIES, byte_level_tokenizer, language_model
+from tests.tiny_models import build as build_model
 
 SITE = "model.layers.1.mlp.down_proj"
 
@@ -120,9 +126,116 @@ def test_broken_edits_are_errors_in_words(tmp_path):
     (tmp_path / "edit.json").write_text("{}")
     with pytest.raises(EditError, match="not a manifest"):
         load_edit(tmp_path)
-    (tmp_path / "edit.json").write_text('{"format": 99, "kind": "weight", "details": {}}')
-    with pytest.raises(EditError, match="format 99"):
-        load_edit(tmp_path)
+    for content, message in (
+        ({"format": 99, "kind": "weight", "details": {}}, "format 99"),
+        ({"format": 2, "kind": "magic", "details": {}}, "kind 'magic'; known are"),
+        ({"format": 2, "kind": "weight", "details": {}}, "not a manifest of an edit"),
+    ):
+        write_manifest(tmp_path / "edit.json", content, [])
+        with pytest.raises(EditError, match=message):
+            load_edit(tmp_path)
+
+
+def mutations(content, count, seed=0):
+    """A file's content with one bit flipped, cut, or with a byte too many."""
+    generator = random.Random(seed)
+    for number in range(count):
+        place = generator.randrange(len(content))
+        if number % 3 == 0:
+            yield content[:place]
+        elif number % 3 == 1:
+            yield content[:place] + bytes([content[place] ^ (1 << generator.randrange(8))]) + content[place + 1 :]
+        else:
+            yield content[:place] + b"0" + content[place:]
+
+
+@pytest.mark.parametrize("name", ["edit.json", "edit.safetensors"])
+def test_a_damaged_edit_is_refused_whatever_the_damage(tmp_path, name):
+    folder = edit_of(language_model("llama"), factored()).save(tmp_path / "edit")
+    original = (folder / name).read_bytes()
+    for damaged in mutations(original, 60):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(EditError):
+            load_edit(folder)
+    (folder / name).write_bytes(original)
+    load_edit(folder)
+
+
+def test_an_edit_that_is_not_finite_is_refused(tmp_path):
+    delta = factored()
+    delta.a[0, 0] = float("nan")
+    folder = edit_of(language_model("llama"), delta).save(tmp_path / "edit")
+    with pytest.raises(EditError, match="is not finite"):
+        load_edit(folder)
+
+
+def test_a_manifest_of_another_edits_tensors_is_refused(tmp_path):
+    model = language_model("llama")
+    first = edit_of(model, factored()).save(tmp_path / "first")
+    second = edit_of(model, factored(seed=1)).save(tmp_path / "second")
+    shutil.copy(second / "edit.safetensors", first / "edit.safetensors")
+    with pytest.raises(EditError, match="belongs to another manifest"):
+        load_edit(first)
+
+
+def test_every_element_counts_in_the_fingerprint():
+    model = language_model("llama")
+    before, generator = model.fingerprint, torch.Generator().manual_seed(0)
+    parameters = dict(model.model.named_parameters())
+    for number in range(40):
+        name = sorted(parameters)[number % len(parameters)]
+        flat = parameters[name].data.view(-1)
+        place = int(torch.randint(len(flat), (1,), generator=generator))
+        kept = flat[place].clone()
+        flat[place] += 1e-3
+        model.weights_changed()
+        assert model.fingerprint.compare(before) is Likeness.DIFFERENT, name
+        flat[place] = kept
+    model.weights_changed()
+    assert model.fingerprint == before
+
+
+def test_a_killed_replacement_is_taken_back(tmp_path, monkeypatch):
+    model = language_model("llama")
+    folder = edit_of(model, factored(), "old").save(tmp_path / "edit")
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("lightning_edit.files.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        edit_of(model, factored(seed=1), "new").save(folder)
+    monkeypatch.undo()
+    assert not folder.exists()
+    assert load_edit(folder).id == "old"
+    edit_of(model, factored(seed=1), "new").save(folder)
+    assert load_edit(folder).id == "new"
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    model = language_model("llama")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    edit_of(model, factored(), "one").save(tmp_path / "link")
+    assert load_edit(tmp_path / "real").id == "one"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_files_name_no_class_of_a_module_that_would_have_to_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "surprise.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Nasty: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    described = {"class_path": "surprise.Nasty", "init_args": {}}
+    with pytest.raises(ConfigurationError, match="LIGHTNING_EDIT_ALLOW=surprise"):
+        build(described, Editor, "a file")
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("LIGHTNING_EDIT_ALLOW", "other,surprise")
+    with pytest.raises(ConfigurationError, match="is no Editor"):
+        build(described, Editor, "a file")
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
@@ -219,7 +332,7 @@ class TestBatch:
 
 def test_fingerprints_tell_models_apart_and_survive_json():
     model = language_model("llama")
-    copy = LanguageModel(build(FAMILIES["llama"][0]()), byte_level_tokenizer())
+    copy = LanguageModel(build_model(FAMILIES["llama"][0]()), byte_level_tokenizer())
     assert model.fingerprint == copy.fingerprint
     restored = type(model.fingerprint).from_dict(json.loads(json.dumps(model.fingerprint.to_dict())))
     assert restored.compare(model.fingerprint) is Likeness.SAME

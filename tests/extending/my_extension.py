@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_edit.data.reading import ReadReport, RecordSource
-from lightning_edit.editors import Editor
+from lightning_edit.editors import Capabilities, Editor
 from lightning_edit.editors.base import GroupChanges, Groups
 from lightning_edit.edits import Changes, Edit, EditSequence, Provenance, Scorer
 from lightning_edit.edits.base import TENSORS
 from lightning_edit.edits.hooks import added_terms
+from lightning_edit.edits.rows import check_prompts, repeats_of, split_rows
 from lightning_edit.errors import EditError
 from lightning_edit.metrics import OutcomeMetric
 from lightning_edit.models import LanguageModel
@@ -73,18 +74,32 @@ class BiasChanges(Changes):
 
 
 class _Rows:
+    """Scores and generates with each prompt under its own edit."""
+
     def __init__(self, model: LanguageModel, changes: BiasChanges, rows: list[int]) -> None:
         self.model, self.changes, self.rows = model, changes, rows
 
-    def _around(self, batch: BatchRows) -> Any:
-        own = self.changes.biases[[self.rows[index] for index in batch.indices]]
-        return added_terms(self.model, {self.changes.site: lambda x, output: own[:, None].expand_as(output)})
+    def _around(self, repeats: int) -> Any:
+        def around(batch: BatchRows) -> Any:
+            own = self.changes.biases[[self.rows[index] for index in batch.indices]]
+
+            def term(x: Tensor, output: Tensor) -> Tensor:
+                # Some architectures flatten rows and positions; generation with beams repeats rows.
+                split = split_rows(output, len(own), repeats)
+                each = own.repeat_interleave(len(split) // len(own), 0)
+                return each[:, None].expand_as(split).reshape(output.shape)
+
+            return added_terms(self.model, {self.changes.site: term})
+
+        return around
 
     def score(self, prompts: Any, targets: Any, references: Any = None, keep: bool = False, passes: Any = None) -> Any:
-        return self.model.score(prompts, targets, references, keep, passes, self._around)
+        check_prompts(prompts, self.rows)
+        return self.model.score(prompts, targets, references, keep, passes, self._around(1))
 
     def generate(self, prompts: Any, max_new_tokens: Any = 16, **settings: Any) -> Any:
-        return self.model.generate(prompts, max_new_tokens, around=self._around, **settings)
+        check_prompts(prompts, self.rows)
+        return self.model.generate(prompts, max_new_tokens, around=self._around(repeats_of(settings)), **settings)
 
 
 class TargetBias(Editor):
@@ -93,6 +108,8 @@ class TargetBias(Editor):
     Args:
         strength: How far.
     """
+
+    capabilities = Capabilities(mergeable=False)
 
     def __init__(self, strength: float = 1.0) -> None:
         super().__init__()

@@ -33,12 +33,6 @@ class TestTargetBias(EditorTester):
     def make(self, model):
         return extension().TargetBias(2.0)
 
-    def test_a_batch_of_another_size_is_an_error(self, model, editor):
-        pytest.skip("the extension does not check the number of prompts")
-
-    def test_beams_and_return_sequences_repeat_rows(self, model, editor):
-        pytest.skip("the extension does not generate with beams")
-
 
 def test_a_test_run_with_everything_from_outside(tiny_folder, tmp_path):
     config = {

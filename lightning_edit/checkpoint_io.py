@@ -1,0 +1,36 @@
+"""Writes checkpoints whole or not at all, and reads them without executing anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from lightning_edit.files import replace_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a killed run leaves the earlier one.
+
+    Lightning writes through the folder for temporary files, which may be another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Saves a checkpoint.
+
+        Raises:
+            ConfigurationError: If the disk is full.
+        """
+        with replace_file(Path(os.fspath(path))) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Loads a checkpoint of this package; see :func:`lightning_edit.editors.checkpoint.read_checkpoint`."""
+        from lightning_edit.editors.checkpoint import read_checkpoint
+
+        return read_checkpoint(path)
