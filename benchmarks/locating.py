@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.commands import configured_editor
 from lightning_edit.components import build, describe
 from lightning_edit.data import CounterFact, KnowEditZsRE
 from lightning_edit.editors import Editor
+from lightning_edit.editors.configured import configured_editor
 from lightning_edit.records import EditRecord
 
 LAYERS = "[2, 3, 4, 5, 6, 7, 8, 9, 10]"

@@ -19,9 +19,9 @@ from typing import Any
 from benchmarks.environment import peak_memory, read_result, write_result
 from benchmarks.evaluating import evaluate, settings_of, summary
 from benchmarks.locating import counterfact, zsre
-from lightning_edit.commands import configured_editor
 from lightning_edit.data import CounterFact, ZsRE
 from lightning_edit.editors import IKE, Editor
+from lightning_edit.editors.configured import configured_editor
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
 

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.environment import read_result, write_result
 from benchmarks.evaluating import settings_of
 from benchmarks.locating import counterfact, fitted_statistics, options_of
-from lightning_edit.commands import configured_editor
+from lightning_edit.editors.configured import configured_editor
 from lightning_edit.errors import EditError
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models import load_language_model

@@ -26,11 +26,12 @@ class LastCheckpoint(Callback):
         self.every_seconds = every_seconds
         self._saved_at = 0.0
         self._saved_step = -1
+        self._first_step = 0
         self._folder: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Chooses the folder, which all processes must do together, and starts the clock."""
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_at, self._saved_step, self._first_step = time.monotonic(), -1, trainer.global_step
         directory = next(
             (own.dirpath for own in trainer.checkpoint_callbacks if isinstance(own, ModelCheckpoint) and own.dirpath),
             None,
@@ -56,7 +57,7 @@ class LastCheckpoint(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves what was reached, in a run of one process; of several, others may wait elsewhere."""
-        if trainer.training and trainer.world_size == 1:
+        if trainer.training and trainer.world_size == 1 and trainer.global_step > self._first_step:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

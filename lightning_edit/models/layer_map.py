@@ -148,13 +148,31 @@ class LayerMap:
             return self.named_site(self.site_pattern.format(layer))
         prefix = f"{self.blocks_name}.{layer}"
         candidates = self._output_projections(prefix, self.blocks[layer])
-        if len(candidates) == 1:
+        experts = self._fused_experts(prefix)
+        if len(candidates) == 1 and not experts:
             return self.named_site(candidates[0])
-        everything = self._maps_to_hidden(prefix)
+        problem = f"layer {layer} of {self._config.model_type} has {len(candidates)} MLP output projections, expected 1"
+        if experts:
+            problem = (
+                f"layer {layer} of {self._config.model_type} is a mixture of experts, whose projections are stored in "
+                f"one tensor ({', '.join(experts)}) and cannot be edited"
+            )
+        everything = self._writes_to_residual(prefix, candidates)
         raise LayerMapError(
-            f"layer {layer} of {self._config.model_type} has {len(candidates)} MLP output projections, expected 1; "
-            f"name the edit site yourself (site: one of {everything}, with {{}} in place of the layer's index)"
+            f"{problem}; name the edit site yourself (site: one of {everything}, with {{}} in place of the layer's "
+            "index)"
         )
+
+    def _fused_experts(self, prefix: str) -> list[str]:
+        """Names of the parameters of a block that hold the projections of several experts."""
+        block = self._modules[prefix]
+        return [name for name, parameter in block.named_parameters() if parameter.dim() == 3 and "conv" not in name]
+
+    def _writes_to_residual(self, prefix: str, outputs: Sequence[str]) -> list[str]:
+        """Patterns of the maps of a block that write to the residual stream: MLP and attention outputs."""
+        inside = [name for name in self._maps_to_hidden_names(prefix) if name not in outputs]
+        names = [*outputs, *inside[-1:]] if len(inside) else list(outputs)
+        return [name.replace(f"{prefix}.", f"{self.blocks_name}.{{}}.", 1) for name in names]
 
     def attention_site(self, layer: int) -> EditSite:
         """The attention's output projection of a layer: the last linear map to the hidden size in what takes a mask.
@@ -242,9 +260,9 @@ class LayerMap:
             and not any(name.startswith(f"{mixer}.") or name == mixer for mixer in mixers)
         ]
 
-    def _maps_to_hidden(self, prefix: str) -> list[str]:
+    def _maps_to_hidden_names(self, prefix: str) -> list[str]:
         return [
-            name.replace(f"{prefix}.", f"{self.blocks_name}.{{}}.", 1)
+            name
             for name, module in self._modules.items()
             if name.startswith(f"{prefix}.") and is_linear(module) and _fans(module)[1] == self._config.hidden_size
         ]

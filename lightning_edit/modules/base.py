@@ -320,6 +320,9 @@ def _continue_within_epoch(checkpoint: dict[str, Any]) -> None:
     if not data.get("batches_done") or not loops:
         return
     epochs, done = int(data["epoch"]), int(data["batches_done"])
+    if loops["epoch_progress"]["current"]["processed"] <= epochs:
+        # Written between two batches.
+        return
     for scope in ("total", "current"):
         loops["epoch_progress"][scope].update(ready=epochs + 1, started=epochs + 1, processed=epochs, completed=epochs)
     batches = loops["epoch_loop.batch_progress"]

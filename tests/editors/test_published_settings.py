@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_edit.commands import configured_editor
 from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, KnowledgeNeurons
+from lightning_edit.editors.configured import configured_editor
 
 FOLDER = Path(__file__).parents[2] / "configs" / "editor"
 MODELS = ["gpt2-xl", "gpt-j-6b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b"]

@@ -14,7 +14,7 @@ import yaml
 from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
 from lightning_edit.editors import MEND, load_editor
-from lightning_edit.editors.checkpoint import KEY, export_checkpoint
+from lightning_edit.editors.checkpoint import DIGEST, KEY, export_checkpoint, state_digest
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
 from lightning_edit.metrics import ngram_entropy
 from lightning_edit.models import load_language_model
@@ -132,6 +132,7 @@ def test_a_parameter_beyond_half_precision_is_not_exported(run, tiny_folder, tmp
     content = load(run / "checkpoints" / "last.ckpt")
     name = next(name for name in content["state_dict"] if name.endswith("weight") or "step_sizes" in name)
     content["state_dict"][name] = torch.full_like(content["state_dict"][name], 1e6)
+    content[KEY][DIGEST] = state_digest(content["state_dict"])
     torch.save(content, tmp_path / "large.ckpt")
     model = load_language_model(str(tiny_folder))
     with pytest.raises(ConfigurationError, match=r"beyond the range of torch\.float16; export in float32"):

@@ -1,0 +1,98 @@
+"""Shows what a model says before and after an edit, and whether the edit worked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_edit.edits import Edit, EditSequence
+from lightning_edit.metrics.generation import containment
+from lightning_edit.models.language_model import LanguageModel, Score
+from lightning_edit.records import EditRequest
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """Whether an edit worked.
+
+    Args:
+        rows: What is shown: prompt, text before, text after, probabilities, a mark.
+        failed: Requests that are not answered with their target afterwards.
+    """
+
+    rows: list[list[str]]
+    failed: list[EditRequest]
+
+
+UNRELATED = "Water boils at"
+"""A prompt that no edit should touch."""
+_SHOWN = 8
+"""Requests of an edit that are shown."""
+
+
+def edit_report(
+    model: LanguageModel, edit: Edit, requests: Sequence[EditRequest], max_new_tokens: int = 12
+) -> EditReport:
+    """Asks the requests of an edit and their neighbours before and after it.
+
+    Args:
+        model: The base model.
+        edit: The edit.
+        requests: Its requests.
+        max_new_tokens: Length of the texts.
+    """
+    neighbours = list(dict.fromkeys([*_neighbours(requests), UNRELATED]))
+    prompts, targets = [r.prompt for r in requests], [r.target for r in requests]
+    before = [_probability(score) for score in model.score(prompts, targets)]
+    texts_before = model.generate([*prompts, *neighbours], max_new_tokens)
+    with edit.applied(model) as edited:
+        after = [_probability(score) for score in edited.score(prompts, targets)]
+        texts_after = edited.generate([*prompts, *neighbours], max_new_tokens)
+    works = [containment(text, [target]) > 0 for text, target in zip(texts_after, targets, strict=False)]
+    rows = [
+        [prompt, old, new, f"{p:.2f} → {q:.2f}", "✓" if worked else "✗"]
+        for prompt, old, new, p, q, worked in zip(
+            prompts, texts_before, texts_after, before, after, works, strict=False
+        )
+    ][:_SHOWN]
+    for prompt, old, new in zip(neighbours, texts_before[len(prompts) :], texts_after[len(prompts) :], strict=True):
+        rows.append([prompt, old, new, "", "unchanged" if old == new else "changed"])
+    return EditReport(rows, [request for request, worked in zip(requests, works, strict=True) if not worked])
+
+
+def _neighbours(requests: Sequence[EditRequest]) -> list[str]:
+    """The first request's prompt about another subject."""
+    first = next((request for request in requests if request.subject_span is not None), None)
+    if first is None or first.subject_span is None:
+        return []
+    start, end = first.subject_span
+    other = "Japan" if "Japan" not in first.prompt else "Peru"
+    return [first.prompt[:start] + other + first.prompt[end:]]
+
+
+def _probability(score: Score) -> float:
+    return math.exp(sum(score.log_probs) / max(len(score.log_probs), 1))
+
+
+def show(model: LanguageModel, edit: Edit | EditSequence, prompts: Sequence[str], max_new_tokens: int) -> None:
+    """Prints a table of what the model says to prompts before and after an edit."""
+    unique = list(dict.fromkeys(prompts))
+    before = model.generate(unique, max_new_tokens)
+    with edit.applied(model) as edited:
+        after = edited.generate(unique, max_new_tokens)
+    print_answers([list(row) for row in zip(unique, before, after, strict=True)], ["prompt", "before", "after"])
+
+
+def print_answers(rows: Sequence[Sequence[str]], titles: Sequence[str]) -> None:
+    """Prints texts as a table; brackets in them are no markup."""
+    table = Table(show_lines=True)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(" ".join(text.split())) for text in row))
+    Console().print(table)

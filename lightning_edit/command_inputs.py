@@ -1,0 +1,42 @@
+"""What commands read before they begin: requests, and the base model of saved edits."""
+
+from __future__ import annotations
+
+from lightning_edit.data.reading import read_requests
+from lightning_edit.edits import EditSequence
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.records import EditRequest
+
+
+def requested(prompt: str, target: str, subject: str, path: str | None) -> list[EditRequest]:
+    """The requests that a command line names, by a prompt with its target or by a file."""
+    if path is not None:
+        if prompt or target:
+            raise ConfigurationError("give either --requests, or --prompt with --target, not both")
+        return read_requests(path)
+    if not prompt or not target:
+        raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a JSON Lines file")
+    return [EditRequest(prompt, target, subject or None, id="0")]
+
+
+def base_of(
+    sequence: EditSequence,
+    name_or_path: str | None,
+    dtype: str,
+    device: str | None,
+    chat_template: bool | None = None,
+) -> LanguageModel:
+    """The base model of edits, loaded as it was when they were made unless something else is asked for."""
+    if not len(sequence):
+        raise ConfigurationError("edits: give the folder of at least one saved edit")
+    base = sequence.edits[0].provenance.base
+    return load_language_model(
+        name_or_path or base.name,
+        base.revision,
+        dtype=dtype,
+        device=device,
+        site=base.site,
+        chat_template=base.chat_template if chat_template is None else chat_template,
+    )
