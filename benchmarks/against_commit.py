@@ -2,8 +2,8 @@
 
 python -m benchmarks.against_commit --old CHECKOUT --data FOLDER [--rounds N]
 
-CHECKOUT is a worktree of the other commit (git worktree add CHECKOUT COMMIT). Each round runs both in processes of their
-own, one after the other; the least seconds of each part count, because other jobs can only add to them.
+CHECKOUT is a worktree of the other commit (git worktree add CHECKOUT COMMIT). Each round runs both in a process of its
+own, one after the other; the least seconds count, because other jobs can only add to them.
 """
 
 from __future__ import annotations

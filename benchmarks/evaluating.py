@@ -54,7 +54,9 @@ def evaluate(
         with evaluator.prepared(editor, chunk):
             start = time.perf_counter()
             edits = editor.edit_each_group(
-                evaluator.model, [[request for record in group for request in record.requests] for group in groups]
+                evaluator.model,
+                [[request for record in group for request in record.requests] for group in groups],
+                passes=evaluator.passes,
             )
             edited = time.perf_counter()
             outcomes = evaluator.evaluate(chunk, edits, [index // joint for index in range(len(chunk))])

@@ -16,7 +16,7 @@ from lightning_edit.components import init_arguments
 from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
 from lightning_edit.edits import Changes, Edit, EditBatch, EditSequence, Provenance
 from lightning_edit.errors import EditError, EditorNotFittedError
-from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.records import EditRequest
 
 Groups = Sequence[Sequence[EditRequest]]
@@ -38,6 +38,7 @@ class Capabilities:
             "nothing".
         needs_grad: Editing takes gradients through the base model.
         mergeable: Its edits can be written into the weights.
+        takes_passes: ``compute_changes`` takes ``passes``: forward passes of the unedited model with cached states.
     """
 
     joint: bool = True
@@ -47,6 +48,7 @@ class Capabilities:
     fit_reads: FitReads = "nothing"
     needs_grad: bool = False
     mergeable: bool = True
+    takes_passes: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,23 @@ class Editor(nn.Module, ABC):
         """Makes one independent edit of each request, side by side; see :meth:`edit_each_group`."""
         return self.edit_each_group(model, [[request] for request in requests])
 
-    def edit_each_group(self, model: LanguageModel, groups: Groups, after: EditSequence | None = None) -> EditBatch:
+    def edit_each_group(
+        self,
+        model: LanguageModel,
+        groups: Groups,
+        after: EditSequence | None = None,
+        passes: ForwardPasses | None = None,
+    ) -> EditBatch:
         """Makes one independent edit of each group of requests.
 
         Requests that cannot be edited are left out with a warning that names them; the others are edited. An edit that
         no request is left of changes nothing.
+
+        Args:
+            model: The base model; it is not changed.
+            groups: The requests; those of a group are edited jointly.
+            after: Earlier edits, on top of which these are computed.
+            passes: Forward passes of the unedited model with cached states, for editors that can use them.
 
         Raises:
             EditError: If the editor cannot do what is asked.
@@ -153,17 +167,21 @@ class Editor(nn.Module, ABC):
         kept = [without_contradictions(group, self.contradictions) for group in groups]
         self.prepare(model)
         with _applied(model, after):
-            computed = self.compute_changes(model, kept, after)
+            use_passes = passes is not None and self.capabilities.takes_passes and not len(after)
+            computed = self.compute_changes(model, kept, after, **({"passes": passes} if use_passes else {}))
         _warn_about(computed.problems, sum(map(len, kept)))
         return EditBatch(computed.changes, self._provenances(model, groups, kept, computed.problems, after))
 
-    def edit_in_parts(self, model: LanguageModel, groups: Groups, memory: int) -> Iterator[tuple[slice, EditBatch]]:
+    def edit_in_parts(
+        self, model: LanguageModel, groups: Groups, memory: int, passes: ForwardPasses | None = None
+    ) -> Iterator[tuple[slice, EditBatch]]:
         """Independent edits, as many side by side as fit into memory.
 
         Args:
             model: The base model.
             groups: See :meth:`edit_each_group`.
             memory: Bytes that the changes of one part may take; a single larger one is made all the same.
+            passes: See :meth:`edit_each_group`.
 
         Yields:
             Which groups a part holds, and their edits.
@@ -171,7 +189,7 @@ class Editor(nn.Module, ABC):
         size = self.bytes_per_edit(model)
         step = max(memory // size, 1) if size else max(len(groups), 1)
         for start in range(0, len(groups), step):
-            yield slice(start, start + step), self.edit_each_group(model, groups[start : start + step])
+            yield slice(start, start + step), self.edit_each_group(model, groups[start : start + step], passes=passes)
 
     def _provenances(
         self,

@@ -16,9 +16,8 @@ from lightning_edit.editors.factors import FactorStore
 from lightning_edit.edits import EditSequence, StackedDelta, WeightChanges
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
-from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.trunk import Trunk
 from lightning_edit.tokenization import TokenBatch
 
 Tokens = Literal["all", "answer"]
@@ -55,14 +54,17 @@ class GradientEditor(Editor):
     def stack(self, store: FactorStore) -> Mapping[str, StackedDelta]:
         """Turns gradient factors into the changes of independent edits, site by site."""
 
-    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+    def compute_changes(
+        self, model: LanguageModel, groups: Groups, after: EditSequence, passes: ForwardPasses | None = None
+    ) -> GroupChanges:
         """See :meth:`Editor.compute_changes`.
 
         Raises:
             NonFiniteError: If a request's loss or gradient is not finite.
         """
         batch, edit_of_row = encode_groups(model, groups)
-        store = self.collect(model, batch, edit_of_row, [name_of(request) for group in groups for request in group])
+        names = [name_of(request) for group in groups for request in group]
+        store = self.collect(model, batch, edit_of_row, names, passes)
         with torch.no_grad():
             stacked = {site: changes.detach() for site, changes in self.stack(store).items()}
         return GroupChanges(WeightChanges(stacked))
@@ -77,7 +79,7 @@ class GradientEditor(Editor):
         batch: TokenBatch,
         edit_of_row: Tensor,
         names: Sequence[str],
-        trunk: Trunk | None = None,
+        passes: ForwardPasses | None = None,
         cache: FactorCache | None = None,
     ) -> FactorStore:
         """The gradient factors of requests, in passes of at most ``model.tokens_per_batch`` padded tokens.
@@ -87,7 +89,7 @@ class GradientEditor(Editor):
             batch: R requests.
             edit_of_row: (R) int64 the edit that each belongs to.
             names: A name for each, for messages.
-            trunk: Hidden states kept from below the lowest site.
+            passes: Forward passes with hidden states kept from below the lowest site; the model's own by default.
             cache: Factors kept of the unedited model.
 
         Raises:
@@ -98,15 +100,15 @@ class GradientEditor(Editor):
             part = batch if len(chunk) == len(batch) else batch.select(chunk)
             factors = cache.get(part) if cache is not None else None
             if factors is None:
-                factors = self._factors(model, part, [names[row] for row in chunk.tolist()], trunk)
+                factors = self._factors(model, part, [names[row] for row in chunk.tolist()], passes)
             store.append(factors, edit_of_row[chunk])
         return store
 
     def _factors(
-        self, model: LanguageModel, batch: TokenBatch, names: Sequence[str], trunk: Trunk | None
+        self, model: LanguageModel, batch: TokenBatch, names: Sequence[str], passes: ForwardPasses | None
     ) -> dict[str, GradientFactors]:
         positions = batch.answer_mask if self.tokens == "answer" else None
-        factors, losses = capture_factors(model, batch, self.edit_sites(model), trunk, positions)
+        factors, losses = capture_factors(model, batch, self.edit_sites(model), passes, positions)
         bad = (~losses.isfinite()).nonzero()[:, 0].tolist()
         if bad:
             raise NonFiniteError(f"the target's loss of {names[bad[0]]!r} is {float(losses[bad[0]])}")

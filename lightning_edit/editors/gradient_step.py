@@ -19,7 +19,7 @@ class GradientStep(GradientEditor):
         step_size: Step size α. There is no published value; choose it on validation records.
     """
 
-    capabilities = Capabilities(needs_grad=True)
+    capabilities = Capabilities(needs_grad=True, takes_passes=True)
 
     def __init__(self, sites: Sequence[int | str] = (-6, -5, -4, -3, -2, -1), step_size: float = 0.1) -> None:
         super().__init__(sites)

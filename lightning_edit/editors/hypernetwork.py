@@ -174,7 +174,7 @@ class HypernetworkEditor(GradientEditor):
         tokens: See :class:`GradientEditor`.
     """
 
-    capabilities = Capabilities(fit_reads="records", needs_grad=True)
+    capabilities = Capabilities(fit_reads="records", needs_grad=True, takes_passes=True)
 
     def __init__(
         self,

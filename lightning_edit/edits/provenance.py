@@ -5,12 +5,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 from lightning_edit.models.fingerprint import Fingerprint
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.records import EditRequest
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what numbers come out."""
+    return {name: version(name) for name in ("torch", "transformers", "lightning", "lightning-edit")}
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Provenance:
     overruled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+    versions: dict[str, str] = field(default_factory=lambda: dict(package_versions()))
 
     @classmethod
     def of(
@@ -113,8 +120,3 @@ class Provenance:
         for name in ("depends_on", "failed", "overruled", "warnings"):
             values[name] = tuple(values[name])
         return cls(**values)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what numbers come out."""
-    return {name: version(name) for name in ("torch", "transformers", "lightning", "lightning-edit")}

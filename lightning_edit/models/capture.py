@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.models.head import token_losses
-from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.trunk import Trunk
 from lightning_edit.tokenization import TokenBatch
 
 
@@ -38,7 +37,7 @@ def capture_factors(
     model: LanguageModel,
     batch: TokenBatch,
     sites: Sequence[EditSite],
-    trunk: Trunk | None = None,
+    passes: ForwardPasses | None = None,
     positions: Tensor | None = None,
 ) -> tuple[dict[str, GradientFactors], Tensor]:
     """The gradient factors of every site, for the mean negative log-likelihood of each row's target.
@@ -50,24 +49,22 @@ def capture_factors(
         model: The model; edits may be applied to it.
         batch: R rows, on the model's device.
         sites: The edit sites.
-        trunk: Hidden states kept from below the lowest site; without it the whole model runs.
+        passes: Forward passes with hidden states kept from below the lowest site; the whole model runs by default.
         positions: (R, S) bool: the tokens whose factors are wanted; all that have a gradient if none are given.
 
     Returns:
         Site name to factors, and the (R) losses.
     """
     with model.enable_grad_through():
-        passes = [
-            _run(trunk or model, part, rows, sites, positions) for rows, part in batch.parts(model.saturation_tokens)
+        runs = [
+            _run(passes or model, part, rows, sites, positions) for rows, part in batch.parts(model.saturation_tokens)
         ]
-        read = torch.cat([own.read for own in passes])
-        ids = torch.cat([own.batch.target_ids for own in passes])
-        of_row = torch.cat([own.rows[own.batch.target_rows] for own in passes])
+        read = torch.cat([own.read for own in runs])
+        ids = torch.cat([own.batch.target_ids for own in runs])
+        of_row = torch.cat([own.rows[own.batch.target_rows] for own in runs])
         losses = mean_by_row(token_losses(model, read, ids), of_row, len(batch))
-        gradients = iter(
-            torch.autograd.grad(losses.sum(), [own.outputs[site.name] for own in passes for site in sites])
-        )
-    parts = [{site.name: own.factors(site.name, next(gradients)) for site in sites} for own in passes]
+        gradients = iter(torch.autograd.grad(losses.sum(), [own.outputs[site.name] for own in runs for site in sites]))
+    parts = [{site.name: own.factors(site.name, next(gradients)) for site in sites} for own in runs]
     return {site.name: _joined([part[site.name] for part in parts]) for site in sites}, losses.detach()
 
 
@@ -100,13 +97,13 @@ class _Pass:
 
 
 def _run(
-    model: LanguageModel | Trunk, batch: TokenBatch, rows: Tensor, sites: Sequence[EditSite], positions: Tensor | None
+    passes: ForwardPasses, batch: TokenBatch, rows: Tensor, sites: Sequence[EditSite], positions: Tensor | None
 ) -> _Pass:
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     handles = [site.module.register_forward_hook(_recording(site.name, inputs, outputs)) for site in sites]
     try:
-        read = model.head_inputs(batch, batch.answer_mask)
+        read = passes.head_inputs(batch, batch.answer_mask)
     finally:
         for handle in handles:
             handle.remove()

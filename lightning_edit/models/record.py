@@ -94,11 +94,10 @@ def record(
     """
     # Nothing that lies behind a position is read at it.
     texts = [EncodedText(text.ids[: end + 1], (end + 1, end + 1)) for text, end in zip(texts, positions, strict=True)]
-    every = record_all(model, texts, taps, around)
-    return {name: torch.stack([values[-1] for values in own]) for name, own in every.items()}
+    last = _recorded(model, texts, taps, around, lambda values, length: values[length - 1])
+    return {name: torch.stack(own) for name, own in last.items()}
 
 
-@torch.no_grad()
 def record_all(
     model: LanguageModel,
     texts: Sequence[EncodedText],
@@ -116,6 +115,18 @@ def record_all(
     Returns:
         Name to (T, D) values of each text, in float32 or, for a float64 model, in float64.
     """
+    return _recorded(model, texts, taps, around, lambda values, length: values[:length])
+
+
+@torch.no_grad()
+def _recorded(
+    model: LanguageModel,
+    texts: Sequence[EncodedText],
+    taps: Mapping[str, Tap],
+    around: BatchContext | None,
+    choose: Callable[[Tensor, int], Tensor],
+) -> dict[str, list[Tensor]]:
+    """Name to what is chosen of each text's (S, D) values, given its length."""
     highest = max(tap.layer for tap in taps.values())
     above = model.layer_map.blocks[highest + 1 :]
     recorded: dict[str, dict[int, Tensor]] = {name: {} for name in taps}
@@ -132,7 +143,8 @@ def record_all(
             model.head_logits(batch, torch.zeros_like(batch.answer_mask))
         for name, values in seen.items():
             rows = as_rows(values, batch.input_ids.shape)
-            wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            own = (row[:length].clone() for row, length in zip(wide, lengths, strict=True))
+            wide = torch.promote_types(rows.dtype, torch.float32)
+            # Copies, so that nothing of the batch is kept beside what is chosen.
+            own = (choose(row, length).to(wide, copy=True) for row, length in zip(rows, lengths, strict=True))
             recorded[name].update(zip(chunk, own, strict=True))
     return {name: [own[index] for index in range(len(texts))] for name, own in recorded.items()}

@@ -194,7 +194,9 @@ class EditingModule(LightningModule):
         self.editor.check(self.language_model, requests)
         with evaluator.prepared(self.editor, records):
             outcomes = []
-            for part, edits in self.editor.edit_in_parts(self.language_model, requests, self.evaluation.change_bytes):
+            for part, edits in self.editor.edit_in_parts(
+                self.language_model, requests, self.evaluation.change_bytes, evaluator.passes
+            ):
                 self.left_out += [note for provenance in edits.provenances for note in provenance.notes]
                 own = [record for group in groups[part] for record in group]
                 edit_of_record = [index for index, group in enumerate(groups[part]) for _ in group]

@@ -160,6 +160,11 @@ class Evaluator:
         finally:
             self._passes = None
 
+    @property
+    def passes(self) -> ForwardPasses | None:
+        """Within :meth:`prepared`, forward passes that use the kept hidden states."""
+        return self._passes
+
     def _trunk_below(self, layer: int) -> Trunk:
         limit = int(self.settings.trunk_gigabytes * 2**30)
         if self._trunk is None or self._trunk.layer != layer:
