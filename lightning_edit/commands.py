@@ -44,8 +44,7 @@ def edit(
         target: What it should answer, such as "Rome".
         subject: What the fact is about, as it stands in the prompt; optional for most editors.
         requests: JSON Lines file with prompt, target and, optionally, subject, ground_truth, subject_start and id on
-        each
-            line, instead of the above; they are edited jointly.
+            each line, instead of the above; they are edited jointly.
         save: Folder to save the edit to.
         overwrite: Replace an edit that is in that folder already.
         ask: Further prompts to show before and after, such as rephrases and unrelated facts.

@@ -66,12 +66,12 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
     expected = cast(type[T], base)
     if not (isinstance(kind, type) and issubclass(kind, expected)):
         raise ConfigurationError(f"{where}: {description['class_path']} is no {expected.__name__}")
-    names = argument_names(kind)
-    for unknown in set(description["init_args"]) - set(names):
+    names, settings = argument_names(kind), description.get("init_args") or {}
+    for unknown in set(settings) - set(names):
         close = difflib.get_close_matches(str(unknown), names, 1)
         hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
         raise ConfigurationError(f"{where}: {kind.__name__} has no setting {unknown}; {hint}")
-    arguments = {name: _built(value, kind, name, where) for name, value in description["init_args"].items()}
+    arguments = {name: _built(value, kind, name, where) for name, value in settings.items()}
     return kind(**arguments)
 
 

@@ -73,7 +73,7 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
     config = yaml.safe_load(path.read_text())
     module = config["model"]["class_path"].rpartition(".")[2]
     own = yaml.safe_load((path.parent / config["model"]["init_args"]["editor"]).read_text())["init_args"]
-    by_argument = {"adapted_layers": "1", "sites": "[1, 2]"}
+    by_argument = {"adapted_layers": "1", "sites": "[1, 2]", "demonstrations": "2"}
     name = next((argument for argument in by_argument if argument in own), "layers")
     small[f"--model.editor.init_args.{name}"] = by_argument.get(name, "[1]")
     if "sequential" in config["model"]["init_args"].get("evaluation", {}):
