@@ -133,7 +133,10 @@ def newest_checkpoint(config: Any) -> Path:
         arguments = getattr(logger, "init_args", None)
         if arguments is not None and arguments.get("save_dir") and arguments.get("name"):
             folders.insert(0, Path(arguments.save_dir) / arguments.name)
-    patterns = (f"checkpoints/{LAST}.ckpt", f"version_*/checkpoints/{LAST}.ckpt")
+    for callback in config.trainer.get("callbacks") or []:
+        directory = getattr(callback, "init_args", {}).get("dirpath")
+        folders += [Path(directory)] if directory else []
+    patterns = (f"{LAST}.ckpt", f"checkpoints/{LAST}.ckpt", f"version_*/checkpoints/{LAST}.ckpt")
     found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
     if not found:
         raise ConfigurationError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_edit.editors import GRACE, ICE, IKE, MELO, SCR, WISE, TuningSettings
-from lightning_edit.editors.grace import Codebook
+from lightning_edit.editors.grace import ABSORBED, Codebook
 from lightning_edit.edits import EditSequence, Memory, load_edit
 from lightning_edit.errors import ConfigurationError, EditorNotFittedError
 from lightning_edit.functional.ties import ties_merge
@@ -191,6 +191,24 @@ class TestGraceRules:
     def test_the_boundary_belongs_to_the_neighbour(self):
         assert codebook([[0.0, 0.0], [2.0, 0.0]], ["a", "a"]).tensors["radius"].tolist() == [2.0, -1.0]
         assert codebook([[0.0, 0.0], [2.001, 0.0]], ["a", "a"]).tensors["radius"].tolist() == [1.0, 1.0]
+
+    def test_radii_are_those_of_the_authors_code(self):
+        """Thartvigsen/GRACE at f674183: GRACEAdapter with a linear layer, driven with these keys and labels."""
+        keys = [
+            [0.0, 0.0], [5.0, 0.0], [1.5, 0.0], [0.5, 0.5], [0.0, 2.25], [5.0, 2.0], [7.25, 0.0], [7.25, 0.3],
+            [7.25, -0.9], [8.35, 0.0], [-10.0, -10.0],
+        ]  # fmt: skip
+        labels = ["1", "2", "1", "1", "3", "2", "4", "5", "4", "6", "1"]
+        expected = {
+            1: [1.0], 2: [1.0, 1.0], 3: [1.5, 1.0], 4: [1.5, 1.0], 5: [1.12499, 1.0, 1.125],
+            6: [1.12499, 2.0, 1.125], 7: [1.12499, 1.12499, 1.125, 1.125],
+            8: [1.12499, 1.12499, 1.125, 0.14999, 0.15], 9: [1.12499, 1.12499, 1.125, 0.9, 0.15],
+            10: [1.12499, 1.12499, 1.125, 0.54999, 0.15, 0.55],
+            11: [1.12499, 1.12499, 1.125, 0.54999, 0.15, 0.55, 1.0],
+        }  # fmt: skip
+        for count, radii in expected.items():
+            found = codebook(keys[:count], labels[:count]).tensors["radius"].tolist()
+            assert [radius for radius in found if radius != ABSORBED] == pytest.approx(radii, abs=1e-6), count
 
     def test_a_request_is_undone_as_if_it_had_never_been(self, model):
         editor = GRACE(site=-2, radius=30.0, tuning=TUNING)

@@ -111,6 +111,8 @@ def test_a_signal_saves_the_state_and_is_the_exit_status(tiny_folder, tmp_path, 
     run = subprocess.Popen(
         [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", config],
         env=environment,
+        # Shells let what they run in the background ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )
