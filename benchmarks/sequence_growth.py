@@ -35,7 +35,7 @@ def moments_of(model: LanguageModel, layers: list[int]) -> KeyStatistics:
         site = model.layer_map.site(layer)
         keys = torch.randn(site.fan_in // 4, site.fan_in, generator=torch.Generator().manual_seed(layer))
         moments[site.name] = keys.T @ keys / len(keys) + 1e-4 * torch.eye(site.fan_in)
-    return KeyStatistics(moments, Corpus("random", 8, 1000, ""), model.name, model.fingerprint)
+    return KeyStatistics(moments, Corpus("random", 8, 100_000, ""), model.name, model.fingerprint)
 
 
 def random_edit(model: LanguageModel, layers: list[int], number: int, before: tuple[str, ...]) -> WeightEdit:
