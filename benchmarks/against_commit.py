@@ -57,7 +57,9 @@ with evaluator.prepared(editor, records[:32]):
     edits = editor.edit_each_group(model, requests)
     evaluator.evaluate(records[:32], edits)
     start = time.perf_counter()
-    edits = editor.edit_each_group(model, requests)
+    # Cached states are an argument since they are no longer served behind the model's back.
+    cached = {"passes": evaluator.passes} if hasattr(evaluator, "passes") else {}
+    edits = editor.edit_each_group(model, requests, **cached)
     evaluator.evaluate(records[:32], edits)
     seconds["making and measuring 32 edits of MEND"] = time.perf_counter() - start
 
