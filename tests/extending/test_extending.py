@@ -34,7 +34,9 @@ class TestTargetBias(EditorTester):
         return extension().TargetBias(2.0)
 
 
-def test_a_test_run_with_everything_from_outside(tiny_folder, tmp_path):
+def test_a_test_run_with_everything_from_outside(tiny_folder, tmp_path, monkeypatch):
+    # Without a logger, the configuration is written into the current folder.
+    monkeypatch.chdir(tmp_path)
     config = {
         "model": {
             "class_path": "lightning_edit.modules.EditingModule",
@@ -59,8 +61,8 @@ def test_a_test_run_with_everything_from_outside(tiny_folder, tmp_path):
             ],
         },
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert main(["test", "--config", str(tmp_path / "config.yaml")]) == 0
+    (tmp_path / "outside.yaml").write_text(yaml.safe_dump(config))
+    assert main(["test", "--config", str(tmp_path / "outside.yaml")]) == 0
     written = json.loads((tmp_path / "metrics.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert written["counts"]["probes"] == {"edit_success/": 2, "locality/常识": 2}
