@@ -62,14 +62,14 @@ def measured(model: LanguageModel, layers: list[int], counts: list[int], **setti
         for _ in range(REPEATS):
             start = time.perf_counter()
             edit = editor.edit(model, [REQUEST], after=sequence)
-            made = time.perf_counter()
+            edited_at = time.perf_counter()
             longer = sequence.then(edit)
             added = time.perf_counter()
             with longer.applied(model) as edited:
                 edited.score([REQUEST.prompt], [REQUEST.target])
             times["applying and scoring"].append(time.perf_counter() - added)
-            times["editing"].append(made - start)
-            times["adding"].append(added - made)
+            times["editing"].append(edited_at - start)
+            times["adding"].append(added - edited_at)
         tensors = [t for delta in sequence.weight_deltas().values() for t in delta.tensors().values()]
         kept = sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *sequence.state.values()))
         rows.append(

@@ -24,6 +24,7 @@ _PACKAGE = "lightning_edit"
 def init_arguments(part: object) -> dict[str, Any]:
     """The constructor's arguments, read from the attributes of the same names; settings classes become dictionaries."""
     values = {name: getattr(part, name) for name in argument_names(type(part))}
+    # mypy does not know that a value which is a dataclass is no class here.
     return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # type: ignore[arg-type]
 
 

@@ -126,6 +126,7 @@ class IKE(ICE):
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         self._examples = None
+        # torch leaves the other arguments of this hook to itself.
         super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[arg-type]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ class SentenceEncoder:
         """
         if self._loaded is None:
             self._loaded = load_sentence_encoder(self.name).eval()
-        encoder: object = self._loaded
-        vectors: Tensor = encoder.encode(  # type: ignore[attr-defined]
+        encoder: Any = self._loaded
+        vectors: Tensor = encoder.encode(
             list(texts), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
         )
         return vectors.float().clone()
