@@ -231,8 +231,8 @@ def trace(
     model = load_language_model(**given)
     settings = TraceSettings(noise, samples, window, seed)
     # A prompt's target is not used: the model's own answer is traced.
-    own = EditRequest(prompt, "-", subject or None, id="prompt") if prompt else None
-    requests = [own] if own is not None else read_known_facts(str(facts))
+    prompt_request = EditRequest(prompt, "-", subject or None, id="prompt") if prompt else None
+    requests = [prompt_request] if prompt_request is not None else read_known_facts(str(facts))
     trace_facts(model, requests, settings, Path(output), limit, severed, wandb)
 
 

@@ -47,10 +47,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
         digests = dict(content.pop(DIGESTS))
-        own = digests.pop(SELF)
+        content_digest = digests.pop(SELF)
     except (UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not a manifest with digests ({type(error).__name__}: {error})") from error
-    if own != _content_digest({**content, DIGESTS: digests}):
+    if content_digest != _content_digest({**content, DIGESTS: digests}):
         raise ValueError("its content does not match its digest: it was damaged or changed")
     for name, digest in digests.items():
         file = path.parent / str(name)

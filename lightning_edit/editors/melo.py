@@ -172,9 +172,9 @@ class MELO(Editor):
         block_of = [number for number, (_, block) in enumerate(blocks) for _ in block]
         keys = prompt_states(model, [request.prompt for request in requests], key_site.name, "output").float()
         adapters = Adapters(sites, len(blocks), self.rank, self.scale, 0.0, self.seed)
-        own = [block for _, block in blocks]
-        texts = tuning_texts(model, own, self.tuning)
-        failed = tune(model, texts, names_of(own), adapters, sites[0].layer, self.tuning, "blocks")
+        trained_blocks = [block for _, block in blocks]
+        texts = tuning_texts(model, trained_blocks, self.tuning)
+        failed = tune(model, texts, names_of(trained_blocks), adapters, sites[0].layer, self.tuning, "blocks")
         stacked = adapters.stacked(failed)
         router = Clusters(key_site.name, self.radius)
         memories = []

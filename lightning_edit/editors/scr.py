@@ -53,12 +53,14 @@ class FactRetriever(Router):
         if not self.confirm:
             return Match(similarity, hits)
         nearest = similarity.topk(min(self.retrieved, len(memory)), dim=1).indices.tolist()
-        candidates = [[item for item in own if hits[row, item]] for row, own in enumerate(nearest)]
-        asked = [row for row, own in enumerate(candidates) if own]
-        texts = [_confirmation([memory.texts[item] for item in candidates[row]], prompts[row]) for row in asked]
+        candidates = [[item for item in items if hits[row, item]] for row, items in enumerate(nearest)]
+        rows_to_confirm = [row for row, items in enumerate(candidates) if items]
+        texts = [
+            _confirmation([memory.texts[item] for item in candidates[row]], prompts[row]) for row in rows_to_confirm
+        ]
         outputs = model.generate(texts, self.confirmation_tokens) if texts else []
         confirmed = torch.zeros_like(hits)
-        for row, output in zip(asked, outputs, strict=True):
+        for row, output in zip(rows_to_confirm, outputs, strict=True):
             if not any(refusal in output.lower() for refusal in REFUSALS):
                 confirmed[row, _chosen(output, candidates[row], memory)] = True
         return Match(torch.where(confirmed, similarity + 2.0, similarity), confirmed)

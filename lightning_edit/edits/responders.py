@@ -84,8 +84,8 @@ class SiteResponder(Responder):
 
     def _around(self, model: LanguageModel, items: Sequence[int], memory: Memory, repeats: int) -> BatchContext:
         def around(batch: BatchRows) -> AbstractContextManager[None]:
-            own = torch.tensor([items[index] for index in batch.indices], device=model.device)
-            return added_terms(model, self.terms(model, memory, own, batch, repeats))
+            item_index = torch.tensor([items[index] for index in batch.indices], device=model.device)
+            return added_terms(model, self.terms(model, memory, item_index, batch, repeats))
 
         return around
 

@@ -52,8 +52,8 @@ class StackedDelta(ABC):
 
         def added(x: Tensor, output: Tensor) -> Tensor:
             split = split_rows(x, count, repeats)
-            own = rows if len(split) == count else rows.repeat_interleave(repeats)
-            return self._output(split, own).reshape(*x.shape[:-1], -1)
+            edit_rows = rows if len(split) == count else rows.repeat_interleave(repeats)
+            return self._output(split, edit_rows).reshape(*x.shape[:-1], -1)
 
         return added
 
