@@ -22,9 +22,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Saves a checkpoint.
 
         Raises:
-            ConfigurationError: If the disk is full.
+            DiskFullError: If the disk has no room for it.
         """
-        with replace_file(Path(os.fspath(path))) as temporary:
+        with replace_file(Path(os.fspath(path)), _size(checkpoint)) as temporary:
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(
@@ -34,3 +34,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         from lightning_edit.editors.checkpoint import read_checkpoint
 
         return read_checkpoint(path)
+
+
+def _size(values: Any) -> int:
+    """Bytes of all tensors in nested dictionaries and lists."""
+    if isinstance(values, torch.Tensor):
+        return values.nbytes
+    if isinstance(values, dict):
+        return sum(map(_size, values.values()))
+    return sum(map(_size, values)) if isinstance(values, list | tuple) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ _COMMANDS = {
     "merge": "write an edit into the weights and save a Hugging Face model",
     "export": "write a trained editor alone, in a file small enough to ship",
 }
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""A full or read-only disk, or no permission: nothing that a traceback would explain."""
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -74,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LightningEditError as error:
         print(f"lightning-edit {command}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"lightning-edit {command}: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -87,10 +95,11 @@ def _run(command: str, arguments: list[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_edit import commands
+    from lightning_edit.parsing import ConciseArgumentParser
 
     function = getattr(commands, command)
     given = repeated_values(arguments[1:], function)
-    auto_cli(function, args=given, prog=f"lightning-edit {command}", as_positional=False)
+    auto_cli(function, given, prog=f"lightning-edit {command}", as_positional=False, parser_class=ConciseArgumentParser)
 
 
 def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -> list[str]:

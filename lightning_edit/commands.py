@@ -149,7 +149,8 @@ def merge(
     sequence = EditSequence([load_edit(path) for path in edits])
     model = base_of(sequence, name_or_path, dtype, device)
     sequence.merge(model)
-    with replace_folder(folder) as temporary:
+    size = sum(parameter.nbytes for parameter in model.model.parameters())
+    with replace_folder(folder, size) as temporary:
         model.model.save_pretrained(temporary)
         model.tokenizer.save_pretrained(temporary)
     _print(f"merged model {folder}")

@@ -79,5 +79,9 @@ class RunInterruptedError(LightningEditError):
         self.status = status
 
 
+class DiskFullError(LightningEditError, OSError):
+    """There is no room for a file; nothing half-written is left."""
+
+
 class ConfigurationError(LightningEditError, ValueError):
     """Settings that contradict each other or the data at hand."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -13,13 +14,30 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 from lightning_edit.data.datamodule import EditDataModule
 from lightning_edit.editors.checkpoint import read_checkpoint
-from lightning_edit.errors import ConfigurationError, RunInterruptedError
+from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
+from lightning_edit.files import remove_unfinished
 from lightning_edit.modules.base import EditingModule
+from lightning_edit.parsing import in_file, raise_concise, refuse_nulls, refuse_nulls_of_parts, root_cause
 
 LAST = "last"
 """The value of --ckpt_path that stands for the newest checkpoint of earlier runs of the same name."""
 _UNNAMED = "lightning_logs"
 """What Lightning calls runs without a name."""
+
+
+class TrainerArgumentParser(LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises an error in a few words.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        if not self.exit_on_error:
+            # One of several alternatives that are tried.
+            super().error(message, ex)
+        raise_concise(self, message, ex)
 
 
 class EditingCLI(LightningCLI):
@@ -36,6 +54,40 @@ class EditingCLI(LightningCLI):
                 "trainer.num_sanity_val_steps": 0,
             }
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments and the files that they name.
+
+        Raises:
+            ConfigurationError: If a key, a value or a file is wrong.
+        """
+        given = sys.argv[1:] if args is None else args
+        try:
+            super().parse_arguments(parser, args)
+        except ConfigurationError as error:
+            raise ConfigurationError(in_file(str(error), given)) from error
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"{_file_of(error, given)}: not UTF-8 (byte {error.start}); save the file as UTF-8"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigurationError(f"a configuration cannot be read: {error}") from error
+
+    def instantiate_classes(self) -> None:
+        """Builds the Trainer, the module and the data from the configuration.
+
+        Raises:
+            ConfigurationError: If a class refuses its settings.
+        """
+        try:
+            super().instantiate_classes()
+        except LightningEditError:
+            raise
+        except Exception as error:  # a class may refuse its settings by whatever it likes
+            cause = root_cause(error)
+            if isinstance(cause, LightningEditError):
+                raise cause from error
+            raise ConfigurationError(f"the configuration cannot be used: {cause}") from error
 
     def before_test(self) -> None:
         """Refuses to measure an editor that was never trained."""
@@ -77,9 +129,17 @@ class EditingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Names runs after their editor where they have no name, and resolves the checkpoint."""
         config = self.config[self.subcommand]
+        for name in ("trainer", "model", "data"):
+            if not isinstance(config.get(name), Namespace):
+                raise ConfigurationError(f"{name}: expected settings by name, found {config.get(name)!r}")
+        values = config.as_dict()
+        refuse_nulls(EditDataModule, values["data"], "data")
+        refuse_nulls_of_parts(values["model"], "model")
         self._name_runs(config)
         if config.get("ckpt_path") == LAST:
             config.ckpt_path = str(newest_checkpoint(config))
+        if config.get("ckpt_path"):
+            remove_unfinished(Path(config.ckpt_path))
 
     def _parse_ckpt_path(self) -> None:
         """Reads a named checkpoint safely before anything is built; its settings do not replace configured ones."""
@@ -116,6 +176,13 @@ class EditingCLI(LightningCLI):
         if self.subcommand == "fit" and saved is not None and saved.exists():
             return RunInterruptedError(f"stopped; the state is in {saved}. Go on with --ckpt_path {saved}", status)
         return RunInterruptedError("stopped; run the same command again to go on", status)
+
+
+def _file_of(error: UnicodeDecodeError, arguments: list[str]) -> str:
+    """The file among some arguments that could not be decoded."""
+    candidates = [Path(argument.partition("=")[2] or argument) for argument in arguments]
+    holders = [path for path in candidates if path.is_file() and error.object[:64] in path.read_bytes()]
+    return str(holders[0]) if holders else "a configuration file"
 
 
 def newest_checkpoint(config: Any) -> Path:
@@ -166,6 +233,7 @@ def run(arguments: list[str]) -> None:
         subclass_mode_data=False,
         auto_configure_optimizers=False,
         save_config_callback=RunConfig,
+        parser_class=TrainerArgumentParser,
         parser_kwargs={"parser_mode": "omegaconf+", "prog": "lightning-edit"},
         # LightningCLI warns when it is given arguments while the process has some of its own.
         args=None if arguments == sys.argv[1:] else arguments,

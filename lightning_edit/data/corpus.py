@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from array import array
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from lightning_edit import ranges
+from lightning_edit.data.reading import decode_json
 from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
 
 _LOG = logging.getLogger(__name__)
@@ -225,10 +225,7 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
         for number, line in enumerate(file):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataFormatError(f"not JSON ({error})", path, number) from error
+            record = decode_json(line, path, number)
             if not isinstance(record, dict) or not isinstance(record.get(field), str):
                 raise DataFormatError("expected a text", path, number, field)
             yield record[field]

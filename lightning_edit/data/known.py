@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from lightning_edit.errors import DataFormatError, RequestError, SourceNotFoundError
+from lightning_edit.data.reading import read_json
+from lightning_edit.errors import DataFormatError, RequestError
 from lightning_edit.records import EditRequest
 
 
@@ -20,12 +20,7 @@ def read_known_facts(path: str | Path) -> list[EditRequest]:
         DataFormatError: If it is not such a list; the message names the record and the field.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise SourceNotFoundError(f"{path}: no such file; pass a JSON file with a list of facts")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"not JSON ({error})", path) from error
+    content = read_json(path)
     if not isinstance(content, list):
         raise DataFormatError(f"expected a list of facts, found {type(content).__name__}", path)
     if not content:
@@ -39,6 +34,8 @@ def _fact(path: Path, number: int, fact: object) -> EditRequest:
     for name in ("subject", "prompt"):
         if not isinstance(fact.get(name), str):
             raise DataFormatError("expected a text", path, number, name)
+    if not isinstance(fact.get("attribute") or "-", str):
+        raise DataFormatError("expected a text, or none", path, number, "attribute")
     try:
         return EditRequest(fact["prompt"], fact.get("attribute") or "-", fact["subject"], id=str(number))
     except RequestError as error:

@@ -179,18 +179,34 @@ def read_json(path: Path) -> Any:
     """
     if not path.is_file():
         raise SourceNotFoundError(f"{path}: no such file; pass the path of a data file, or of its folder")
+    return decode_json(path.read_bytes(), path)
+
+
+def decode_json(content: bytes, path: Path, record: int | None = None) -> Any:
+    """Decodes JSON from a file, or from one of its lines.
+
+    Args:
+        content: The bytes.
+        path: The file, for messages.
+        record: Number of the line, where it is one.
+
+    Raises:
+        DataFormatError: If it is not UTF-8 or not JSON, with the position; or a name occurs twice in one object.
+    """
     try:
         # A byte order mark, which some editors write, is no part of the text.
-        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique_keys)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
-        raise DataFormatError(f"not valid UTF-8 at byte {error.start}; save the file as UTF-8", path) from error
+        raise DataFormatError(f"not valid UTF-8 at byte {error.start}; save the file as UTF-8", path, record) from error
     except json.JSONDecodeError as error:
         raise DataFormatError(
-            f"not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); is the file complete?", path
+            f"not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); is the file complete?",
+            path,
+            record,
         ) from error
     except (ValueError, RecursionError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataFormatError(f"not usable JSON ({problem})", path) from error
+        raise DataFormatError(f"not usable JSON ({problem})", path, record) from error
 
 
 def locate(source: str, names: Sequence[str]) -> Path:
@@ -412,22 +428,16 @@ def read_requests(path: str | Path) -> list[EditRequest]:
     for number, line in enumerate(path.read_bytes().split(b"\n")):
         if not line.strip():
             continue
+        entry = Entry(decode_json(line, path, number), path, number, report)
+        _refuse_unknown(entry)
         try:
-            entry = Entry(json.loads(line, object_pairs_hook=unique_keys), path, number, report)
-            _refuse_unknown(entry)
             optional = {name: entry.text(name) for name in ("subject", "ground_truth") if name in entry}
             start = entry.number("subject_start") if "subject_start" in entry else None
             name = entry.text("id") if "id" in entry else str(len(requests))
             request = EditRequest(entry.text("prompt"), entry.text("target"), **optional, subject_start=start, id=name)
-            requests.append(request)
-        except UnicodeDecodeError as error:
-            raise DataFormatError(
-                f"not UTF-8 ({error.reason} at byte {error.start} of the line)", path, number
-            ) from error
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, DataFormatError):
-                raise
-            raise DataFormatError(str(error) or "nested too deeply", path, number) from error
+        except RequestError as error:
+            raise DataFormatError(str(error), path, number) from error
+        requests.append(request)
     if not requests:
         raise DataFormatError("no request; each line is an object with prompt and target", path)
     return requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +56,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise SourceNotFoundError(f"{path}: no such checkpoint; pass the path of a .ckpt file")
     try:
+        _check_sums(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken or unsafe file
         raise ConfigurationError(f"{path}: not a checkpoint that can be loaded safely ({error})") from error
     if not isinstance(content, dict) or KEY not in content:
         names = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ConfigurationError(f"{path}: not a checkpoint of lightning_edit; it has {names}")
-    if content[KEY].get(DIGEST) != state_digest(content["state_dict"]):
+    if not isinstance(content[KEY], dict) or content[KEY].get(DIGEST) != state_digest(content.get("state_dict", {})):
         raise ConfigurationError(f"{path}: the weights do not match their digest; the file is damaged")
     return content
 
 
+def _check_sums(path: Path) -> None:
+    """Checks the sums of a checkpoint's archive, which torch.load does not; they cover the optimizer's state, too.
+
+    Raises:
+        zipfile.BadZipFile: If one is wrong.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
+
+
 def state_digest(state: dict[str, Any]) -> str:
-    """SHA-256 of names, shapes, dtypes and contents of tensors (torch.load does not check the sums of its archive)."""
+    """SHA-256 of names, shapes, dtypes and contents of tensors."""
     total = hashlib.sha256()
     for name, value in sorted(state.items()):
         total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -105,7 +119,7 @@ def export_checkpoint(path: str | Path, output: str | Path, model: LanguageModel
         state[PREFIX + name] = kept
     content[KEY] = {**content[KEY], DIGEST: state_digest(state)}
     kept_entries = {key: content[key] for key in (KEY, "pytorch-lightning_version", "epoch", "global_step")}
-    with replace_file(Path(output)) as temporary:
+    with replace_file(Path(output), sum(value.nbytes for value in state.values())) as temporary:
         torch.save({**kept_entries, "state_dict": state}, temporary)
     return Path(output)
 

@@ -16,7 +16,7 @@ from lightning_edit.edits.deltas import Delta
 from lightning_edit.edits.provenance import Provenance
 from lightning_edit.edits.writing import write_deltas
 from lightning_edit.errors import EditError
-from lightning_edit.files import replace_folder
+from lightning_edit.files import holds_something_else, replace_folder
 from lightning_edit.manifests import write_manifest
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.perplexity import perplexity
@@ -192,7 +192,7 @@ class Edit(ABC):
             EditError: If the folder exists and holds something other than an edit.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        if holds_something_else(folder, MANIFEST):
             raise EditError(f"{folder} exists and is not an edit; save to a new folder")
         with replace_folder(folder) as temporary:
             details = self.write(temporary)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from lightning_edit.edits.base import FORMAT, MANIFEST, Edit
 from lightning_edit.edits.provenance import Provenance
 from lightning_edit.errors import EditError, LightningEditError, SourceNotFoundError
-from lightning_edit.files import recover_folder
+from lightning_edit.files import read_folder
 from lightning_edit.manifests import read_manifest
 
 
@@ -21,8 +21,11 @@ def load_edit(folder: str | Path) -> Edit:
         EditError: If the manifest is broken, or of a kind or format that is not known.
     """
     folder = Path(folder)
+    return read_folder(folder, lambda: _read(folder))
+
+
+def _read(folder: Path) -> Edit:
     path = folder / MANIFEST
-    recover_folder(folder)
     if not path.is_file():
         raise SourceNotFoundError(f"{folder}: no edit here ({MANIFEST} is missing); pass a folder that save() wrote")
     try:
@@ -38,7 +41,7 @@ def load_edit(folder: str | Path) -> Edit:
         )
     try:
         edit = Edit.kinds[kind].read(folder, manifest.pop("details"), Provenance.from_dict(manifest))
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, LightningEditError):
             raise
         raise EditError(f"{path}: not a manifest of an edit ({error!r}); save the edit again") from error

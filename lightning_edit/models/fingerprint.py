@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Settings that may differ between copies of one model.
 _VOLATILE = (
@@ -25,6 +25,8 @@ _VOLATILE = (
     "transformers_version",
     "use_cache",
 )
+_PROBES = ("The Eiffel Tower, Zürich; 3.5% of x?\n", "  don't 12,345\t東京 naïve हिन्दी 🙂", "A", " a")
+"""Texts that tokenizers of one vocabulary but other rules read differently."""
 _SAMPLES_PER_TENSOR = 4
 _TENSORS_KEPT = 64
 
@@ -49,6 +51,8 @@ class Fingerprint:
         dtype: That precision.
         quantization: The quantisation method, or None.
         samples: Values of a few tensors, by which copies in different precision are compared.
+        tokenizer: SHA-256 of the tokenizer's vocabulary and of what it makes of some texts; None where it is not known.
+        chat_template: SHA-256 of the tokenizer's chat template; None where there is none, or it is not known.
     """
 
     model_type: str
@@ -57,6 +61,8 @@ class Fingerprint:
     dtype: str
     quantization: str | None
     samples: dict[str, list[float]]
+    tokenizer: str | None = None
+    chat_template: str | None = None
 
     def compare(self, other: Fingerprint) -> Likeness:
         """Compares with another model: exactly in equal precision, else to the rounding of the coarser one."""
@@ -66,6 +72,18 @@ class Fingerprint:
         if self.structure != other.structure:
             return Likeness.DIFFERENT
         return Likeness.VARIANT if self._close(other) else Likeness.DIFFERENT
+
+    def text_differences(self, other: Fingerprint, chat_template: bool) -> list[str]:
+        """What makes other tokens of texts: "tokenizer" and "chat template", as far as both models know theirs.
+
+        Args:
+            other: The other model.
+            chat_template: Whether prompts are rendered with it.
+        """
+        pairs = {"tokenizer": (self.tokenizer, other.tokenizer)}
+        if chat_template:
+            pairs["chat template"] = (self.chat_template, other.chat_template)
+        return [name for name, (mine, theirs) in pairs.items() if mine and theirs and mine != theirs]
 
     def _close(self, other: Fingerprint) -> bool:
         shared = sorted(set(self.samples) & set(other.samples))
@@ -108,8 +126,15 @@ def _samples(tensor: Tensor) -> Tensor:
     return flat[::step][:_SAMPLES_PER_TENSOR]
 
 
-def fingerprint(model: PreTrainedModel) -> Fingerprint:
-    """Takes the fingerprint of a model from its configuration and every number of every tensor."""
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a tokenizer's vocabulary and of what it makes of some texts."""
+    probes = [list(tokenizer(text)["input_ids"]) for text in _PROBES]
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), *probes])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
+    """Takes the fingerprint of a model from its configuration, every number of every tensor, and its tokenizer."""
     state = dict(sorted(model.state_dict().items()))
     method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     quantization = str(getattr(method, "quant_method", "quantised")) if method is not None else None
@@ -122,7 +147,17 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
         if index % stride == 0 and tensor.is_floating_point() and not tensor.is_meta:
             kept[name] = _samples(tensor).cpu().double().tolist()
     dtype = str(model.dtype).removeprefix("torch.")
-    return Fingerprint(str(model.config.model_type), structure.hexdigest(), _digest(state), dtype, quantization, kept)
+    template = getattr(tokenizer, "chat_template", None)
+    return Fingerprint(
+        str(model.config.model_type),
+        structure.hexdigest(),
+        _digest(state),
+        dtype,
+        quantization,
+        kept,
+        tokenizer_digest(tokenizer),
+        hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None,
+    )
 
 
 def _digest(state: dict[str, Tensor]) -> str:

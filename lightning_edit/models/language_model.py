@@ -146,7 +146,7 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """The identity of the base model."""
-        return fingerprint(self.model)
+        return fingerprint(self.model, self.tokenizer)
 
     def weights_changed(self) -> None:
         """Forgets what was found out about the weights, after they were written."""
@@ -207,8 +207,8 @@ class LanguageModel:
             chat_template: Whether it was made with the chat template; not compared if None.
 
         Returns:
-            None for the same base, or a sentence about what differs (another precision or quantisation of it, prompts
-            with or without the chat template), for the record.
+            None for the same base, or a sentence about what differs (another precision or quantisation of it, another
+            tokenizer, prompts with or without the chat template), for the record.
 
         Raises:
             BaseModelMismatchError: For another base.
@@ -227,6 +227,10 @@ class LanguageModel:
         if chat_template is not None and chat_template != self.encoder.chat_template:
             with_it, without = ("with", "without") if chat_template else ("without", "with")
             differences.append(f"the {what} was made {with_it} the chat template and is used {without} it")
+        differences += [
+            f"the {what} was made with another {name} than the one it is used with"
+            for name in other.text_differences(self.fingerprint, self.encoder.chat_template)
+        ]
         if not differences:
             return None
         message = "; ".join(differences)

@@ -207,7 +207,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         if hasattr(model.config, name):
             delattr(model.config, name)
     loaded.is_quantized = False
-    with replace_folder(folder) as temporary:
+    with replace_folder(folder, sum(parameter.nbytes for parameter in model.parameters())) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         files = sorted(file.name for file in temporary.iterdir())

@@ -88,7 +88,7 @@ class MomentSums:
             identity: What they belong to.
         """
         metadata = {"identity": identity, "tokens": json.dumps(self.tokens), "batches": json.dumps(self.batches)}
-        with replace_file(path) as temporary:
+        with replace_file(path, sum(own.nbytes for own in self.sums.values())) as temporary:
             save_file({site: own.cpu().contiguous() for site, own in self.sums.items()}, temporary, metadata)
 
     @classmethod

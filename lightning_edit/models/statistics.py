@@ -19,7 +19,7 @@ from lightning_edit.errors import (
     NonFiniteError,
     SourceNotFoundError,
 )
-from lightning_edit.files import recover_folder, replace_folder
+from lightning_edit.files import holds_something_else, read_folder, replace_folder
 from lightning_edit.manifests import read_manifest, write_manifest
 from lightning_edit.models.fingerprint import Fingerprint, Likeness
 from lightning_edit.models.language_model import LanguageModel
@@ -73,7 +73,7 @@ class KeyStatistics:
         return asdict(self.corpus)
 
     def check(self, model: LanguageModel) -> None:
-        """Refuses another model; another precision of the same one is a mismatch, too.
+        """Refuses another model; another precision or tokenizer of the same one is a mismatch, too.
 
         Raises:
             BaseModelMismatchError: If they belong to another model.
@@ -82,6 +82,11 @@ class KeyStatistics:
             raise BaseModelMismatchError(
                 f"the statistics were collected on {self.model_name} [{self.fingerprint}], but the model given is "
                 f"{model.name} [{model.fingerprint}]; collect them on this one"
+            )
+        if self.fingerprint.text_differences(model.fingerprint, chat_template=False):
+            raise BaseModelMismatchError(
+                f"the statistics were collected with another tokenizer than that of {model.name}; collect them with "
+                "this one"
             )
 
     @classmethod
@@ -151,9 +156,9 @@ class KeyStatistics:
     def save(self, folder: str | Path) -> Path:
         """Saves the moments and where they come from; the folder appears whole or not at all."""
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        if holds_something_else(folder, MANIFEST):
             raise ConfigurationError(f"{folder} exists and holds no statistics; save to a new folder")
-        with replace_folder(folder) as temporary:
+        with replace_folder(folder, sum(moment.nbytes for moment in self.moments.values())) as temporary:
             save_file({site: moment.cpu().contiguous() for site, moment in self.moments.items()}, temporary / TENSORS)
             manifest = {
                 "format": FORMAT,
@@ -174,7 +179,10 @@ class KeyStatistics:
             NonFiniteError: If a moment is not finite.
         """
         folder = Path(folder)
-        recover_folder(folder)
+        return read_folder(folder, lambda: cls._read(folder))
+
+    @classmethod
+    def _read(cls, folder: Path) -> KeyStatistics:
         if not (folder / MANIFEST).is_file():
             raise SourceNotFoundError(f"{folder}: no statistics here ({MANIFEST} is missing)")
         try:
@@ -187,7 +195,7 @@ class KeyStatistics:
                 manifest["model"],
                 Fingerprint.from_dict(manifest["fingerprint"]),
             )
-        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
             if isinstance(error, LightningEditError):
                 raise
             raise ConfigurationError(f"{folder}: broken statistics ({error!r}); collect them again") from error

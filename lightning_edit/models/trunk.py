@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.skipping import entering, skipped
@@ -217,7 +214,7 @@ class Trunk:
         identity = Identity(
             self.model.name,
             f"{self.model.fingerprint.structure}-{self.model.fingerprint.digest}",
-            tokenizer_digest(self.model.tokenizer),
+            self.model.fingerprint.tokenizer or "",
             self.layer,
             str(dtype).removeprefix("torch."),
             digest_of_texts((*entry.key, entry.answers) for entry in entries),
@@ -348,13 +345,6 @@ class _Group:
 
     def entries(self) -> list[Entry]:
         return [Entry(text.key, len(text.ids), len(text.target_ids) if self.referenced else 0) for text in self.texts]
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of a tokenizer's vocabulary and of what it makes of a text."""
-    probe = tokenizer("The Eiffel Tower, Zürich; 3.5% of x?\n")["input_ids"]
-    content = json.dumps([sorted(tokenizer.get_vocab().items()), list(probe)])
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _recording(seen: list[Tensor]) -> Callable[..., None]:

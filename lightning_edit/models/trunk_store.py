@@ -213,10 +213,10 @@ def _is_whole(
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         found = Identity(**manifest["identity"])
-        checksums, stored = manifest["checksums"], manifest["format"]
+        checksums, stored = dict(manifest["checksums"]), manifest["format"]
     except FileNotFoundError as error:
         raise ConfigurationError(f"{folder} exists and holds no cache of hidden states; name another folder") from error
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return False
     if found.name != identity.name:
         raise BaseModelMismatchError(

@@ -136,7 +136,7 @@ class EditingModule(LightningModule):
             return
         settings = self.validation if stage == "validate" and self.trainer.state.fn == "fit" else self.evaluation
         self._evaluators[stage] = Evaluator(self.language_model, settings)
-        self._runs.pop(stage, None)
+        self._close_sequence(stage)
         if settings.sequential is not None:
             self._prepare_sequence(datamodule, stage, settings.sequential)
         groups = settings.groups(datamodule.groups(stage))
@@ -170,6 +170,16 @@ class EditingModule(LightningModule):
         self._runs[stage] = SequentialRun(
             self.language_model, self.editor, self._evaluators[stage], settings, groups, folder
         )
+
+    def _close_sequence(self, stage: str) -> None:
+        run = self._runs.pop(stage, None)
+        if run is not None:
+            run.close()
+
+    def teardown(self, stage: str) -> None:
+        """Lets other runs use the folder of a sequence."""
+        for run in self._runs.values():
+            run.close()
 
     def stopped_after(self, stage: str) -> int | None:
         """Number of edits behind which a sequence was ended by its perplexity; None where none was."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from lightning_edit.data.corpus import TextCorpus
@@ -24,6 +25,7 @@ from lightning_edit.modules.evaluation import Evaluator, SequentialSettings
 from lightning_edit.records import EditOutcome, EditRecord, group_names
 
 SCHEDULE_FILE = "sequence.jsonl"
+_LOCK_FILE = ".lock"
 _SAME = 1e-3
 """Relative difference of the perplexities of one text that rounding explains."""
 _ROW = 256
@@ -53,6 +55,7 @@ class SequentialRun:
     ) -> None:
         self.model, self.editor, self.evaluator, self.settings = model, editor, evaluator, settings
         self.groups, self.folder = [list(group) for group in groups], folder
+        self._lock = FileLock(folder / _LOCK_FILE)
         self.sequence = EditSequence()
         self.rows: list[dict[str, Any]] = []
         self._told = 0
@@ -64,6 +67,7 @@ class SequentialRun:
         # Before the unedited model is asked, which takes long.
         editor.check(model, [_requests(group) for group in self.groups], on_top=len(self.groups) > 1)
         if settings.folder is not None:
+            self._lock_folder()
             self._take_up_edits()
             self.rows = self._read_measures()
         self._text = self._read_text()
@@ -73,6 +77,25 @@ class SequentialRun:
         self._perplexity_before = None if self._text is None else perplexity(model, self._text)
         if settings.folder is not None:
             self._take_up_measures()
+
+    def _lock_folder(self) -> None:
+        """Keeps other runs out of the folder while this one lives.
+
+        Raises:
+            ConfigurationError: If another run writes to it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigurationError(
+                f"evaluation.sequential.folder: another run writes to {self.folder}; wait until it has ended, or name "
+                "another folder"
+            ) from error
+
+    def close(self) -> None:
+        """Lets other runs use the folder."""
+        self._lock.release()
 
     def _read_text(self) -> Tensor | None:
         if self.settings.text is None:

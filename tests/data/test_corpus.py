@@ -49,10 +49,10 @@ def test_lines_of_json(tmp_path):
     with pytest.raises(DataFormatError, match=r"record 0, field 'text'"):
         read(path)
     path.write_text("nonsense")
-    with pytest.raises(DataFormatError, match="not JSON"):
+    with pytest.raises(DataFormatError, match="not valid JSON"):
         read(path)
     path.write_bytes(b'{"text": "one"}\n{"text": "caf\xe9"}\n')
-    with pytest.raises(DataFormatError, match="record 1: not JSON"):
+    with pytest.raises(DataFormatError, match="record 1: not valid UTF-8"):
         read(path)
 
 

@@ -64,7 +64,7 @@ def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, mo
     assert main(["fit", "--config", str(config)]) == 130
     assert not (tmp_path / "statistics").exists()
     (partial,) = tmp_path.glob("*.partial-*-0.safetensors")
-    unfinished = tmp_path / f".{partial.name}.killed"
+    unfinished = tmp_path / f".{partial.name}.0123abcd.unfinished"
     unfinished.write_bytes(b"half of the sums")
     again = []
     monkeypatch.setattr(MomentSums, "add", lambda self, keys: again.append(1) or add(self, keys))

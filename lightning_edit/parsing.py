@@ -1,0 +1,187 @@
+"""Argument parsers whose errors name the key, the nearest valid name and the file, and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from lightning_edit.errors import ConfigurationError
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_OPTION = re.compile(r"Option '([^']+)' is not accepted")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: (--[^\s=]+)")
+_UNEXPECTED = re.compile(r"(?:Key|Group) ['\"]([^'\"]+)['\"] (?:is not expected|does not accept)")
+_NOISE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|^Problem with given"
+)
+
+
+class ConciseArgumentParser(ArgumentParser):
+    """A parser of jsonargparse that raises its errors in place of printing every option and ending the process."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises an error in a few words.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        if not self.exit_on_error:
+            # One of several alternatives that are tried.
+            super().error(message, ex)
+        raise_concise(self, message, ex)
+
+
+def raise_concise(parser: ArgumentParser, message: str, cause: Exception | None) -> NoReturn:
+    """Raises what a parser has to say as one line.
+
+    Raises:
+        ConfigurationError: Always.
+    """
+    source = getattr(cause, "subcommand_parser", None) or parser
+    names = [name for action in source._actions for name in action.option_strings]
+    raise ConfigurationError(concise(message, names)) from cause
+
+
+def concise(message: str, options: Sequence[str] = ()) -> str:
+    """What is wrong with a configuration, in one line: the key, the problem and the nearest valid name.
+
+    Args:
+        message: An error of jsonargparse: nested lines, with the alternatives of a union side by side.
+        options: The names of the command's options.
+    """
+    if match := _UNRECOGNIZED.search(message):
+        return f"there is no option {match[1]}{_nearest(match[1], options)}"
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    keys = _KEY.findall(message)
+    classes = _CLASS.findall(message)
+    where = ".".join(keys[:1] + [key for key in keys[1:] if key not in keys[0]])
+    if match := _OPTION.search(message):
+        return _in(where, f"{_short(classes)} has no setting {match[1]}{_nearest(match[1], _settings(classes))}")
+    if match := _UNEXPECTED.search(message):
+        return _in(where, f"there is no key {match[1]}{_nearest(f'--{match[1]}', options)}")
+    problems = [line for line in lines if not _NOISE.search(line) and not _KEY.fullmatch(line.rstrip(":"))]
+    problem = "; ".join(dict.fromkeys(_KEY.sub("", line).removeprefix(": ") for line in problems))
+    if classes and "has no attribute" in problem:
+        module, _, name = classes[-1].rpartition(".")
+        return _in(where, f"there is no class {classes[-1]}{_nearest(name, _public_names(module))}")
+    return _in(where, problem or message)
+
+
+def refuse_nulls(kind: type, settings: Mapping[str, Any], where: str) -> None:
+    """Refuses null for settings that are not optional, which jsonargparse lets through.
+
+    Args:
+        kind: The class whose constructor takes the settings.
+        settings: Its arguments; nested parts have class_path and init_args.
+        where: Key of the settings, for messages.
+
+    Raises:
+        ConfigurationError: If one is null.
+    """
+    for name, value in settings.items():
+        hint, key = _hint(kind, name), f"{where}.{name}"
+        if value is None and hint is not None and type(None) not in get_args(hint) and hint is not Any:
+            raise ConfigurationError(f"{key}: null is not possible here; leave the key out for its default")
+        refuse_nulls_of_parts(value, key)
+        if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
+            refuse_nulls(hint, value, key)
+
+
+def refuse_nulls_of_parts(value: Any, where: str) -> None:
+    """:func:`refuse_nulls` for a setting with class_path and init_args, or a list of such.
+
+    Raises:
+        ConfigurationError: If a setting is null that is not optional.
+    """
+    for part, place in _parts(value, where):
+        if isinstance(kind := _imported(str(part.get("class_path"))), type):
+            refuse_nulls(kind, part.get("init_args") or {}, place)
+
+
+def _parts(value: Any, where: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The class_path entries of a setting: itself, or those of a list."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        yield value, where
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _parts(item, f"{where}[{number}]")
+
+
+def _hint(kind: type, name: str) -> Any:
+    """The annotation of a constructor's argument; None where there is none."""
+    for one in kind.__mro__:
+        hints = get_type_hints(vars(one)["__init__"]) if "__init__" in vars(one) and one is not object else {}
+        if name in hints:
+            return hints[name]
+    return None
+
+
+def in_file(message: str, arguments: Iterable[str]) -> str:
+    """A message with the first configuration file, among some arguments, that holds the word that it complains about.
+
+    Args:
+        message: A message of :func:`concise`.
+        arguments: The command line.
+    """
+    words = re.findall(r"(?:setting|key|class|Got value:) ([^\s;,]+)", message)
+    name = words[0].rpartition(".")[2] if words else ""
+    for argument in arguments:
+        path = Path(argument.partition("=")[2] or argument)
+        if name and path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line := next((number for number, line in enumerate(text, 1) if name in line), None):
+                return f"{path}, line {line}: {message}"
+    return message
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error from which another one comes, through however many."""
+    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = cause
+    return error
+
+
+def _in(where: str, problem: str) -> str:
+    return f"{where}: {problem}" if where else problem
+
+
+def _short(classes: Sequence[str]) -> str:
+    return classes[-1].rpartition(".")[2] if classes else "it"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), 1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _settings(classes: Sequence[str]) -> list[str]:
+    """The arguments of the innermost class's constructor, those of its base classes among them."""
+    kind = _imported(classes[-1]) if classes else None
+    if not isinstance(kind, type):
+        return []
+    constructors = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one) and one is not object]
+    return list(dict.fromkeys(name for one in constructors for name in inspect.signature(one).parameters))
+
+
+def _public_names(module: str) -> list[str]:
+    try:
+        return list(getattr(importlib.import_module(module), "__all__", ()))
+    except ImportError:
+        return []
+
+
+def _imported(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None
