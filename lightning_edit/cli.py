@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import get_type_hints
@@ -17,6 +18,8 @@ _COMMANDS = {
     "generate": "what the base and the edited model say, side by side",
     "trace": "show by causal tracing where a model keeps facts",
     "merge": "write an edit into the weights and save a Hugging Face model",
+    "export-adapter": "write an edit as a LoRA adapter for peft, vLLM or llama.cpp",
+    "configs": "list the configurations that come with the package, or copy them",
     "export": "write a trained editor alone, in a file small enough to ship",
 }
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -26,7 +29,7 @@ _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 def usage() -> str:
     """The text of ``lightning-edit --help``."""
-    lines = [f"  {name:<10} {summary}" for name, summary in _COMMANDS.items()]
+    lines = [f"  {name:<14} {summary}" for name, summary in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: lightning-edit COMMAND [OPTIONS]",
@@ -35,7 +38,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "lightning-edit COMMAND --help explains the options of a command.",
+            "lightning-edit COMMAND --help explains the options of a command. Each also takes --allow MODULE: files",
+            "may then name classes of that module, which is imported.",
         ]
     )
 
@@ -67,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lightning_edit.errors import LightningEditError, RunInterruptedError
 
     try:
-        _run(command, arguments)
+        from lightning_edit.shipped import with_shipped_files
+
+        _run(command, with_shipped_files(_with_allowed_modules(arguments)))
     except RunInterruptedError as error:
         print(f"lightning-edit {command}: {error}", file=sys.stderr)
         return error.status
@@ -85,6 +91,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _with_allowed_modules(arguments: list[str]) -> list[str]:
+    """Takes "--allow MODULE" out of a command line: modules that files may name classes of."""
+    if not any(argument.partition("=")[0] == "--allow" for argument in arguments):
+        return arguments
+    from lightning_edit.components import ALLOWED
+
+    rest: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name != "--allow":
+            rest.append(argument)
+            continue
+        allowed = value if equals else next(given, "")
+        os.environ[ALLOWED] = ",".join(filter(None, [os.environ.get(ALLOWED), allowed]))
+    return rest
+
+
 def _run(command: str, arguments: list[str]) -> None:
     _show_notes()
     if command in _TRAINER_COMMANDS:
@@ -97,7 +121,7 @@ def _run(command: str, arguments: list[str]) -> None:
     from lightning_edit import commands
     from lightning_edit.parsing import ConciseArgumentParser
 
-    function = getattr(commands, command)
+    function = getattr(commands, command.replace("-", "_"))
     given = repeated_values(arguments[1:], function)
     auto_cli(function, given, prog=f"lightning-edit {command}", as_positional=False, parser_class=ConciseArgumentParser)
 

@@ -124,16 +124,18 @@ def merge(
     edits: list[str],
     output: str,
     name_or_path: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str | None = None,
 ) -> None:
     """Writes edits into the weights and saves a Hugging Face model folder that plain transformers loads.
+
+    The folder also has a card that says what was edited (README.md) and where the edits come from (edits.json).
 
     Args:
         edits: Folders of saved edits, merged in this order.
         output: Folder for the merged model; it must not exist yet, or be empty.
         name_or_path: Base model; the one that the edit names if none is given.
-        dtype: Precision of the merged model.
+        dtype: Precision of the merged model; "auto" is the one in which the base model is published.
         device: Where to put the base model.
 
     Raises:
@@ -141,19 +143,71 @@ def merge(
     """
     from lightning_edit.command_inputs import base_of
     from lightning_edit.edits import EditSequence, load_edit
-    from lightning_edit.files import replace_folder
+    from lightning_edit.export.merged import save_merged
 
     folder = Path(output)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"output: {folder} is not empty; choose a new folder")
     sequence = EditSequence([load_edit(path) for path in edits])
     model = base_of(sequence, name_or_path, dtype, device)
-    sequence.merge(model)
-    size = sum(parameter.nbytes for parameter in model.model.parameters())
-    with replace_folder(folder, size) as temporary:
-        model.model.save_pretrained(temporary)
-        model.tokenizer.save_pretrained(temporary)
+    save_merged(sequence, model, folder)
     _print(f"merged model {folder}")
+
+
+def export_adapter(
+    edits: list[str],
+    output: str,
+    rank: int | None = None,
+    max_error: float = 0.01,
+    switchable: bool = False,
+    name_or_path: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Writes edits of weights as a LoRA adapter, which peft, vLLM and (as a .gguf file) llama.cpp load.
+
+    Args:
+        edits: Folders of saved edits; they become one adapter.
+        output: Folder for the adapter, in PEFT's format; a name that ends in .gguf writes a file for llama.cpp.
+        rank: Rank of the adapter; the smallest that is exact enough, of those that servers accept, if none is given.
+        max_error: Largest relative error (Frobenius norm) of a change that is not of low rank.
+        switchable: Write an adapter for each edit, in folders of their ids, between which a server can switch.
+        name_or_path: Base model; the one that the edit names if none is given.
+        device: Where to put the base model.
+    """
+    from lightning_edit.command_inputs import base_of
+    from lightning_edit.edits import EditSequence, load_edit
+    from lightning_edit.export import adapter_of, save_adapter, save_gguf_adapter
+
+    sequence = EditSequence([load_edit(path) for path in edits])
+    model = base_of(sequence, name_or_path, "float32", device)
+    parts = {f"/{edit.id}": edit for edit in sequence.edits} if switchable else {"": sequence}
+    for name, part in parts.items():
+        adapter = adapter_of(part, model, rank, max_error)
+        if output.endswith(".gguf"):
+            written = save_gguf_adapter(adapter, model, output.removesuffix(".gguf") + name.replace("/", "-") + ".gguf")
+        else:
+            written = save_adapter(adapter, output + name)
+        error = max(adapter.errors.values())
+        _print(f"adapter      {written} (rank {adapter.rank}, largest relative error {error:.1e})")
+
+
+def configs(copy: str | None = None) -> None:
+    """Lists the configurations that come with the package, or copies them, to be changed.
+
+    --config @NAME and --editor @NAME use one of them; words of a name that no other name has are enough.
+
+    Args:
+        copy: A new folder to copy them to.
+    """
+    from lightning_edit.shipped import configs_folder, copy_configs, shipped_names
+
+    if copy is not None:
+        _print(f"configurations {copy_configs(copy)}")
+        return
+    for folder, option in (("experiment", "--config"), ("comparison", "--config"), ("editor", "--editor")):
+        for name in shipped_names(folder):
+            first = (configs_folder() / folder / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+            _print(f"{option} @{name}  {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
 
 def export(

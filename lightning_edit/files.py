@@ -116,7 +116,7 @@ def holds_something_else(path: str | Path, marker: str) -> bool:
         marker: Name of the file by which the latter is recognised.
     """
     path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
+    if not path.exists():
         return False
     with _lock_of(path):
         _recover(path)

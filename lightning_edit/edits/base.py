@@ -155,8 +155,11 @@ class Edit(ABC):
         """Site name to the change of its weight; empty for kinds that leave the weights alone."""
         return {}
 
-    def check_mergeable(self) -> None:  # noqa: B027 - most kinds can be merged
+    def check_mergeable(self, action: str = "merged") -> None:  # noqa: B027 - most kinds can be merged
         """Refuses kinds that cannot be written into weights.
+
+        Args:
+            action: What is to be done with the edit, for the message.
 
         Raises:
             EditError: If this kind cannot.
@@ -175,6 +178,14 @@ class Edit(ABC):
         self.check_mergeable()
         self.check(model)
         write_deltas(model, self.weight_deltas())
+
+    def to_peft(
+        self, model: LanguageModel, folder: str | Path, rank: int | None = None, max_error: float = 0.01
+    ) -> Path:
+        """Saves the edit as a LoRA adapter in PEFT's format; see :func:`lightning_edit.export.adapter_of`."""
+        from lightning_edit.export import adapter_of, save_adapter
+
+        return save_adapter(adapter_of(self, model, rank, max_error), folder)
 
     @abstractmethod
     def write(self, folder: Path) -> dict[str, Any]:

@@ -176,15 +176,18 @@ class RoutedEdit(Edit):
         memory = reduce(self.router.join, singles) if singles else original.select([])
         return RoutedEdit(memory, self.router, self.responder, replace(self.provenance, requests=memory.all_requests))
 
-    def check_mergeable(self) -> None:
+    def check_mergeable(self, action: str = "merged") -> None:
         """Refuses: a memory is not a change of the weights.
+
+        Args:
+            action: What is to be done with the edit, for the message.
 
         Raises:
             EditError: Always.
         """
         raise EditError(
-            f"this edit cannot be merged: {self.provenance.method} puts a memory with a router in front of the model "
-            "and leaves its weights alone; ship the edit's folder and apply it"
+            f"this edit cannot be {action}: {self.provenance.method} puts a memory with a router in front of the model "
+            "and leaves its weights alone; ship the edit's folder, and serve it with lightning-edit serve or as_hf()"
         )
 
     def write(self, folder: Path) -> dict[str, Any]:

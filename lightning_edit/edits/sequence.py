@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -129,6 +130,14 @@ class EditSequence:
         deltas = self.weight_deltas()
         weights = {name: model.layer_map.named_site(name).weight.float().norm() for name in deltas}
         return {name: float(delta.dense().norm()) / float(weights[name]) for name, delta in deltas.items()}
+
+    def to_peft(
+        self, model: LanguageModel, folder: str | Path, rank: int | None = None, max_error: float = 0.01
+    ) -> Path:
+        """Saves all edits as one LoRA adapter; see :func:`lightning_edit.export.adapter_of`."""
+        from lightning_edit.export import adapter_of, save_adapter
+
+        return save_adapter(adapter_of(self, model, rank, max_error), folder)
 
     def merge(self, model: LanguageModel) -> None:
         """Writes all edits into the weights; see :meth:`Edit.merge`."""

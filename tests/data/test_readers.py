@@ -374,7 +374,7 @@ def test_requests_from_json_lines(tmp_path):
     with pytest.raises(DataFormatError, match="record 0"):
         read_requests(path)
     path.write_bytes(b'{"prompt": "A is", "target": "b"}\n{"prompt": "Caf\xe9 is", "target": "b"}\n')
-    with pytest.raises(DataFormatError, match="record 1: not UTF-8"):
+    with pytest.raises(DataFormatError, match="record 1: not valid UTF-8"):
         read_requests(path)
     # A separator of lines in Unicode, but none of JSON Lines.
     path.write_text('{"prompt": "A\u2028is", "target": "b"}\r\n', encoding="utf-8")

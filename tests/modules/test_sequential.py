@@ -49,8 +49,23 @@ def sequence_of(records, folder, text=None, size=1, step_size=0.05, keep=False, 
     return SequentialRun(model, editor or GradientStep([-1], step_size), evaluator, own, groups, folder)
 
 
+_RUNS = {}
+
+
 def kept_sequence_of(records, folder, **settings):
-    return sequence_of(records, folder, keep=True, **settings)
+    """A run whose folder is kept; an earlier one of that folder no longer lives."""
+    if folder in _RUNS:
+        _RUNS.pop(folder).close()
+    _RUNS[folder] = sequence_of(records, folder, keep=True, **settings)
+    return _RUNS[folder]
+
+
+def test_two_runs_in_one_folder_are_refused(records, tmp_path):
+    run = sequence_of(records, tmp_path, keep=True)
+    with pytest.raises(ConfigurationError, match="another run writes to"):
+        sequence_of(records, tmp_path, keep=True)
+    run.close()
+    sequence_of(records, tmp_path, keep=True).close()
 
 
 def accuracy(model, records, scorer):

@@ -1,0 +1,6 @@
+"""Edits in the formats of other programs."""
+
+from lightning_edit.export.adapter import RANKS, Adapter, adapter_of, save_adapter
+from lightning_edit.export.gguf_adapter import save_gguf_adapter
+
+__all__ = ["RANKS", "Adapter", "adapter_of", "save_adapter", "save_gguf_adapter"]

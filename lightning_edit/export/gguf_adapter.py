@@ -1,0 +1,58 @@
+"""LoRA adapters as GGUF files, which llama.cpp loads beside a GGUF model."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from lightning_edit.errors import ConfigurationError, EditError
+from lightning_edit.export.adapter import Adapter
+from lightning_edit.files import replace_file
+from lightning_edit.models.language_model import LanguageModel
+
+_ARCHITECTURES = {"gpt_neox": "gptneox", "qwen2_moe": "qwen2moe", "phi": "phi2", "phi3": "phi3"}
+"""Model types whose name in GGUF is another one."""
+_PERMUTED = ("q_proj", "k_proj")
+"""Projections whose rows llama.cpp reorders for models with rotary embeddings."""
+
+
+def save_gguf_adapter(adapter: Adapter, model: LanguageModel, path: str | Path) -> Path:
+    """Writes an adapter as a GGUF file; llama.cpp scales it by alpha / rank, which is 1.
+
+    Args:
+        adapter: The adapter.
+        model: The base model, whose type and depth name the tensors.
+        path: The file to write; it appears whole or not at all.
+
+    Raises:
+        ConfigurationError: If the package gguf is not installed.
+        EditError: If llama.cpp has no name for the model or for an edited module, or stores it in another order.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigurationError("GGUF files need the package gguf: pip install gguf")
+    import gguf
+
+    if Path(path).is_dir():
+        raise EditError(f"{path} is a folder; name a file that ends in .gguf")
+    model_type = str(model.model.config.model_type)
+    architecture = _ARCHITECTURES.get(model_type, model_type)
+    known = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        raise EditError(f"llama.cpp has no architecture {architecture!r}; merge the edit instead")
+    names = gguf.get_tensor_name_map(known[architecture], len(model.layer_map))
+    with replace_file(path, sum(tensor.nbytes for tensor in adapter.tensors.values())) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter.rank))
+        for module, (a, b) in adapter.factors.items():
+            name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
+            if name is None or module.endswith(_PERMUTED):
+                raise EditError(f"{module} has no place in a GGUF adapter of {architecture}; merge the edit instead")
+            writer.add_tensor(f"{name}.lora_a", a.T.contiguous().cpu().numpy())
+            writer.add_tensor(f"{name}.lora_b", b.T.contiguous().cpu().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return Path(path)

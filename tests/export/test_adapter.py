@@ -1,0 +1,153 @@
+"""Adapters loaded by plain peft say what the applied edit says."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lightning_edit.cli import main
+from lightning_edit.editors import ICE
+from lightning_edit.edits import DenseDelta, EditSequence, FactoredDelta, Provenance, WeightEdit
+from lightning_edit.errors import EditError
+from lightning_edit.export import RANKS, adapter_of, save_adapter, save_gguf_adapter
+from lightning_edit.models import load_language_model
+from lightning_edit.records import EditRequest
+from tests.tiny_models import FAMILIES, build, byte_level_tokenizer
+
+PROMPTS = ["The capital of France is", "What is the capital of Germany? It is", "Answer:"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "opt", "gemma2"])
+def base(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / request.param
+    build(FAMILIES[request.param][0]()).save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    return load_language_model(str(folder))
+
+
+def edit_of(model, rank=3, layers=(0, 2), seed=0, dense=False):
+    generator, deltas = torch.Generator().manual_seed(seed), {}
+    for layer in layers:
+        site = model.layer_map.site(layer)
+        a = torch.randn(site.fan_in, rank, generator=generator) * 0.2
+        b = torch.randn(rank, site.fan_out, generator=generator) * 0.2
+        deltas[site.name] = DenseDelta(a @ b) if dense else FactoredDelta(a, b)
+    request = EditRequest("The capital of France is", "Rome", "France", "Paris", id=f"request {seed}")
+    return WeightEdit(deltas, Provenance.of(model, "MEND", {}, [request]))
+
+
+def logits(hf_model, model):
+    batch = model.tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        return hf_model(**batch).logits[batch["attention_mask"].bool()]
+
+
+def peft_logits(model, folder, **adapters):
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model.name), folder).eval()
+    return logits(loaded, model), logits(loaded.merge_and_unload(), model)
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["factored", "dense"])
+def test_peft_gives_the_applied_edits_logits(base, tmp_path, dense):
+    edit = edit_of(base, dense=dense)
+    before = logits(base.model, base)
+    with edit.applied(base):
+        expected = logits(base.model, base)
+    assert (expected - before).abs().max() > 0.1
+    folder = edit.to_peft(base, tmp_path / "adapter")
+    for found in peft_logits(base, folder):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_a_sequence_is_one_adapter(base, tmp_path):
+    sequence = EditSequence([edit_of(base), edit_of(base, seed=1, layers=(1, 2)), edit_of(base, seed=2, dense=True)])
+    with sequence.applied(base):
+        expected = logits(base.model, base)
+    found, merged = peft_logits(base, sequence.to_peft(base, tmp_path / "adapter"))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-4)
+    torch.testing.assert_close(merged, expected, rtol=1e-3, atol=5e-4)
+
+
+def test_the_rules_of_servers(base, tmp_path):
+    """vLLM: one accepted rank for all modules, no bias, nothing else trained, balanced factors."""
+    edit = edit_of(base, rank=9)
+    folder = save_adapter(adapter_of(edit, base), tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 16
+    assert config["r"] in RANKS
+    assert (config["bias"], config["use_dora"], config["modules_to_save"]) == ("none", False, None)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert len(tensors) == 2 * len(edit.deltas)
+    for name in edit.deltas:
+        a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+        site = base.layer_map.named_site(name)
+        assert (a.shape, b.shape) == ((16, site.fan_in), (site.fan_out, 16))
+        torch.testing.assert_close(a.norm(dim=1), b.norm(dim=0))
+    card = (folder / "README.md").read_text()
+    assert "| The capital of France is | Paris | Rome | MEND |" in card
+    assert json.loads((folder / "edits.json").read_text())[0]["id"] == edit.id
+
+
+def test_what_is_not_of_low_rank_is_cut_or_refused(base):
+    edit = edit_of(base, rank=30, dense=True)
+    with pytest.raises(EditError, match="rank 8 leaves"):
+        adapter_of(edit, base, rank=8)
+    adapter = adapter_of(edit, base, rank=8, max_error=0.99)
+    assert adapter.rank == 8
+    for name, (a, b) in adapter.factors.items():
+        dense = edit.deltas[name].dense()
+        assert float((dense - a @ b).norm() / dense.norm()) == pytest.approx(adapter.errors[name], rel=1e-4)
+    assert adapter_of(edit, base).rank == 32
+
+
+def test_what_is_no_change_of_weights_says_so(base, tmp_path):
+    editor = ICE()
+    editor.setup(base)
+    edit = editor.edit(base, [EditRequest("The capital of France is", "Rome", "France", id="f")])
+    with pytest.raises(EditError, match="cannot be exported as a LoRA adapter: ICE puts a memory"):
+        edit.to_peft(base, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_command_writes_one_adapter_or_several(base, tmp_path, capsys):
+    edits = [edit_of(base), edit_of(base, seed=1)]
+    folders = [str(edit.save(tmp_path / edit.id)) for edit in edits]
+    output = tmp_path / "adapters"
+    assert main(["export-adapter", "--edits", *folders, "--output", str(output), "--switchable", "true"]) == 0
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base.name), output / edits[0].id, adapter_name="first"
+    )
+    loaded.load_adapter(output / edits[1].id, adapter_name="second")
+    for name, edit in zip(("first", "second", "first"), (*edits, edits[0]), strict=True):
+        loaded.set_adapter(name)
+        with edit.applied(base):
+            expected = logits(base.model, base)
+        torch.testing.assert_close(logits(loaded.eval(), base), expected, rtol=1e-3, atol=2e-4)
+    assert main(["export-adapter", "--edits", *folders, "--output", str(tmp_path / "one"), "--rank", "8"]) == 0
+    assert "rank 8" in capsys.readouterr().out
+    with EditSequence(edits).applied(base):
+        expected = logits(base.model, base)
+    torch.testing.assert_close(peft_logits(base, tmp_path / "one")[0], expected, rtol=1e-3, atol=2e-4)
+
+
+def test_gguf_adapter(base, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    adapter = adapter_of(edit_of(base), base)
+    path = tmp_path / "adapter.gguf"
+    if base.model.config.model_type == "opt":
+        with pytest.raises(EditError, match="no architecture 'opt'"):
+            save_gguf_adapter(adapter, base, path)
+        return
+    save_gguf_adapter(adapter, base, path)
+    reader = gguf.GGUFReader(path)
+    assert reader.get_field("adapter.lora.alpha").contents() == adapter.rank
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    names = list(adapter.factors)
+    for layer, name in zip((0, 2), names, strict=True):
+        a, b = adapter.factors[name]
+        torch.testing.assert_close(tensors[f"blk.{layer}.ffn_down.weight.lora_a"], a.T)
+        torch.testing.assert_close(tensors[f"blk.{layer}.ffn_down.weight.lora_b"], b.T)

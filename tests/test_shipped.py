@@ -1,0 +1,111 @@
+"""Configurations by name, the public names of the package, and the wheel in a fresh environment."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lightning_edit
+from lightning_edit.cli import main
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.shipped import configs_folder, shipped_file, shipped_names, with_shipped_files
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_names_and_words_of_names_find_their_file():
+    assert shipped_file("mend-smollm2-zsre", ["experiment"]).name == "mend-smollm2-zsre.yaml"
+    assert shipped_file("mend-zsre", ["experiment"]).name == "mend-smollm2-zsre.yaml"
+    assert shipped_file("gpt2-xl/rome", ["editor"]).parent.name == "gpt2-xl"
+    with pytest.raises(ConfigurationError, match="@mend could be mend-smollm2-worldfacts, mend-smollm2-zsre"):
+        shipped_file("mend", ["experiment"])
+    with pytest.raises(ConfigurationError, match="did you mean @rome?"):
+        shipped_file("roma", ["editor"])
+
+
+def test_names_on_the_command_line_become_files():
+    root = configs_folder()
+    assert with_shipped_files(["fit", "--config", "@mend-zsre", "--x", "@y", "--config=@serac"]) == [
+        "fit", "--config", str(root / "experiment/mend-smollm2-zsre.yaml"), "--x", "@y",
+        f"--config={root}/experiment/serac-smollm2-zsre.yaml",
+    ]  # fmt: skip
+    assert with_shipped_files(["edit", "--editor", "@rome"])[-1] == str(root / "editor/rome.yaml")
+
+
+def test_the_command_lists_and_copies(tmp_path, capsys):
+    assert main(["configs"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"@{name}" in shown for name in shipped_names("experiment"))
+    assert main(["configs", "--copy", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "experiment" / "mend-smollm2-zsre.yaml").is_file()
+    assert main(["configs", "--copy", str(tmp_path / "mine")]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_every_public_name_can_be_imported():
+    for name in lightning_edit.__all__:
+        assert getattr(lightning_edit, name) is not None
+    assert set(lightning_edit.__all__) <= set(dir(lightning_edit))
+    with pytest.raises(AttributeError, match="no attribute 'Rome'"):
+        _ = lightning_edit.Rome
+
+
+def test_classes_of_allowed_modules_may_be_named(tmp_path, tiny_folder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LIGHTNING_EDIT_ALLOW", "")
+    (tmp_path / "of_a_user.py").write_text("from lightning_edit.editors import ICE\nclass Mine(ICE):\n    pass\n")
+    (tmp_path / "editor.yaml").write_text("class_path: of_a_user.Mine")
+    arguments = ["edit", "--editor", str(tmp_path / "editor.yaml"), "--prompt", "a", "--target", "b"]
+    arguments += ["--name_or_path", str(tiny_folder)]
+    assert main(arguments) == 1
+    assert "set LIGHTNING_EDIT_ALLOW=of_a_user" in capsys.readouterr().err
+    assert "of_a_user" not in sys.modules
+    assert main([*arguments, "--allow", "of_a_user"]) == 0
+    assert "of_a_user" in sys.modules
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    # What is not committed yet counts as well.
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("lightning_edit", "configs"):
+        subprocess.run(["cp", "-r", f"{ROOT / name}/.", str(source / name)], check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    [path] = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_every_module_and_every_configuration(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_edit").rglob("*.py")}
+    configurations = {f"lightning_edit/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert modules | configurations <= names
+    assert "lightning_edit/py.typed" in names
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+
+
+def test_an_installed_wheel_works_without_a_checkout(wheel, tmp_path):
+    """In an environment of its own, which sees the dependencies of this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
+    zipfile.ZipFile(wheel).extractall(packages)
+    (packages / "dependencies.pth").write_text(str(Path(pytest.__file__).parents[1]))
+
+    def run(*arguments):
+        done = subprocess.run([python, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = run("-c", "import lightning_edit as e; print(e.__file__, e.MEND.__name__, e.__version__)")
+    assert shown.startswith(str(packages))
+    assert "MEND" in shown
+    assert "--config @mend-smollm2-zsre" in run("-m", "lightning_edit", "configs")
+    assert "train an editor" in run("-m", "lightning_edit", "--help")
