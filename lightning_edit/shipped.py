@@ -23,7 +23,7 @@ def configs_folder() -> Path:
 
 
 def shipped_names(folder: str) -> list[str]:
-    """Names of the configurations in a subfolder, such as "experiment"; those of other models have a folder in front."""
+    """Names of the configurations in a subfolder; those of other models have a folder in front ("gpt2-xl/rome")."""
     root = configs_folder() / folder
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 

@@ -21,7 +21,7 @@ def test_names_and_words_of_names_find_their_file():
     assert shipped_file("gpt2-xl/rome", ["editor"]).parent.name == "gpt2-xl"
     with pytest.raises(ConfigurationError, match="@mend could be mend-smollm2-worldfacts, mend-smollm2-zsre"):
         shipped_file("mend", ["experiment"])
-    with pytest.raises(ConfigurationError, match="did you mean @rome?"):
+    with pytest.raises(ConfigurationError, match=r"did you mean @rome\?"):
         shipped_file("roma", ["editor"])
 
 
