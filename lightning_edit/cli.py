@@ -19,6 +19,8 @@ _COMMANDS = {
     "trace": "show by causal tracing where a model keeps facts",
     "merge": "write an edit into the weights and save a Hugging Face model",
     "export-adapter": "write an edit as a LoRA adapter for peft, vLLM or llama.cpp",
+    "compare": "run a grid of editors, data sets and protocols, and write its report",
+    "report": "write the report of test runs",
     "configs": "list the configurations that come with the package, or copy them",
     "export": "write a trained editor alone, in a file small enough to ship",
 }
@@ -116,14 +118,15 @@ def _run(command: str, arguments: list[str]) -> None:
 
         run(arguments)
         return
-    from jsonargparse import auto_cli
-
     from lightning_edit import commands
-    from lightning_edit.parsing import ConciseArgumentParser
+    from lightning_edit.parsing import SETTINGS, command_parser
 
     function = getattr(commands, command.replace("-", "_"))
     given = repeated_values(arguments[1:], function)
-    auto_cli(function, given, prog=f"lightning-edit {command}", as_positional=False, parser_class=ConciseArgumentParser)
+    parser = command_parser(function, f"lightning-edit {command}")
+    values = parser.instantiate_classes(parser.parse_args(given)).as_dict()
+    values.pop(SETTINGS, None)
+    function(**values)
 
 
 def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -> list[str]:

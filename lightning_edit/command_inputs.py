@@ -21,6 +21,18 @@ def requested(prompt: str, target: str, subject: str, path: str | None) -> list[
     return [EditRequest(prompt, target, subject or None, id="0")]
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """Reads "i/n".
+
+    Raises:
+        ConfigurationError: If it is nothing of the kind.
+    """
+    number, slash, total = text.partition("/")
+    if not slash or not number.isdigit() or not total.isdigit() or not 1 <= int(number) <= int(total):
+        raise ConfigurationError(f'shard: expected "i/n" with i from 1 to n, found {text!r}')
+    return int(number), int(total)
+
+
 def base_of(
     sequence: EditSequence,
     name_or_path: str | None,

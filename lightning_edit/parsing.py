@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser
 
 from lightning_edit.errors import ConfigurationError
 
+SETTINGS = "settings"
+"""Option for a file with a command's options."""
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
@@ -38,6 +40,22 @@ class ConciseArgumentParser(ArgumentParser):
             # One of several alternatives that are tried.
             super().error(message, ex)
         raise_concise(self, message, ex)
+
+
+def command_parser(function: Callable[..., object], name: str) -> ArgumentParser:
+    """The parser of a command: an option for each parameter, explained by the docstring.
+
+    Options can also be given in a file (--settings), where the command has no file of its own called so.
+
+    Args:
+        function: The command.
+        name: What it is called in its help.
+    """
+    parser = ConciseArgumentParser(prog=name)
+    parser.add_argument(f"--{SETTINGS}", action="config", help="YAML file with options of this command.")
+    parser.add_function_arguments(function, as_group=False)
+    parser.description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    return parser
 
 
 def raise_concise(parser: ArgumentParser, message: str, cause: Exception | None) -> NoReturn:

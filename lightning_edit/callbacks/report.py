@@ -72,10 +72,11 @@ class TestReport(Callback):
 
     Args:
         folder: Where to write; the first logger's folder of the run if none is given.
+        show: Print the table, and where the files are.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | None = None, show: bool = True) -> None:
+        self.folder, self.show = folder, show
         self._outcomes: list[EditOutcome] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,6 +128,8 @@ class TestReport(Callback):
         }
         _write_predictions(folder / PREDICTIONS_FILE, outcomes, pl_module)
         write_json(folder / METRICS_FILE, self._summary(measures, outcomes, left_out, trainer, pl_module))
+        if not self.show:
+            return
         print_measures(measures, outcomes, pl_module.protocol)
         Console().print(
             f"metrics      {folder / METRICS_FILE}\npredictions  {folder / PREDICTIONS_FILE}", soft_wrap=True
@@ -153,6 +156,7 @@ class TestReport(Callback):
                 "probes": dict(Counter(f"{outcome.probe.kind}/{outcome.probe.group}" for outcome in outcomes)),
             },
             "not_finite": not_finite(outcomes),
+            "costs": module.costs.summary(module.language_model.device),
             "data": report.summary() if report is not None else None,
             **({"scope_curve": curve} if (curve := scope_curve(outcomes)) else {}),
             "findings": module.editor.findings(module.language_model),

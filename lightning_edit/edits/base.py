@@ -155,6 +155,11 @@ class Edit(ABC):
         """Site name to the change of its weight; empty for kinds that leave the weights alone."""
         return {}
 
+    @property
+    def nbytes(self) -> int:
+        """Size of what the edit holds, in bytes."""
+        return sum(tensor.nbytes for delta in self.weight_deltas().values() for tensor in delta.tensors().values())
+
     def check_mergeable(self, action: str = "merged") -> None:  # noqa: B027 - most kinds can be merged
         """Refuses kinds that cannot be written into weights.
 

@@ -176,6 +176,16 @@ class RoutedEdit(Edit):
         memory = reduce(self.router.join, singles) if singles else original.select([])
         return RoutedEdit(memory, self.router, self.responder, replace(self.provenance, requests=memory.all_requests))
 
+    @property
+    def nbytes(self) -> int:
+        """See :attr:`Edit.nbytes`: the memory with its texts, and the weights of the router and the responder."""
+        tensors = [
+            *self.memory.tensors.values(),
+            *self.router.state_dict().values(),
+            *self.responder.weights().values(),
+        ]
+        return int(sum(tensor.nbytes for tensor in tensors)) + sum(len(text.encode()) for text in self.memory.texts)
+
     def check_mergeable(self, action: str = "merged") -> None:
         """Refuses: a memory is not a change of the weights.
 

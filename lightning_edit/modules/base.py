@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +17,14 @@ from lightning_edit.checkpoint_io import AtomicCheckpointIO
 from lightning_edit.data.sampling import limited
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import DIGEST, KEY, check_checkpoint, describe, state_digest
+from lightning_edit.edits import EditBatch
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.base import Average
 from lightning_edit.metrics.collection import edit_metrics, metric_names
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings, load_language_model
-from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings
+from lightning_edit.modules.costs import Costs
+from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings, UneditedAnswers
 from lightning_edit.modules.sequential import SequentialRun, flat
 from lightning_edit.records import EditOutcome, EditRecord, ProbeKind
 from lightning_edit.tokenization import PromptEncoder
@@ -82,6 +85,8 @@ class EditingModule(LightningModule):
         # In a tuple, they stay outside the module registry and the checkpoint.
         self._extra_metrics = tuple(metrics)
         self._language_model: LanguageModel | None = None
+        self._answers: UneditedAnswers | None = None
+        self.costs = Costs()
         self._evaluators: dict[str, Evaluator] = {}
         self._metrics: dict[str, MetricCollection] = {}
         self._runs: dict[str, SequentialRun] = {}
@@ -103,9 +108,14 @@ class EditingModule(LightningModule):
         """How the base model reads texts."""
         return self.language_model.encoder
 
-    def attach(self, model: LanguageModel) -> None:
-        """Uses a base model that is loaded already, in place of the one that the settings name."""
-        self._language_model = model
+    def attach(self, model: LanguageModel, answers: UneditedAnswers | None = None) -> None:
+        """Uses a base model that is loaded already, in place of the one that the settings name.
+
+        Args:
+            model: The model.
+            answers: What it says unedited, shared with other modules, so that each question is asked once.
+        """
+        self._language_model, self._answers = model, answers
         self.editor.setup(model)
 
     def setup(self, stage: str) -> None:
@@ -135,7 +145,8 @@ class EditingModule(LightningModule):
         if datamodule.sources.get(stage) is None:
             return
         settings = self.validation if stage == "validate" and self.trainer.state.fn == "fit" else self.evaluation
-        self._evaluators[stage] = Evaluator(self.language_model, settings)
+        self._evaluators[stage] = Evaluator(self.language_model, settings, self._answers)
+        self.costs = Costs()
         self._close_sequence(stage)
         if settings.sequential is not None:
             self._prepare_sequence(datamodule, stage, settings.sequential)
@@ -168,7 +179,7 @@ class EditingModule(LightningModule):
         groups = groups[: limited(len(groups), getattr(self.trainer, _LIMITS[stage]))]
         folder = Path(settings.folder or self.trainer.log_dir or self.trainer.default_root_dir)
         self._runs[stage] = SequentialRun(
-            self.language_model, self.editor, self._evaluators[stage], settings, groups, folder
+            self.language_model, self.editor, self._evaluators[stage], settings, groups, folder, self.costs
         )
 
     def _close_sequence(self, stage: str) -> None:
@@ -202,16 +213,31 @@ class EditingModule(LightningModule):
         evaluator = self._evaluators[stage]
         # Before the unedited model is asked, which takes long.
         self.editor.check(self.language_model, requests)
-        with evaluator.prepared(self.editor, records):
-            outcomes = []
-            for part, edits in self.editor.edit_in_parts(
+        with ExitStack() as stack:
+            with self.costs.timed("unedited"):
+                stack.enter_context(evaluator.prepared(self.editor, records))
+            parts = self.editor.edit_in_parts(
                 self.language_model, requests, self.evaluation.change_bytes, evaluator.passes
-            ):
+            )
+            outcomes: list[EditOutcome] = []
+            while (part := self._next_part(parts)) is not None:
+                places, edits = part
                 self.left_out += [note for provenance in edits.provenances for note in provenance.notes]
-                own = [record for group in groups[part] for record in group]
-                edit_of_record = [index for index, group in enumerate(groups[part]) for _ in group]
-                outcomes += evaluator.evaluate(own, edits, edit_of_record)
+                part_records = [record for group in groups[places] for record in group]
+                edit_of_record = [index for index, group in enumerate(groups[places]) for _ in group]
+                with self.costs.timed("edited"):
+                    outcomes += evaluator.evaluate(part_records, edits, edit_of_record)
+            self.costs.probes += len(outcomes)
             return outcomes
+
+    def _next_part(self, parts: Iterator[tuple[slice, EditBatch]]) -> tuple[slice, EditBatch] | None:
+        """Makes the next edits side by side, and counts what they cost."""
+        with self.costs.timed("editing"):
+            part = next(parts, None)
+        if part is not None:
+            self.costs.edits += len(part[1])
+            self.costs.edit_bytes = max(self.costs.edit_bytes, part[1][0].nbytes)
+        return part
 
     def on_validation_start(self) -> None:
         """See :meth:`on_test_start`."""

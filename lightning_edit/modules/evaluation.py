@@ -17,7 +17,8 @@ from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
 _Key = tuple[str, str, str | None, int, bool]
-"""What the unedited model's answer to a question depends on, and whether its distribution is compared later."""
+"""What the unedited model's answer to a question depends on (its length is 0 where nothing is generated), and whether
+its distribution is compared later."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,10 @@ class _Said:
     divergence: float | None = None
 
 
+UneditedAnswers = dict[_Key, _Said]
+"""What the unedited model says to each question."""
+
+
 class Evaluator:
     """Evaluates edits of one base model, many at a time, each on the clean model.
 
@@ -136,11 +141,14 @@ class Evaluator:
     Args:
         model: The base model.
         settings: How to evaluate.
+        answers: What the unedited model says, shared with other evaluators of the same model.
     """
 
-    def __init__(self, model: LanguageModel, settings: EvaluationSettings) -> None:
+    def __init__(
+        self, model: LanguageModel, settings: EvaluationSettings, answers: UneditedAnswers | None = None
+    ) -> None:
         self.model, self.settings = model, settings
-        self._before: dict[_Key, _Said] = {}
+        self._before = answers if answers is not None else {}
         self._trunk: Trunk | None = None
         self._passes: ForwardPasses | None = None
 
@@ -280,10 +288,9 @@ class Evaluator:
             self._before.update(zip(new, said, strict=True))
         return [self._before[key] for key in keys]
 
-    @staticmethod
-    def _key(question: _Question) -> _Key:
-        probe = question.probe
-        return probe.prompt, probe.answer, probe.rival, question.limit, probe.kind is ProbeKind.LOCALITY
+    def _key(self, question: _Question) -> _Key:
+        probe, limit = question.probe, question.limit if self.settings.generate else 0
+        return probe.prompt, probe.answer, probe.rival, limit, probe.kind is ProbeKind.LOCALITY
 
     def _score(
         self,

@@ -21,6 +21,7 @@ from lightning_edit.files import replace_file
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.perplexity import perplexity
+from lightning_edit.modules.costs import Costs
 from lightning_edit.modules.evaluation import Evaluator, SequentialSettings
 from lightning_edit.records import EditOutcome, EditRecord, group_names
 
@@ -42,6 +43,7 @@ class SequentialRun:
         settings: How the sequence is measured.
         groups: The records, in the order of the edits; those of a group are edited jointly.
         folder: Where the measures are written.
+        costs: Where seconds and sizes are added up.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class SequentialRun:
         settings: SequentialSettings,
         groups: Sequence[Sequence[EditRecord]],
         folder: Path,
+        costs: Costs | None = None,
     ) -> None:
+        self.costs = costs if costs is not None else Costs()
         self.model, self.editor, self.evaluator, self.settings = model, editor, evaluator, settings
         self.groups, self.folder = [list(group) for group in groups], folder
         self._lock = FileLock(folder / _LOCK_FILE)
@@ -72,7 +76,8 @@ class SequentialRun:
             self.rows = self._read_measures()
         self._text = self._read_text()
         records = [record for group in self.groups for record in group]
-        evaluator.ask_before(evaluator.questions(records))
+        with self.costs.timed("unedited"):
+            evaluator.ask_before(evaluator.questions(records))
         self._names = evaluator.settings.groups(group_names(records))
         self._perplexity_before = None if self._text is None else perplexity(model, self._text)
         if settings.folder is not None:
@@ -183,7 +188,10 @@ class SequentialRun:
         if number == len(self.sequence) and not self.is_done:
             group = self.groups[number]
             # Not edit(): a request whose value cannot be found is left out, and does not end the sequence.
-            edit = self.editor.edit_each_group(self.model, [_requests(group)], after=self.sequence)[0]
+            with self.costs.timed("editing"):
+                edit = self.editor.edit_each_group(self.model, [_requests(group)], after=self.sequence)[0]
+            self.costs.edits += 1
+            self.costs.edit_bytes = max(self.costs.edit_bytes, edit.nbytes)
             if self.settings.folder is not None:
                 edit.save(self._edit_folder(number))
             self.sequence = self.sequence.then(edit)
@@ -208,7 +216,9 @@ class SequentialRun:
     def _measure(self) -> list[EditOutcome]:
         records = [record for group in self.groups[: len(self.sequence)] for record in group]
         with self.sequence.applied(self.model) as scorer:
-            outcomes = self.evaluator.evaluate_under(records, scorer)
+            with self.costs.timed("edited"):
+                outcomes = self.evaluator.evaluate_under(records, scorer)
+            self.costs.probes += len(outcomes)
             now = None if self._text is None else perplexity_of(scorer, self.model, self._text)
         latest = {record.id for record in self.groups[len(self.sequence) - 1]}
         row: dict[str, Any] = {

@@ -1,0 +1,27 @@
+"""Grids of editors × data sets × protocols, and their reports."""
+
+from lightning_edit.comparison.cells import Cell, cells_of
+from lightning_edit.comparison.columns import PRESETS, Column
+from lightning_edit.comparison.grid import Grid, run_comparison
+from lightning_edit.comparison.report import Report, build_report, write_report
+from lightning_edit.comparison.results import Run, read_run, read_runs
+from lightning_edit.comparison.settings import Comparison, EditorEntry, Protocol, read_comparison
+
+__all__ = [
+    "PRESETS",
+    "Cell",
+    "Column",
+    "Comparison",
+    "EditorEntry",
+    "Grid",
+    "Protocol",
+    "Report",
+    "Run",
+    "build_report",
+    "cells_of",
+    "read_comparison",
+    "read_run",
+    "read_runs",
+    "run_comparison",
+    "write_report",
+]

@@ -1,0 +1,103 @@
+"""The cells of a comparison: one editor on one data set under one protocol, an ordinary test run in its own folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_edit.callbacks.report import METRICS_FILE
+from lightning_edit.comparison.settings import Comparison
+from lightning_edit.files import write_json
+
+CELL_FILE = "cell.json"
+FAILURE_FILE = "failure.txt"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid.
+
+    Args:
+        editor: Name of the editor.
+        data: Name of the data set.
+        protocol: Name of the protocol.
+        folder: Where its run is.
+        identity: Digest of everything that its numbers follow from.
+        reason: Why it makes no sense; empty where it does.
+    """
+
+    editor: str
+    data: str
+    protocol: str
+    folder: Path
+    identity: str
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return f"{self.editor} on {self.data}, {self.protocol}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its run has ended, with the same settings."""
+        return (self.folder / METRICS_FILE).is_file() and self._stored().get("identity") == self.identity
+
+    @property
+    def failure(self) -> str | None:
+        """What its last run failed with; None where it did not."""
+        path = self.folder / FAILURE_FILE
+        return path.read_text(encoding="utf-8").strip() if path.is_file() and not self.is_done else None
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            content = json.loads((self.folder / CELL_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def note(self) -> None:
+        """Writes which cell the folder belongs to."""
+        write_json(self.folder / CELL_FILE, {**asdict(self), "folder": self.folder.name})
+
+
+def cells_of(comparison: Comparison, shard: tuple[int, int] = (1, 1)) -> list[Cell]:
+    """The cells of a grid, data set by data set.
+
+    Args:
+        comparison: The grid.
+        shard: (i, n): every n-th cell from the i-th on, so that n processes share the work.
+    """
+    cells = [
+        _cell(comparison, editor, data, protocol)
+        for data in comparison.data
+        for protocol, settings in comparison.protocols.items()
+        for editor in settings.editors or comparison.editors
+    ]
+    return cells[shard[0] - 1 :: shard[1]]
+
+
+def _cell(comparison: Comparison, editor: str, data: str, protocol: str) -> Cell:
+    entry = comparison.editors[editor]
+    folder = Path(comparison.output) / "cells" / data / protocol / editor
+    contents = _digests(entry.editor, entry.checkpoint, entry.experiment)
+    parts = {
+        "editor": {**asdict(entry), "skip": None, "content": contents},
+        "data": comparison.data[data],
+        "protocol": {**asdict(comparison.protocols[protocol]), "editors": None},
+        "language_model": asdict(comparison.language_model),
+        "corpus": comparison.corpus,
+        "records": comparison.records if entry.records is None else entry.records,
+        "seed": comparison.seed,
+        "evaluation": asdict(comparison.evaluation),
+    }
+    identity = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return Cell(editor, data, protocol, folder, identity, entry.skip.get(data, ""))
+
+
+def _digests(*paths: str | None) -> Sequence[str]:
+    return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if path and Path(path).is_file()]

@@ -1,0 +1,110 @@
+"""Makes the editors of a comparison ready: loads trained ones, trains others, collects statistics once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import Trainer
+
+from lightning_edit.callbacks.last_checkpoint import LAST
+from lightning_edit.comparison.settings import Comparison, EditorEntry
+from lightning_edit.data import EditDataModule
+from lightning_edit.editors.base import Editor
+from lightning_edit.editors.checkpoint import load_editor
+from lightning_edit.editors.configured import configured_editor
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.statistics import MANIFEST, KeyStatistics
+from lightning_edit.modules.locate import LocateEditing
+
+_LOG = logging.getLogger(__name__)
+
+
+class ReadsStatistics(Protocol):
+    """An editor whose fit collects statistics of the keys of some layers."""
+
+    def edited_layers(self, model: LanguageModel) -> Sequence[int]:
+        """The layers that it edits."""
+
+
+class Editors:
+    """The editors of a comparison, each made ready when it is first asked for.
+
+    Args:
+        comparison: The grid.
+        model: The base model.
+    """
+
+    def __init__(self, comparison: Comparison, model: LanguageModel) -> None:
+        self.comparison, self.model = comparison, model
+        self._ready: dict[str, Editor] = {}
+
+    def __getitem__(self, name: str) -> Editor:
+        """An editor, ready to edit.
+
+        Raises:
+            LightningEditError: If it cannot be built, loaded or fitted.
+        """
+        if name not in self._ready:
+            self._ready[name] = self._prepared(name, self.comparison.editors[name])
+        return self._ready[name]
+
+    def _prepared(self, name: str, entry: EditorEntry) -> Editor:
+        if entry.checkpoint is not None:
+            return load_editor(entry.checkpoint, self.model)
+        if entry.experiment is not None:
+            return load_editor(self._trained(name, entry.experiment), self.model)
+        editor = configured_editor(str(entry.editor))
+        if editor.capabilities.fit_reads == "corpus":
+            return self._with_statistics(str(entry.editor))
+        if editor.capabilities.fit_reads == "records":
+            raise ConfigurationError(
+                f"editors.{name}: {type(editor).__name__} has to be trained; give its checkpoint, or an experiment"
+            )
+        editor.setup(self.model)
+        return editor
+
+    def _trained(self, name: str, experiment: str) -> Path:
+        """The checkpoint of an experiment, which is run, or gone on with, if it has none yet."""
+        # Imported here: the command line imports the comparison.
+        from lightning_edit.training_cli import run
+
+        folder = Path(self.comparison.output) / "fit" / name
+        done, last = folder / "done", folder / LAST
+        if not done.exists():
+            callbacks = [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"dirpath": str(folder), "save_top_k": 0},
+                },
+                {"class_path": "lightning_edit.callbacks.LastCheckpoint"},
+            ]
+            resume = ["--ckpt_path", str(last)] if last.exists() else []
+            given = ["--trainer.logger", "false", "--trainer.callbacks", json.dumps(callbacks)]
+            run(["fit", "--config", experiment, *given, *resume])
+            done.touch()
+        return last
+
+    def _with_statistics(self, path: str) -> Editor:
+        """An editor with statistics of its layers, which are collected once for all editors."""
+        folder = Path(self.comparison.output) / "statistics"
+        editor = configured_editor(path, str(folder))
+        layers = cast(ReadsStatistics, editor).edited_layers(self.model)
+        wanted = {self.model.layer_map.site(layer).name for layer in layers}
+        known = KeyStatistics.load(folder).moments if (folder / MANIFEST).is_file() else {}
+        if not wanted <= set(known):
+            _LOG.info("collecting statistics of %s", ", ".join(sorted(wanted - set(known))))
+            module = LocateEditing(cast(Any, editor), self.comparison.language_model)
+            module.attach(self.model)
+            trainer = Trainer(
+                accelerator="auto", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder.parent,
+            )  # fmt: skip
+            trainer.fit(module, EditDataModule(corpus=self.comparison.text()))
+        editor = configured_editor(path, str(folder))
+        editor.setup(self.model)
+        return editor

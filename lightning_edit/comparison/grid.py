@@ -1,0 +1,207 @@
+"""Runs the cells of a comparison, one after another, each once."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from lightning.pytorch import Trainer, seed_everything
+
+from lightning_edit.callbacks.report import TestReport
+from lightning_edit.comparison.cells import FAILURE_FILE, Cell, cells_of
+from lightning_edit.comparison.fitting import Editors
+from lightning_edit.comparison.settings import Comparison
+from lightning_edit.data import EditDataModule, ReadReport, RecordSource
+from lightning_edit.editors.base import Editor
+from lightning_edit.errors import ConfigurationError, LightningEditError
+from lightning_edit.files import replace_file
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.loading import load_language_model
+from lightning_edit.modules.base import EditingModule
+from lightning_edit.modules.evaluation import SequentialSettings, UneditedAnswers
+
+_LOG = logging.getLogger(__name__)
+
+
+class Grid:
+    """The cells of a comparison, and what they share: the base model, its answers, the editors and the records.
+
+    Args:
+        comparison: What is compared.
+        shard: See :func:`cells_of`.
+    """
+
+    def __init__(self, comparison: Comparison, shard: tuple[int, int] = (1, 1)) -> None:
+        self.comparison = comparison
+        self.cells = cells_of(comparison, shard)
+        self._model: LanguageModel | None = None
+        self._editors: Editors | None = None
+        self._answers: UneditedAnswers = {}
+        self._reports: dict[tuple[str, int], ReadReport] = {}
+
+    @property
+    def model(self) -> LanguageModel:
+        """The base model, loaded when it is first needed."""
+        if self._model is None:
+            self._model = load_language_model(**vars(self.comparison.language_model))
+        return self._model
+
+    @property
+    def editors(self) -> Editors:
+        """The editors."""
+        if self._editors is None:
+            self._editors = Editors(self.comparison, self.model)
+        return self._editors
+
+    def report_of(self, cell: Cell) -> ReadReport:
+        """A cell's records, read once.
+
+        Raises:
+            LightningEditError: If they cannot be read.
+        """
+        limit = self.comparison.editors[cell.editor].records
+        limit = self.comparison.records if limit is None else limit
+        if (cell.data, limit) not in self._reports:
+            self._reports[cell.data, limit] = self.comparison.source(cell.data, limit).read()
+        return self._reports[cell.data, limit]
+
+    def plan(self) -> str:
+        """What will be run, with an estimate of the time.
+
+        The probes' time is that of the unedited model for the first record of each data set, whose answers are needed
+        anyway; the time of editing is taken from cells that are done, where an editor has some.
+
+        Raises:
+            LightningEditError: If records cannot be read.
+        """
+        open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
+        lines = [
+            f"{len(self.cells)} cells: {sum(cell.is_done for cell in self.cells)} done, "
+            f"{sum(bool(cell.reason) for cell in self.cells)} make no sense, {len(open_cells)} to run"
+        ]
+        for data in dict.fromkeys(cell.data for cell in open_cells):
+            own = [cell for cell in open_cells if cell.data == data]
+            records = self.report_of(own[0]).records
+            probes = sum(len(record.all_probes) for record in records)
+            lines.append(f"{data}: {len(records)} records with {probes} probes, {len(own)} cells")
+        return "\n".join(lines)
+
+    def run(self) -> None:
+        """Runs the cells that are not done; one that fails is noted and does not stop the others."""
+        clock = _Clock()
+        open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
+        for cell in self.cells:
+            if cell.reason and not cell.is_done:
+                cell.note()
+        for number, cell in enumerate(open_cells, 1):
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(cell.folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                _LOG.info("%s: another process is at it", cell.name)
+                continue
+            with lock:
+                outcome = "done" if cell.is_done else self._run_or_note_failure(cell)
+            left = clock.left(number, len(open_cells))
+            _LOG.info("%d/%d  %s: %s; %s", number, len(open_cells), cell.name, outcome, left)
+
+    def _run_or_note_failure(self, cell: Cell) -> str:
+        failure = cell.folder / FAILURE_FILE
+        started = time.perf_counter()
+        try:
+            self.run_cell(cell)
+        except Exception as error:  # whatever it is, the other cells go on
+            known = isinstance(error, LightningEditError)
+            text = str(error) if known else "".join(traceback.format_exception(error))
+            with replace_file(failure) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            return f"failed ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        failure.unlink(missing_ok=True)
+        return f"{time.perf_counter() - started:.0f} s"
+
+    def run_cell(self, cell: Cell) -> None:
+        """Runs a cell as a test of the Trainer, whose report is written into the cell's folder.
+
+        Raises:
+            LightningEditError: If the editor or the records cannot be used.
+        """
+        editor = self.editors[cell.editor]
+        report = usable_records(self.report_of(cell), editor)
+        protocol = self.comparison.protocols[cell.protocol]
+        evaluation = self.comparison.evaluation
+        if protocol.sequential:
+            evaluation = replace(evaluation, sequential=SequentialSettings(folder=str(cell.folder / "sequence")))
+        seed_everything(self.comparison.seed, verbose=False)
+        module = EditingModule(editor, self.comparison.language_model, evaluation)
+        module.attach(self.model, self._answers)
+        data = EditDataModule(
+            test=_Fixed(report),
+            eval_batch_size=self.comparison.eval_batch_size,
+            eval_requests_per_edit=protocol.requests_per_edit or len(report.records),
+        )
+        trainer = Trainer(
+            accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
+            default_root_dir=cell.folder, callbacks=[TestReport(str(cell.folder), show=False)],
+        )  # fmt: skip
+        cell.note()
+        trainer.test(module, data, verbose=False)
+
+
+def usable_records(report: ReadReport, editor: Editor) -> ReadReport:
+    """The records that an editor can edit: those with a subject, where it needs one; the others are counted.
+
+    Raises:
+        ConfigurationError: If none is left.
+    """
+    if not editor.capabilities.needs_subject:
+        return report
+    kept = [record for record in report.records if all(request.subject for request in record.requests)]
+    if not kept:
+        raise ConfigurationError(f"{type(editor).__name__} needs subjects, and no record of {report.origin} has one")
+    dropped = report.dropped.copy()
+    if len(kept) < len(report.records):
+        dropped[f"record without a subject, which {type(editor).__name__} needs"] = len(report.records) - len(kept)
+    return replace(report, records=kept, dropped=dropped)
+
+
+class _Fixed(RecordSource):
+    """Records that are read already."""
+
+    def __init__(self, report: ReadReport) -> None:
+        self._report = report
+
+    def read(self) -> ReadReport:
+        return self._report
+
+
+class _Clock:
+    """Tells how much time is left, from the cells that were run."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def left(self, done: int, total: int) -> str:
+        seconds = (time.perf_counter() - self._started) / done * (total - done)
+        return f"about {seconds / 60:.0f} min left" if done < total else "all cells were run"
+
+
+def run_comparison(comparison: Comparison, shard: tuple[int, int] = (1, 1)) -> list[Path]:
+    """Runs a grid.
+
+    Args:
+        comparison: The grid.
+        shard: See :func:`cells_of`.
+
+    Returns:
+        The folders of all cells of the grid, those of other shards among them.
+    """
+    grid = Grid(comparison, shard)
+    _LOG.info("%s", grid.plan())
+    grid.run()
+    return [cell.folder for cell in cells_of(comparison)]

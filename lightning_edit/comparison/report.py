@@ -1,0 +1,218 @@
+"""A comparison's report: leaderboard.md, leaderboard.csv, report.json and report.html."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_edit.comparison.bootstrap import Interval, paired_difference
+from lightning_edit.comparison.columns import PRESETS, Column
+from lightning_edit.comparison.page import page
+from lightning_edit.comparison.results import Run
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.files import replace_file, write_json
+
+_LARGE = 10
+"""From here on, numbers have one decimal."""
+_COSTS = {
+    "s / edit": ("seconds_per_edit", 1.0),
+    "s / probe": ("seconds_per_probe", 1.0),
+    "edit, KB": ("edit_bytes", 1e-3),
+    "peak memory, GB": ("peak_memory_bytes", 1e-9),
+}
+"""Column to the entry of a run's costs, and its factor."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of a comparison.
+
+    Args:
+        runs: The runs.
+        columns: What is measured of each.
+        intervals: For each run, a number for each column; None where nothing was measured.
+        reference: Name of the editor that others are compared with.
+        resamples: Bootstrap samples.
+        seed: Their seed.
+        per_record: Whether each record counts equally, instead of each probe.
+    """
+
+    runs: Sequence[Run]
+    columns: Sequence[Column]
+    intervals: Sequence[Sequence[Interval | None]]
+    reference: str
+    resamples: int
+    seed: int
+    per_record: bool
+
+    def differences(self, run: Run) -> list[Interval | None]:
+        """For each column the paired difference to the reference on the same data set and protocol."""
+        other = next(
+            (
+                one
+                for one in self.runs
+                if (one.editor, one.data, one.protocol) == (self.reference, run.data, run.protocol) and one.lines
+            ),
+            None,
+        )
+        if other is None or other is run or not run.lines:
+            return [None] * len(self.columns)
+        return [self._difference(run, other, column) for column in self.columns]
+
+    def _difference(self, run: Run, other: Run, column: Column) -> Interval | None:
+        mine, theirs = column.values(run), column.values(other)
+        found = paired_difference(mine, theirs, self.resamples, self.seed, self.per_record)
+        if found is None:
+            return None
+        scale = column.scale
+        return Interval(found.mean * scale, found.low * scale, found.high * scale, found.records, found.probes)
+
+
+def build_report(
+    runs: Sequence[Run],
+    preset: str = "default",
+    reference: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    per_record: bool = False,
+) -> Report:
+    """Takes the numbers of some runs.
+
+    Args:
+        runs: The runs.
+        preset: Name of a set of columns, see :data:`PRESETS`.
+        reference: Editor that others are compared with; the first one if none is given.
+        resamples: Bootstrap samples.
+        seed: Their seed.
+        per_record: Average over records, with each record's probes averaged first, instead of over probes.
+
+    Raises:
+        ConfigurationError: If there is no such preset or editor.
+    """
+    if preset not in PRESETS:
+        raise ConfigurationError(f"preset: there is no {preset!r}; there are {', '.join(PRESETS)}")
+    editors = list(dict.fromkeys(run.editor for run in runs))
+    if reference is not None and reference not in editors:
+        raise ConfigurationError(f"reference: there is no editor {reference!r}; there are {', '.join(editors)}")
+    columns = PRESETS[preset]
+    intervals = [[column.interval(run, resamples, seed, per_record) for column in columns] for run in runs]
+    kept = [index for index in range(len(columns)) if any(row[index] is not None for row in intervals)]
+    return Report(
+        runs,
+        [columns[index] for index in kept],
+        [[row[index] for index in kept] for row in intervals],
+        reference or editors[0],
+        resamples,
+        seed,
+        per_record,
+    )
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Writes a report in every form; returns the files."""
+    folder = Path(folder)
+    texts = {
+        "leaderboard.md": markdown(report),
+        "leaderboard.csv": comma_separated(report),
+        "report.html": page(report),
+    }
+    for name, text in texts.items():
+        with replace_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    write_json(folder / "report.json", plain(report))
+    return [folder / name for name in (*texts, "report.json")]
+
+
+def plain(report: Report) -> dict[str, Any]:
+    """A report as plain data."""
+    titles = [column.title for column in report.columns]
+    rows = [
+        {
+            "editor": run.editor,
+            "data": run.data,
+            "protocol": run.protocol,
+            "problem": run.problem,
+            "measures": _named(titles, intervals),
+            f"minus {report.reference}": _named(titles, report.differences(run)),
+            "groups": _groups(report, run),
+            "costs": run.summary.get("costs"),
+            "left_out": len(run.summary.get("left_out") or ()),
+            "counts": run.summary.get("counts"),
+        }
+        for run, intervals in zip(report.runs, report.intervals, strict=True)
+    ]
+    average = "record" if report.per_record else "probe"
+    return {"average": average, "resamples": report.resamples, "reference": report.reference, "runs": rows}
+
+
+def _named(titles: Sequence[str], intervals: Sequence[Interval | None]) -> dict[str, Any]:
+    return {title: asdict(one) for title, one in zip(titles, intervals, strict=True) if one is not None}
+
+
+def _groups(report: Report, run: Run) -> dict[str, dict[str, float]]:
+    """Column to group to mean, for kinds with more than one group."""
+    found: dict[str, dict[str, float]] = {}
+    for column in report.columns:
+        groups = {group for kind in column.kinds for group in run.groups(kind)}
+        for group in sorted(groups - {""}):
+            values = [value for one in column.values(run, group).values() for value in one]
+            if values:
+                found.setdefault(column.title, {})[group] = column.scale * sum(values) / len(values)
+    return found
+
+
+def markdown(report: Report) -> str:
+    """A table for each data set and protocol, with 95 % intervals over records."""
+    parts = []
+    for data, protocol in dict.fromkeys((run.data, run.protocol) for run in report.runs):
+        own = [
+            (run, row)
+            for run, row in zip(report.runs, report.intervals, strict=True)
+            if (run.data, run.protocol) == (data, protocol)
+        ]
+        used = [index for index in range(len(report.columns)) if any(row[index] is not None for _, row in own)]
+        titles = ["editor", *(report.columns[index].title for index in used), *_COSTS, "records"]
+        lines = [f"## {data}, {protocol}", "", _row(titles), _row(["---"] * len(titles))]
+        for run, row in own:
+            if run.problem:
+                lines.append(_row([run.editor, run.problem, *[""] * (len(titles) - 2)]))
+                continue
+            cells = [_text(row[index]) for index in used]
+            lines.append(_row([run.editor, *cells, *_costs(run), str(run.summary["counts"]["records"])]))
+        parts.append("\n".join(lines))
+    note = f"Means with 95 % bootstrap intervals over records ({report.resamples} samples)."
+    return "\n\n".join([*parts, note]) + "\n"
+
+
+def comma_separated(report: Report) -> str:
+    """A line for each run; an interval is three columns."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    bounds = [f"{column.title}{end}" for column in report.columns for end in ("", " low", " high")]
+    writer.writerow(["editor", "data", "protocol", "records", *bounds, *_COSTS, "problem"])
+    for run, row in zip(report.runs, report.intervals, strict=True):
+        numbers = [value for one in row for value in ((one.mean, one.low, one.high) if one else ("", "", ""))]
+        records = run.summary.get("counts", {}).get("records", "")
+        writer.writerow([run.editor, run.data, run.protocol, records, *numbers, *_costs(run), run.problem])
+    return output.getvalue()
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _text(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    digits = 1 if max(abs(interval.low), abs(interval.high)) >= _LARGE else 2
+    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _costs(run: Run) -> list[str]:
+    costs = run.summary.get("costs") or {}
+    values = [(costs.get(name), factor) for name, factor in _COSTS.values()]
+    return ["" if value is None else f"{value * factor:.3g}" for value, factor in values]

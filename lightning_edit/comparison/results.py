@@ -1,0 +1,131 @@
+"""Reads test runs back: the measures of every probe, record by record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_edit.callbacks.report import METRICS_FILE, PREDICTIONS_FILE
+from lightning_edit.comparison.cells import CELL_FILE, FAILURE_FILE
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+
+Group = tuple[str, str]
+"""Kind and group of probes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A test run, or a cell that has none.
+
+    Args:
+        editor: Name of the editor.
+        data: Name of the data set.
+        protocol: Name of the protocol.
+        folder: Where it is.
+        summary: metrics.json; empty where the run failed or was not made.
+        lines: predictions.jsonl.
+        problem: Why there is no run; empty where there is one.
+    """
+
+    editor: str
+    data: str
+    protocol: str
+    folder: Path
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    lines: Sequence[Mapping[str, Any]] = ()
+    problem: str = ""
+
+    def values(self, kinds: Iterable[str], measure: str, group: str | None = None) -> dict[str, list[float]]:
+        """Record to the values of a measure at its probes.
+
+        Args:
+            kinds: Kinds of probes.
+            measure: Name of the measure.
+            group: Group of probes; all if none is given.
+        """
+        wanted = set(kinds)
+        values: dict[str, list[float]] = {}
+        for line in self.lines:
+            value = line["measures"].get(measure)
+            if line["kind"] in wanted and group in (None, line["group"]) and value is not None:
+                values.setdefault(line["record"], []).append(float(value))
+        return values
+
+    def groups(self, kind: str) -> list[str]:
+        """The groups of a kind of probes, in their order."""
+        return list(dict.fromkeys(line["group"] for line in self.lines if line["kind"] == kind))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a test run, or a cell of a comparison.
+
+    Raises:
+        SourceNotFoundError: If the folder holds neither.
+        ConfigurationError: If a file of it is damaged.
+    """
+    folder = Path(folder)
+    names = _json(folder / CELL_FILE) if (folder / CELL_FILE).is_file() else {}
+    if not (folder / METRICS_FILE).is_file():
+        if not names and not (folder / FAILURE_FILE).is_file():
+            raise SourceNotFoundError(f"{folder}: no test run here ({METRICS_FILE} is missing)")
+        return Run(*_names(folder, names, {}), folder, problem=_problem(folder, names))
+    summary = _json(folder / METRICS_FILE)
+    return Run(*_names(folder, names, summary), folder, summary, _lines(folder / PREDICTIONS_FILE))
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """The test runs in some folders, and in the folders below them.
+
+    Raises:
+        SourceNotFoundError: If there is none.
+    """
+    runs = []
+    for path in map(Path, paths):
+        folders = {file.parent for name in (METRICS_FILE, CELL_FILE) for file in path.rglob(name)}
+        runs += [read_run(folder) for folder in sorted(folders)]
+    if not runs:
+        raise SourceNotFoundError(f"{', '.join(map(str, paths))}: no test run here; pass folders with {METRICS_FILE}")
+    return runs
+
+
+def _names(folder: Path, names: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Editor, data set and protocol of a run, as a comparison calls them or else as the run does."""
+    editor = names.get("editor") or summary.get("settings", {}).get("editor", {}).get("name") or folder.name
+    data = names.get("data") or str(summary.get("data") or folder.parent.name).partition(":")[0].rpartition("/")[2]
+    return str(editor), str(data), str(names.get("protocol") or summary.get("protocol") or "")
+
+
+def _problem(folder: Path, names: Mapping[str, Any]) -> str:
+    failure = folder / FAILURE_FILE
+    if failure.is_file():
+        return "failed: " + failure.read_text(encoding="utf-8").strip().splitlines()[-1]
+    return f"makes no sense: {names['reason']}" if names.get("reason") else "not run"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: damaged ({error}); run the test again") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: damaged; run the test again")
+    return content
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigurationError(f"{path} is missing; run the test again")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+            lines.append({name: line[name] for name in ("record", "kind", "group", "prompt", "expected", "measures")})
+            lines[-1] |= {name: line.get(name) for name in ("before", "after")}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigurationError(f"{path}, line {number}: damaged ({error!r}); run the test again") from error
+    return lines
