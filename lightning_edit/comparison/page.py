@@ -90,7 +90,7 @@ def _trade_off(graphs: Any, report: Report, own: Sequence[Any], title: str) -> A
     if success is None or locality is None:
         return None
     points = [(run, row[success], row[locality]) for run, row in own if row[success] and row[locality]]
-    if not points:
+    if len(points) < 2:
         return None
     figure = graphs.Figure(
         layout={

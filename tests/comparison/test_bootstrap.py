@@ -1,0 +1,46 @@
+"""Bootstrap intervals against plain loops and the normal approximation."""
+
+import numpy as np
+import pytest
+
+from lightning_edit.comparison.bootstrap import mean_interval, paired_difference
+
+VALUES = {"a": [1.0, 0.0], "b": [1.0], "c": [0.0, 0.0, 1.0], "d": []}
+
+
+def by_hand(values, resamples, seed, per_record):
+    names = sorted(name for name in values if values[name])
+    generator = np.random.default_rng(seed)
+    means = []
+    for draw in generator.integers(0, len(names), (resamples, len(names))):
+        drawn = [values[names[index]] for index in draw]
+        flat = [np.mean(one) for one in drawn] if per_record else [value for one in drawn for value in one]
+        means.append(np.mean(flat))
+    return np.percentile(means, [2.5, 97.5])
+
+
+@pytest.mark.parametrize("per_record", [False, True])
+def test_whole_records_are_drawn(per_record):
+    found = mean_interval(VALUES, 500, 3, per_record)
+    assert (found.low, found.high) == pytest.approx(tuple(by_hand(VALUES, 500, 3, per_record)))
+    assert found.mean == pytest.approx(np.mean([0.5, 1, 1 / 3]) if per_record else 0.5)
+    assert (found.records, found.probes) == (3, 6)
+
+
+def test_many_records_give_the_normal_interval():
+    generator = np.random.default_rng(0)
+    values = {str(number): [value] for number, value in enumerate(generator.normal(2.0, 1.0, 2000))}
+    found = mean_interval(values, 4000, 1)
+    assert found.mean - found.low == pytest.approx(1.96 / np.sqrt(2000), rel=0.1)
+    assert found.high - found.mean == pytest.approx(1.96 / np.sqrt(2000), rel=0.1)
+
+
+def test_pairs_share_their_records_so_that_what_is_common_cancels():
+    generator = np.random.default_rng(0)
+    hard = generator.normal(0, 5, 300)
+    first = {str(number): [value + 0.5] for number, value in enumerate(hard)}
+    second = {str(number): [value] for number, value in enumerate(hard)} | {"alone": [99.0]}
+    found = paired_difference(first, second, 1000, 0)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert found.records == 300
+    assert paired_difference({"x": [1.0]}, {"y": [1.0]}, 10, 0) is None

@@ -1,0 +1,208 @@
+"""A grid on a tiny model: run, stopped, gone on with, divided, reported."""
+
+import csv
+import json
+
+import pytest
+import yaml
+
+from lightning_edit.cli import main
+from lightning_edit.comparison import Grid, build_report, read_comparison, read_run, read_runs, write_report
+from lightning_edit.comparison.cells import FAILURE_FILE
+from lightning_edit.comparison.report import comma_separated, markdown
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.modules.evaluation import Evaluator
+
+
+def configured(folder, tiny_folder, **changes):
+    for name, content in {
+        "ice": {"class_path": "lightning_edit.editors.ICE"},
+        "step": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [1, 2]}},
+        "rome": {"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1], "steps": 2}},
+        "broken": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [99]}},
+    }.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(f"The capital of country {n} is city {n * 7}.\nIt lies by the sea." for n in range(80)))
+    facts = {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"split": "validation"}}
+    content = {
+        "output": str(folder / "grid"),
+        "language_model": {"name_or_path": str(tiny_folder)},
+        "corpus": {"source": str(text), "tokens": 1200, "length": 32},
+        "records": 3,
+        "evaluation": {"fluency_tokens": 4},
+        "editors": {
+            "ICE": {"editor": "ice.yaml"},
+            "step": {"editor": "step.yaml"},
+            "ROME": {"editor": "rome.yaml", "skip": {"again": "it is on the other one already"}},
+            "broken": {"editor": "broken.yaml"},
+        },
+        "data": {"facts": facts, "again": {**facts, "init_args": {"split": "validation", "seed": 1}}},
+        "protocols": {
+            "independent": {},
+            "joint": {"requests_per_edit": 0, "editors": ["step"]},
+            "sequential": {"sequential": True, "editors": ["step"]},
+        },
+        "resamples": 200,
+        **changes,
+    }
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, tiny_folder):
+    """A finished grid; tests read it and leave it alone."""
+    folder = tmp_path_factory.mktemp("grid")
+    path = configured(folder, tiny_folder)
+    assert main(["compare", "--config", str(path)]) == 0
+    return folder
+
+
+def test_every_cell_is_an_ordinary_test_run(grid):
+    runs = {(run.editor, run.data, run.protocol): run for run in read_runs([grid / "grid"])}
+    assert len(runs) == 12
+    done = [run for run in runs.values() if not run.problem]
+    assert len(done) == 9
+    for run in done:
+        assert (run.folder / "metrics.json").is_file()
+        assert run.summary["counts"]["records"] == 3
+        costs = run.summary["costs"]
+        assert costs["seconds_per_edit"] > 0
+        assert costs["edit_bytes"] > 0
+    assert runs["step", "facts", "joint"].summary["protocol"] == "edited jointly, 3 at a time, on the clean model"
+    assert runs["step", "facts", "sequential"].summary["protocol"].startswith("edited one after another")
+    assert runs["ROME", "again", "independent"].problem == "makes no sense: it is on the other one already"
+    assert "layer 99 does not exist" in runs["broken", "facts", "independent"].problem
+
+
+def test_the_measures_are_those_of_the_run(grid):
+    run = read_run(grid / "grid" / "cells" / "facts" / "independent" / "step")
+    report = build_report([run], resamples=50)
+    for column, interval in zip(report.columns, report.intervals[0], strict=True):
+        if column.kinds == ("edit_success",):
+            assert interval.mean == pytest.approx(run.summary["metrics"][f"edit_success/{column.measure}"], abs=1e-5)
+    values = [value for one in run.values(["locality"], "self_agreement").values() for value in one]
+    place = [column.title for column in report.columns].index("locality")
+    assert report.intervals[0][place].mean == pytest.approx(sum(values) / len(values))
+
+
+def test_knowedits_columns_follow_its_definitions(grid):
+    run = read_run(grid / "grid" / "cells" / "facts" / "independent" / "step")
+    report = build_report([run], "knowedit", resamples=50)
+    found = {column.title: row for column, row in zip(report.columns, report.intervals[0], strict=True)}
+    metrics = run.summary["metrics"]
+    success = (metrics["edit_success/token_accuracy"] + metrics["generalization/token_accuracy"]) / 2
+    assert found["success"].mean == pytest.approx(100 * success, abs=1e-3)
+    groups = [value for name, value in metrics.items() if name.startswith("locality/") and "self_agreement" in name]
+    assert len(groups) > 1
+    assert found["locality"].mean == pytest.approx(100 * sum(groups) / len(groups), abs=1e-3)
+
+
+def test_a_stopped_grid_goes_on_and_only_failed_cells_are_tried_again(tmp_path, tiny_folder, monkeypatch):
+    comparison = read_comparison(configured(tmp_path, tiny_folder))
+    run_cell, made = Grid.run_cell, []
+
+    def stopping(self, cell):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(cell.name)
+        run_cell(self, cell)
+
+    monkeypatch.setattr(Grid, "run_cell", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        Grid(comparison).run()
+    monkeypatch.setattr(Grid, "run_cell", lambda self, cell: made.append(cell.name) or run_cell(self, cell))
+    Grid(comparison).run()
+    again = [name for name in made if made.count(name) > 1]
+    assert again == []
+    assert len(set(made)) == 11
+    count = len(made)
+    Grid(comparison).run()
+    assert sorted(made[count:]) == ["broken on again, independent", "broken on facts, independent"]
+
+
+def test_the_unedited_model_is_asked_each_probe_once(tmp_path, tiny_folder, monkeypatch):
+    comparison = read_comparison(configured(tmp_path, tiny_folder))
+    asked, ask_before = [], Evaluator.ask_before
+
+    def counted(self, questions, passes=None):
+        asked.extend({self._key(question) for question in questions} - set(self._before))
+        return ask_before(self, questions, passes)
+
+    monkeypatch.setattr(Evaluator, "ask_before", counted)
+    Grid(comparison).run()
+    assert asked
+    assert len(asked) == len(set(asked))
+
+
+def test_shards_divide_the_cells(tmp_path, tiny_folder):
+    comparison = read_comparison(configured(tmp_path, tiny_folder))
+    parts = [{cell.name for cell in Grid(comparison, (number, 3)).cells} for number in (1, 2, 3)]
+    assert set.union(*parts) == {cell.name for cell in Grid(comparison).cells}
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    path = str(tmp_path / "grid.yaml")
+    assert main(["compare", "--config", path, "--shard", "4/3"]) == 1
+    assert main(["compare", "--config", path, "--plan", "true"]) == 0
+
+
+def test_statistics_are_collected_once(grid):
+    manifest = json.loads((grid / "grid" / "statistics" / "statistics.json").read_text())
+    assert manifest["corpus"]["tokens"] == 1184
+
+
+def test_reports_in_every_form(grid, tmp_path):
+    report = build_report(read_runs([grid / "grid"]), reference="ICE", resamples=50)
+    table = markdown(report)
+    assert "## facts, independent" in table
+    assert "| broken | failed: " in table
+    rows = list(csv.DictReader(comma_separated(report).splitlines()))
+    assert len(rows) == 12
+    assert {row["editor"] for row in rows} == {"ICE", "step", "ROME", "broken"}
+    paths = write_report(report, tmp_path)
+    assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.csv", "report.html", "report.json"]
+    content = json.loads((tmp_path / "report.json").read_text())
+    step = next(run for run in content["runs"] if (run["editor"], run["protocol"]) == ("step", "independent"))
+    assert step["minus ICE"]["edit success"]["records"] == 3
+    with pytest.raises(ConfigurationError, match="there is no editor 'none'"):
+        build_report(read_runs([grid / "grid"]), reference="none")
+
+
+def test_the_command_reports_existing_runs(grid, tmp_path, capsys):
+    cells = grid / "grid" / "cells" / "facts" / "independent"
+    output = tmp_path / "report"
+    assert main(["report", "--runs", str(cells / "ICE"), str(cells / "step"), "--output", str(output)]) == 0
+    assert (output / "report.html").is_file()
+    with pytest.raises(SourceNotFoundError, match="no test run here"):
+        read_runs([tmp_path / "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"editors": {}}, "editors: name at least one"),
+        ({"editors": {"a": {}}}, r"editors\.a: give one of editor, checkpoint and experiment"),
+        ({"editors": {"a/b": {"editor": "ice.yaml"}}}, "names a folder"),
+        ({"editors": {"a": {"editr": "x"}}}, r"editors\.a\.editr: unknown"),
+        ({"protocols": {"p": {"editors": ["none"]}}}, r"protocols\.p\.editors: there is no editor none"),
+        ({"records": "many"}, "records: expected int, found 'many'"),
+        ({"recrods": 1}, "recrods: unknown"),
+        ({"reference": "none"}, "reference: there is no editor none"),
+        ({"data": {"again": {"class_path": "lightning_edit.data.None"}}}, None),
+    ],
+    ids=str,
+)
+def test_a_wrong_grid_is_refused_in_words(tmp_path, tiny_folder, changes, message):
+    path = configured(tmp_path, tiny_folder, **changes)
+    if message is None:
+        with pytest.raises(ConfigurationError, match=r"data\.again: lightning_edit.data.None is no RecordSource"):
+            Grid(read_comparison(path)).plan()
+        return
+    with pytest.raises(ConfigurationError, match=message):
+        read_comparison(path)
+
+
+def test_a_failure_is_kept_with_its_reason(grid):
+    folder = grid / "grid" / "cells" / "facts" / "independent" / "broken"
+    assert "layer 99 does not exist" in (folder / FAILURE_FILE).read_text()

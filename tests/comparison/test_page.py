@@ -1,0 +1,117 @@
+"""The page in a real browser: it opens, sorts, filters, and shows texts as they are."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_edit.comparison import Run, build_report, write_report
+
+EVIL = '<img src=x onerror="window.broken = 1"></script><script>window.broken = 1</script>&amp;'
+
+
+def run_of(editor, accuracy, data="facts"):
+    lines = [
+        {
+            "record": f"r{number}",
+            "kind": kind,
+            "group": "",
+            "prompt": f"{EVIL} prompt {number}",
+            "expected": [[EVIL, "Rome"]],
+            "before": {"teacher_forced": "a", "generation": EVIL},
+            "after": {"teacher_forced": "b", "generation": f"{editor} {EVIL}"},
+            "measures": {measure: accuracy, "containment": float(number % 2)},
+        }
+        for number in range(6)
+        for kind, measure in (("edit_success", "token_accuracy"), ("locality", "self_agreement"))
+    ]
+    summary = {"counts": {"records": 6}, "costs": {"seconds_per_edit": accuracy, "edit_bytes": 1000}}
+    return Run(editor, data, "independent", Path("x"), summary, lines)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    runs = [run_of("A<b>", 0.25), run_of("B", 0.75), run_of("C", 0.5), run_of("A<b>", 0.5, "others")]
+    runs.append(Run("D", "facts", "independent", Path("x"), problem=f"failed: {EVIL}"))
+    folder = tmp_path_factory.mktemp("page")
+    write_report(build_report(runs, resamples=50), folder)
+    return folder / "report.html"
+
+
+def test_texts_cannot_end_the_data(path):
+    content = path.read_text(encoding="utf-8").split('type="application/json">')[1].split("</script>")[0]
+    data = json.loads(content)
+    assert data["probes"][0][4] == f"{EVIL} prompt 0"
+    assert data["table"]["rows"][4]["problem"] == f"failed: {EVIL}"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("no browser here: install chromium and chromedriver to test the page in one")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def opened(browser, path, width=1200):
+    browser.set_window_size(width, 900)
+    browser.get(path.as_uri())
+    time.sleep(0.5)
+
+
+def texts(browser, selector):
+    return browser.execute_script(f"return [...document.querySelectorAll('{selector}')].map(e => e.textContent)")
+
+
+def test_it_opens_without_errors_and_runs_nothing_of_a_text(browser, path):
+    opened(browser, path)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return window.broken") is None
+    assert browser.execute_script("return document.querySelectorAll('#records img, #table img').length") == 0
+    assert EVIL in texts(browser, "#records td")[4]
+    assert len(texts(browser, ".plot .main-svg")) > 0
+
+
+def test_it_sorts_by_every_column(browser, path):
+    opened(browser, path)
+    editors = "#table tbody td:nth-child(3)"
+    assert texts(browser, editors) == ["A<b>", "B", "C", "A<b>", "D"]
+    browser.execute_script("document.querySelectorAll('#table th button')[3].click()")
+    assert texts(browser, editors) == ["B", "C", "A<b>", "A<b>", "D"]
+    browser.execute_script("document.querySelectorAll('#table th button')[3].click()")
+    assert texts(browser, editors)[0] == "A<b>"
+    assert texts(browser, editors)[-1] == "D"
+
+
+def test_it_filters_tables_and_records(browser, path):
+    opened(browser, path)
+    select = "const e = document.getElementById('{}'); e.value = '{}'; e.dispatchEvent(new Event('{}'));"
+    browser.execute_script(select.format("data", "others", "change"))
+    assert texts(browser, "#table tbody td:nth-child(3)") == ["A<b>"]
+    assert texts(browser, "#count") == ["12 probes"]
+    browser.execute_script(select.format("kind", "locality", "change"))
+    assert texts(browser, "#count") == ["6 probes"]
+    browser.execute_script(select.format("filter", "failed", "change"))
+    assert texts(browser, "#count") == ["3 probes"]
+    browser.execute_script(select.format("search", "prompt 4", "input"))
+    assert texts(browser, "#count") == ["1 probes"]
+
+
+def test_it_can_be_read_on_a_phone(browser, path):
+    opened(browser, path, width=390)
+    wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= seen
