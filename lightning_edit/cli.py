@@ -26,6 +26,16 @@ _COMMANDS = {
 }
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """A full or read-only disk, or no permission: nothing that a traceback would explain."""
+_NOISE = (
+    (r"lightning\..*", ".*is deprecated.*"),
+    (r"lightning\..*", ".*does not have many workers.*"),
+    (r"lightning\..*", ".*LightningCLI's args parameter.*"),
+    (r"lightning\..*", ".*Checkpoint directory .* exists and is not empty.*"),
+    (r"lightning\..*", ".*smaller than the logging interval.*"),
+    (r"lightning\..*", ".*across ranks is zero.*"),
+    (r"torch\..*", ".*lr_scheduler.step.*"),
+)
+"""Module and message of warnings of libraries that users can do nothing about."""
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -162,8 +172,9 @@ def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -
 
 
 def _show_notes() -> None:
-    """Shows what the package notes on the way, such as the size of what it keeps, on the standard error."""
+    """Shows what the package notes on the way, on the standard error, and not what libraries say about themselves."""
     import logging
+    import warnings
 
     logger = logging.getLogger("lightning_edit")
     logger.setLevel(logging.INFO)
@@ -171,6 +182,13 @@ def _show_notes() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+    # Bars for files that are read in a blink, and advertisements; the report says where the W&B run is.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for module, message in _NOISE:
+        warnings.filterwarnings("ignore", message=message, module=module)
 
 
 if __name__ == "__main__":

@@ -193,9 +193,10 @@ class PromptEncoder:
         padding_side: On which side :meth:`collate` pads, by default.
         separator: What joins prompt and target; none for scripts that are written without spaces.
         vocabulary: Number of the model's embeddings, which some tokenizers' padding token lies beyond.
+        end_token: Put the end-of-text token behind every target, as a part of it.
 
     Raises:
-        ConfigurationError: If ``chat_template`` is asked of a tokenizer that has none.
+        ConfigurationError: If ``chat_template`` is asked of a tokenizer that has none, or ``end_token`` likewise.
     """
 
     def __init__(
@@ -205,13 +206,26 @@ class PromptEncoder:
         padding_side: Literal["left", "right"] = "right",
         separator: str = " ",
         vocabulary: int | None = None,
+        end_token: bool = False,
     ) -> None:
+        if end_token and tokenizer.eos_token_id is None:
+            raise ConfigurationError("editor.end_token: the tokenizer has no end-of-text token; set it to false")
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise ConfigurationError("chat_template: the tokenizer has no chat template; set it to false")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.padding_side = padding_side
-        self.separator, self.vocabulary = separator, vocabulary
+        self.separator, self.vocabulary, self.end_token = separator, vocabulary, end_token
+
+    def with_end_token(self) -> PromptEncoder:
+        """The same encoder, with the end-of-text token behind every target.
+
+        Raises:
+            ConfigurationError: If the tokenizer has none.
+        """
+        return PromptEncoder(
+            self.tokenizer, self.chat_template, self.padding_side, self.separator, self.vocabulary, end_token=True
+        )
 
     @property
     def pad_id(self) -> int:
@@ -249,6 +263,9 @@ class PromptEncoder:
             offsets = None
         encoded = EncodedText(tuple(ids), (len(prompt_ids), len(ids)))
         self._check_target(encoded, target, joined)
+        if self.end_token and target:
+            end = int(self.tokenizer.eos_token_id)
+            encoded = EncodedText((*encoded.ids, end), (encoded.target[0], encoded.target[1] + 1))
         if subject_span is None:
             return encoded
         start = self._place_in_chat(text, prompt) if self.chat_template else 0

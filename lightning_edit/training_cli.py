@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
+from lightning_edit.callbacks.progress_lines import ProgressLines
 from lightning_edit.data.datamodule import EditDataModule
 from lightning_edit.editors.checkpoint import read_checkpoint
 from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
@@ -45,6 +47,7 @@ class EditingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Sets the defaults of the Trainer that editors need."""
+        parser.add_lightning_class_args(ProgressLines, "progress")
         parser.set_defaults(
             {
                 # Editors take gradients while they validate.
@@ -52,6 +55,8 @@ class EditingCLI(LightningCLI):
                 # The data module divides the records between processes itself, each exactly once.
                 "trainer.use_distributed_sampler": False,
                 "trainer.num_sanity_val_steps": 0,
+                # Dozens of rows, one for each of a hypernetwork's layers.
+                "trainer.enable_model_summary": False,
             }
         )
 
@@ -226,6 +231,9 @@ def run(arguments: list[str]) -> None:
     Args:
         arguments: The command and its options.
     """
+    # Lightning sets its level when it is imported; what it says about accelerators that are not there helps nobody.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     EditingCLI(
         EditingModule,
         EditDataModule,

@@ -3,7 +3,8 @@
 from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 from lightning_edit.callbacks.loggers import WandbDashboard
 from lightning_edit.callbacks.prediction_table import PredictionTable
+from lightning_edit.callbacks.progress_lines import ProgressLines
 from lightning_edit.callbacks.report import TestReport
 from lightning_edit.callbacks.run_artifacts import RunArtifacts
 
-__all__ = ["LastCheckpoint", "PredictionTable", "RunArtifacts", "TestReport", "WandbDashboard"]
+__all__ = ["LastCheckpoint", "PredictionTable", "ProgressLines", "RunArtifacts", "TestReport", "WandbDashboard"]

@@ -18,7 +18,7 @@ from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.tokenization import TokenBatch
+from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 Tokens = Literal["all", "answer"]
 
@@ -31,12 +31,14 @@ class GradientEditor(Editor):
             linear modules.
         tokens: Which tokens' factors are used: "all" of prompt and target, or those at the "answer" positions, whose
             output predicts a target token.
+        end_token: Whether the end-of-text token is part of every target, so that the edited answer ends.
     """
 
     contradictions: Contradictions = "keep"
 
-    def __init__(self, sites: Sequence[int | str], tokens: Tokens = "all") -> None:
+    def __init__(self, sites: Sequence[int | str], tokens: Tokens = "all", end_token: bool = False) -> None:
         super().__init__()
+        self.end_token = end_token
         self.sites = list(sites)
         if tokens not in get_args(Tokens):
             raise ConfigurationError(f"editor.tokens: expected one of {get_args(Tokens)}, found {tokens!r}")
@@ -50,6 +52,10 @@ class GradientEditor(Editor):
         """The block of the lowest edit site."""
         return min(site.layer for site in self.edit_sites(model))
 
+    def encoder(self, model: LanguageModel) -> PromptEncoder:
+        """How requests become tokens."""
+        return model.encoder.with_end_token() if self.end_token else model.encoder
+
     @abstractmethod
     def stack(self, store: FactorStore) -> Mapping[str, StackedDelta]:
         """Turns gradient factors into the changes of independent edits, site by site."""
@@ -62,7 +68,7 @@ class GradientEditor(Editor):
         Raises:
             NonFiniteError: If a request's loss or gradient is not finite.
         """
-        batch, edit_of_row = encode_groups(model, groups)
+        batch, edit_of_row = encode_groups(model, groups, self.encoder(model))
         names = [name_of(request) for group in groups for request in group]
         store = self.collect(model, batch, edit_of_row, names, passes)
         with torch.no_grad():
@@ -123,9 +129,9 @@ class GradientEditor(Editor):
         return factors
 
 
-def encode_groups(model: LanguageModel, groups: Groups) -> tuple[TokenBatch, Tensor]:
+def encode_groups(model: LanguageModel, groups: Groups, encoder: PromptEncoder) -> tuple[TokenBatch, Tensor]:
     """The requests with their targets as one padded batch, and (R) int64 the group of each row."""
-    texts = [model.encoder.encode(request.prompt, request.target) for group in groups for request in group]
-    batch = model.encoder.collate(texts).to(model.device)
+    texts = [encoder.encode(request.prompt, request.target) for group in groups for request in group]
+    batch = encoder.collate(texts).to(model.device)
     group_of_row = [index for index, group in enumerate(groups) for _ in group]
     return batch, torch.tensor(group_of_row, device=batch.input_ids.device)

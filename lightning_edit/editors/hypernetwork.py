@@ -172,6 +172,7 @@ class HypernetworkEditor(GradientEditor):
         epsilon: Added to the standard deviation of the factors.
         shared: Whether the sites of one shape share a network.
         tokens: See :class:`GradientEditor`.
+        end_token: See :class:`GradientEditor`.
     """
 
     capabilities = Capabilities(fit_reads="records", needs_grad=True, takes_passes=True)
@@ -185,8 +186,9 @@ class HypernetworkEditor(GradientEditor):
         epsilon: float,
         shared: bool,
         tokens: Tokens = "all",
+        end_token: bool = False,
     ) -> None:
-        super().__init__(sites, tokens)
+        super().__init__(sites, tokens, end_token)
         self.rank, self.hidden_layers = rank, hidden_layers
         self.step_size, self.epsilon, self.shared = step_size, epsilon, shared
         self.networks = nn.ModuleDict()

@@ -47,6 +47,7 @@ class MALMEN(HypernetworkEditor):
         rows_per_chunk: Tokens that the network transforms at once (the authors use 1024); the result does not depend on
             it.
         factors_on_disk: Keep the factors in temporary files instead of in memory.
+        end_token: Whether the end-of-text token is part of every target, in training and in editing.
     """
 
     layer = staticmethod(low_rank_gated)
@@ -63,8 +64,9 @@ class MALMEN(HypernetworkEditor):
         tokens: Tokens = "answer",
         rows_per_chunk: int = 1024,
         factors_on_disk: bool = False,
+        end_token: bool = False,
     ) -> None:
-        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, tokens)
+        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, tokens, end_token)
         self.log_ridge = log_ridge
         self.rows_per_chunk, self.factors_on_disk = rows_per_chunk, factors_on_disk
         self.log_ridges = nn.ParameterDict()

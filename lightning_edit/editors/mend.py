@@ -35,6 +35,8 @@ class MEND(HypernetworkEditor):
         shared: Whether the sites of one shape share a network, as in the paper, or each has its own, with its own
             statistics. Sharing saves parameters; separate networks of a lower rank learn faster, because the neurons
             of different layers have nothing in common.
+        end_token: Whether the end-of-text token is part of every target, in training and in editing, so that the edited
+            model ends its answer (the authors train on the target alone).
     """
 
     layer = staticmethod(low_rank_residual)
@@ -47,8 +49,9 @@ class MEND(HypernetworkEditor):
         step_size: float = 1e-4,
         epsilon: float = 1e-7,
         shared: bool = True,
+        end_token: bool = False,
     ) -> None:
-        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared)
+        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, end_token=end_token)
 
     def propose(self, store: FactorStore) -> Proposal:
         """See :meth:`HypernetworkEditor.propose`."""

@@ -18,7 +18,6 @@ from lightning_edit import ranges
 from lightning_edit.editors.base import Groups, name_of
 from lightning_edit.editors.value_search import GRADIENT_BATCH_FACTOR
 from lightning_edit.edits.hooks import Term, added_terms
-from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.models.cached_texts import CachedTexts, TextBatch
 from lightning_edit.models.head import token_losses
@@ -145,15 +144,11 @@ def _tuning_text(model: LanguageModel, request: EditRequest, settings: TuningSet
     Raises:
         ConfigurationError: If the end-of-text token is asked of a tokenizer that has none.
     """
-    text = model.encoder.encode(request.prompt, request.target)
+    encoder = model.encoder.with_end_token() if settings.end_token else model.encoder
+    text = encoder.encode(request.prompt, request.target)
     if settings.scored == "prompt_last":
         start = text.target[0]
         return TuningText(EncodedText(text.ids[:start], (start, start)), text.target_ids)
-    if settings.end_token:
-        end = model.tokenizer.eos_token_id
-        if end is None:
-            raise ConfigurationError("editor.end_token: the tokenizer has no end-of-text token; set it to false")
-        text = EncodedText((*text.ids, int(end)), (text.target[0], text.target[1] + 1))
     return TuningText(text, text.target_ids)
 
 

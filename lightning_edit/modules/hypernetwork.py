@@ -26,7 +26,7 @@ from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.evaluation import EvaluationSettings
 from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
-from lightning_edit.tokenization import TokenBatch
+from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 
 def outer_losses(
@@ -173,6 +173,11 @@ class HypernetworkEditing(TrainedEditing):
         self._factors = FactorCache(int(factor_gigabytes * 2**30))
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """How training texts become tokens: as the editor reads requests."""
+        return self.editor.encoder(self.language_model)
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """One step on B independent edits.
