@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from lightning_edit.data.reading import read_requests
+import logging
+
+from lightning_edit.data.facts import Facts
 from lightning_edit.edits import EditSequence
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.records import EditRequest
+
+_LOG = logging.getLogger(__name__)
 
 
 def requested(prompt: str, target: str, subject: str, path: str | None) -> list[EditRequest]:
@@ -15,7 +19,10 @@ def requested(prompt: str, target: str, subject: str, path: str | None) -> list[
     if path is not None:
         if prompt or target:
             raise ConfigurationError("give either --requests, or --prompt with --target, not both")
-        return read_requests(path)
+        records = Facts(path).read().records
+        if probes := sum(len(record.probes) for record in records):
+            _LOG.info("%s: its %d probes are not asked here; test and compare ask them", path, probes)
+        return [request for record in records for request in record.requests]
     if not prompt or not target:
         raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a JSON Lines file")
     return [EditRequest(prompt, target, subject or None, id="0")]

@@ -8,7 +8,7 @@ import torch
 from lightning_edit.answers import edit_report
 from lightning_edit.cli import main, repeated_values
 from lightning_edit.commands import edit as edit_command
-from lightning_edit.data.reading import read_requests
+from lightning_edit.data.facts import read_requests
 from lightning_edit.editors import GradientStep
 from lightning_edit.edits import load_edit
 from lightning_edit.errors import ConfigurationError, DataFormatError, TokenizationError

@@ -3,9 +3,10 @@
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.data.counterfact import CounterFact
 from lightning_edit.data.datamodule import EditDataModule
+from lightning_edit.data.facts import Facts, read_requests
 from lightning_edit.data.knowedit import ConvSent, KnowEditZsRE, Sanitation, WikiBio, WikiCounterfact, WikiRecent
 from lightning_edit.data.mquake import MQuAKE
-from lightning_edit.data.reading import Benchmark, ReadReport, RecordSource, read_requests
+from lightning_edit.data.reading import Benchmark, ReadReport, RecordSource
 from lightning_edit.data.worldfacts import WorldFacts
 from lightning_edit.data.zsre import ZsRE
 
@@ -14,6 +15,7 @@ __all__ = [
     "ConvSent",
     "CounterFact",
     "EditDataModule",
+    "Facts",
     "KnowEditZsRE",
     "MQuAKE",
     "ReadReport",

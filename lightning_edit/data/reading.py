@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -402,42 +401,3 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
         raise ValueError(f"the field {twice[0]!r} occurs twice in one object")
     return values
-
-
-def _refuse_unknown(entry: Entry) -> None:
-    known = [field.name for field in fields(EditRequest)]
-    for name in entry.values:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"a request has {', '.join(known)}"
-            raise entry.error(name, f"unknown field; {hint}")
-
-
-def read_requests(path: str | Path) -> list[EditRequest]:
-    """Reads edit requests from a JSON Lines file: objects with the fields of :class:`EditRequest`.
-
-    Raises:
-        DataFormatError: If a line is not such an object, or has another field, with its number.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SourceNotFoundError(f"{path}: no such file; pass a JSON Lines file with prompt and target on each line")
-    report = ReadReport(origin=str(path))
-    requests: list[EditRequest] = []
-    # Bytes: the separators of lines that Unicode has beside the newline may stand in a JSON text.
-    for number, line in enumerate(path.read_bytes().split(b"\n")):
-        if not line.strip():
-            continue
-        entry = Entry(decode_json(line, path, number), path, number, report)
-        _refuse_unknown(entry)
-        try:
-            optional = {name: entry.text(name) for name in ("subject", "ground_truth") if name in entry}
-            start = entry.number("subject_start") if "subject_start" in entry else None
-            name = entry.text("id") if "id" in entry else str(len(requests))
-            request = EditRequest(entry.text("prompt"), entry.text("target"), **optional, subject_start=start, id=name)
-        except RequestError as error:
-            raise DataFormatError(str(error), path, number) from error
-        requests.append(request)
-    if not requests:
-        raise DataFormatError("no request; each line is an object with prompt and target", path)
-    return requests
