@@ -95,16 +95,24 @@ class EditingCLI(LightningCLI):
             raise ConfigurationError(f"the configuration cannot be used: {cause}") from error
 
     def before_test(self) -> None:
-        """Refuses to measure an editor that was never trained."""
+        """Refuses to measure an editor that was never trained, and reads what the run needs."""
         self._refuse_untrained()
+        self._read_inputs("test")
 
     def before_validate(self) -> None:
         """See :meth:`before_test`."""
         self._refuse_untrained()
+        self._read_inputs("validate")
 
     def before_predict(self) -> None:
         """See :meth:`before_test`."""
         self._refuse_untrained()
+        self._read_inputs("predict")
+
+    def _read_inputs(self, stage: str) -> None:
+        """Reads the records and loads the model before loggers make folders and runs, because that is what may fail."""
+        self.datamodule.setup(stage)
+        self.model.load()
 
     def _refuse_untrained(self) -> None:
         editor = self.model.editor
@@ -130,6 +138,7 @@ class EditingCLI(LightningCLI):
             raise ConfigurationError(f"data.corpus: fit collects statistics of text for {name}, and none is configured")
         if reads == "records" and self.datamodule.sources["fit"] is None:
             raise ConfigurationError(f"data.train: fit reads training records for {name}, and none are configured")
+        self._read_inputs("fit")
 
     def before_instantiate_classes(self) -> None:
         """Names runs after their editor where they have no name, and resolves the checkpoint."""

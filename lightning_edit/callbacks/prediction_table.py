@@ -11,11 +11,24 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_edit.modules.base import EditingModule
 from lightning_edit.records import EditOutcome
 
-_COLUMNS: list[str | int] = ["step", "record", "probe", "prompt", "target", "before", "after", "token accuracy"]
+_COLUMNS: list[str | int] = [
+    "step",
+    "record",
+    "probe",
+    "prompt",
+    "target",
+    "before",
+    "after",
+    "generated",
+    "token accuracy",
+]
 
 
 class PredictionTable(Callback):
     """Logs a table of prompts with what the model says before and after, once per validation.
+
+    Shown is what it generates freely. Records that it does not generate for (``validation.generate_records``) show its
+    predictions under teacher forcing, which are told apart in the column "generated".
 
     Args:
         records: How many records to show.
@@ -66,5 +79,6 @@ def _row(outcome: EditOutcome, step: int, module: EditingModule) -> list[Any]:
         outcome.probe.answer,
         before.generation if before.generation is not None else decode(before.predicted_ids),
         after.generation if after.generation is not None else decode(after.predicted_ids),
+        after.generation is not None,
         sum(a == b for a, b in pairs) / len(pairs) if pairs else None,
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_edit import ranges
 from lightning_edit.data.reading import (
+    EXTRA_PROBES,
     Entry,
     ReadReport,
     RecordSource,
@@ -32,13 +33,7 @@ _OTHER_NAMES = {
     "paraphrase_prompts": "rephrases",
 }
 """Names that other toolkits give to fields."""
-_FLAT = {
-    "locality_prompt": (ProbeKind.LOCALITY, "locality_ground_truth", ""),
-    "portability_prompt": (ProbeKind.PORTABILITY, "portability_ground_truth", ""),
-    "ood_rephrase": (ProbeKind.GENERALIZATION, "", "ood"),
-}
-"""EasyEdit's flat fields: prompt to kind, field of the answer (none: the target), and group."""
-_ANSWERS = {field for _, field, _ in _FLAT.values()} - {""}
+_ANSWERS = {field for _, field, _ in EXTRA_PROBES.values()} - {""}
 
 
 class Facts(RecordSource):
@@ -146,7 +141,7 @@ def _cell(name: str, value: str, path: Path, number: int) -> Any:
 
 
 def _refuse_unknown(entry: Entry) -> None:
-    known = [*FIELDS, *_OTHER_NAMES, *_FLAT, *sorted(_ANSWERS)]
+    known = [*FIELDS, *_OTHER_NAMES, *EXTRA_PROBES, *sorted(_ANSWERS)]
     for name in entry.values:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
@@ -167,7 +162,7 @@ def _record(entry: Entry, default_id: str) -> EditRecord:
         probes += make_probe(entry, prompt, ((target,),), ProbeKind.GENERALIZATION, rival=rival)
     for kind in (ProbeKind.PORTABILITY, ProbeKind.LOCALITY):
         probes += _grouped(entry, kind)
-    for field, (kind, answer, group) in _FLAT.items():
+    for field, (kind, answer, group) in EXTRA_PROBES.items():
         if field in entry:
             answers = entry.answers(answer) if answer else ((target,),)
             probes += make_probe(entry, entry.text(field), answers, kind, group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,6 +69,10 @@ class Entry:
     def __contains__(self, name: str) -> bool:
         self._asked.add(name)
         return name in self.values
+
+    def is_unread(self, name: str) -> bool:
+        """Whether there is a field that the reader has not looked at."""
+        return name in self.values and name not in self._asked
 
     def note_unread_fields(self) -> None:
         """Counts the fields that the reader did not look at, by name."""
@@ -287,7 +291,7 @@ class Benchmark(RecordSource):
         report = ReadReport(origin=str(path))
         for entry in self.entries(read_json(path), path, report):
             try:
-                report.records += self.parse(entry)
+                report.records += with_extra_probes(self.parse(entry), entry)
                 entry.note_unread_fields()
             except RequestError as error:
                 raise DataFormatError(str(error), path, entry.index) from error
@@ -306,6 +310,46 @@ class Benchmark(RecordSource):
     @abstractmethod
     def parse(self, entry: Entry) -> Iterator[EditRecord] | list[EditRecord]:
         """Turns one record of the file into edit records (none, where it is dropped and counted)."""
+
+
+EXTRA_PROBES = {
+    "locality_prompt": (ProbeKind.LOCALITY, "locality_ground_truth", ""),
+    "portability_prompt": (ProbeKind.PORTABILITY, "portability_ground_truth", ""),
+    "ood_rephrase": (ProbeKind.GENERALIZATION, "", "ood"),
+}
+"""Fields of extended and flat files: prompt to kind, field of the answer (none: the target), and group."""
+_DISTRACTING = "distracting_neighborhood_prompts"
+
+
+def with_extra_probes(records: Iterable[EditRecord], entry: Entry) -> list[EditRecord]:
+    """The records of an entry, the first of them with the probes of fields that extended files have.
+
+    Read are, where the benchmark's own reader did not: "portability" and "locality" by group, the flat fields of
+    :data:`EXTRA_PROBES`, and "distracting_neighborhood_prompts" (locality of the group "Distracting_Neighborhood").
+    """
+    found = list(records)
+    if not found:
+        return []
+    probes = tuple(_extra_probes(entry, found[0].requests[0].target))
+    return [replace(found[0], probes=found[0].probes + probes), *found[1:]]
+
+
+def _extra_probes(entry: Entry, target: str) -> Iterator[Probe]:
+    for kind in (ProbeKind.PORTABILITY, ProbeKind.LOCALITY):
+        if entry.is_unread(str(kind)) and isinstance(entry.values[str(kind)], dict):
+            groups = entry.child(str(kind))
+            for group in groups.values:
+                for item in groups.children(group):
+                    yield from make_probe(item, item.text("prompt"), item.answers("ground_truth"), kind, group)
+    for name, (kind, answer, group) in EXTRA_PROBES.items():
+        if entry.is_unread(name) and isinstance(entry.values[name], str):
+            answers = entry.answers(answer) if answer else ((target,),)
+            yield from make_probe(entry, entry.text(name), answers, kind, group)
+    if entry.is_unread(_DISTRACTING) and all(isinstance(item, dict) for item in entry.values[_DISTRACTING]):
+        for item in entry.children(_DISTRACTING):
+            yield from make_probe(
+                item, item.text("prompt"), item.answers("target"), ProbeKind.LOCALITY, "Distracting_Neighborhood"
+            )
 
 
 def make_request(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +110,7 @@ class EmbeddingScope(ScopeClassifier):
         for chunk in similar_lengths([len(prompt) for prompt in prompts], 8192):
             features = encoder.preprocess([prompts[index] for index in chunk])
             moved = {name: value.to(device) for name, value in features.items() if isinstance(value, Tensor)}
+            _warn_if_cut(moved["input_ids"].shape[1], encoder.max_seq_length)
             parts.update(zip(chunk, encoder(moved)["sentence_embedding"], strict=True))
         # Tensors made in inference mode cannot be saved for a backward pass.
         return torch.stack([parts[index] for index in range(len(prompts))]).clone()
@@ -160,6 +162,9 @@ class CrossAttentionScope(ScopeClassifier):
                 "local folder"
             ) from error
         self.name_or_path, self.pairs_per_batch = name_or_path, pairs_per_batch
+        self.tokenizer.truncation_side = "left"
+        positions = int(getattr(self.classifier.config, "max_position_embeddings", 512))
+        self._longest = min(int(self.tokenizer.model_max_length), positions)
 
     def pretrained(self) -> list[nn.Parameter]:
         """All of them."""
@@ -183,7 +188,10 @@ class CrossAttentionScope(ScopeClassifier):
         logits = []
         for start in range(0, len(pairs), self.pairs_per_batch):
             first, second = zip(*pairs[start : start + self.pairs_per_batch], strict=True)
-            batch = self.tokenizer(list(first), list(second), return_tensors="pt", padding=True)
+            batch = self.tokenizer(
+                list(first), list(second), return_tensors="pt", padding=True, truncation=True, max_length=self._longest
+            )
+            _warn_if_cut(batch["input_ids"].shape[1], self._longest)
             logits.append(self.classifier(**batch.to(self.classifier.device)).logits[:, 0].float())
         return nn.functional.logsigmoid(torch.cat(logits)).view(len(prompts), len(remembered))
 
@@ -204,12 +212,23 @@ def load_sentence_encoder(name: str) -> Any:
 
     path = str(_bundled(name)) if name in BUNDLED_ENCODERS else name
     try:
-        return SentenceTransformer(path, device="cpu")
+        encoder = SentenceTransformer(path, device="cpu")
     except (OSError, ValueError) as error:
         raise SourceNotFoundError(
             f"the sentence encoder {name!r} is neither a local folder nor reachable on the Hub; pass a local folder, "
             f"or one of {sorted(BUNDLED_ENCODERS)}"
         ) from error
+    # A long prompt asks its question at the end; what stands in front of it may be the same for all.
+    encoder.tokenizer.truncation_side = "left"
+    return encoder
+
+
+def _warn_if_cut(length: int, longest: int) -> None:
+    if length >= longest:
+        warnings.warn(
+            f"a prompt is longer than the {longest} tokens that the scope classifier reads; it reads the last ones",
+            stacklevel=3,
+        )
 
 
 def _bundled(name: str) -> Path:

@@ -62,7 +62,8 @@ class EditingModule(LightningModule):
         editor: The editing method.
         language_model: Which base model to load, and how.
         evaluation: How records are evaluated in testing and prediction.
-        validation: How they are evaluated in validation; by default without free generation, which takes longest.
+        validation: How they are evaluated in validation; by default with free generation for the first
+            eight records alone, because it takes longest.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes, logged under the names of their classes in snake case.
     """
@@ -72,7 +73,7 @@ class EditingModule(LightningModule):
         editor: Editor,
         language_model: LanguageModelSettings = LanguageModelSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
-        validation: EvaluationSettings = EvaluationSettings(generate=False),
+        validation: EvaluationSettings = EvaluationSettings(generate_records=8),
         average: Average = "probe",
         metrics: Sequence[Metric] = (),
     ) -> None:
@@ -118,6 +119,11 @@ class EditingModule(LightningModule):
         self._language_model, self._answers = model, answers
         self.editor.setup(model)
 
+    def load(self) -> None:
+        """Loads the base model, unless it is loaded already."""
+        if self._language_model is None:
+            self._language_model = load_language_model(**vars(self.settings))
+
     def setup(self, stage: str) -> None:
         """Loads and places the base model, builds the editor on it, and prepares the measures of the stage."""
         self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -127,10 +133,9 @@ class EditingModule(LightningModule):
                 f"trainer.precision: {precision} would cast the editor, which must stay in float32; choose the base "
                 "model's precision with model.language_model.dtype, and 32-true or bf16-mixed for the Trainer"
             )
-        if self._language_model is None:
-            self._language_model = load_language_model(**vars(self.settings))
-        self._language_model.place(self.trainer.strategy.root_device)
-        self.editor.setup(self._language_model)
+        self.load()
+        self.language_model.place(self.trainer.strategy.root_device)
+        self.editor.setup(self.language_model)
         self.prepare_measures(stage)
 
     def prepare_measures(self, stage: str) -> None:

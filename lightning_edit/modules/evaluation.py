@@ -61,6 +61,7 @@ class EvaluationSettings:
 
     Args:
         generate: Also generate freely after every probe, not only score its answer under teacher forcing.
+        generate_records: Generate after the probes of the first so many records alone; all if None.
         extra_tokens: Free generation ends this many tokens after the length of the probe's longest answer.
         fluency_tokens: Length of the generations that fluency is measured on; 0 measures no fluency. Records without
             prompts for it use their edit prompts, as KnowEdit does.
@@ -73,6 +74,7 @@ class EvaluationSettings:
     """
 
     generate: bool = True
+    generate_records: int | None = None
     extra_tokens: int = 8
     fluency_tokens: int = 0
     trunk_gigabytes: float = 0.5
@@ -103,7 +105,7 @@ class _Question:
     Args:
         record: Position of its record in the batch.
         probe: The probe.
-        limit: Length of its free generation in tokens.
+        limit: Length of its free generation in tokens; 0 where there is none.
     """
 
     record: int
@@ -149,6 +151,7 @@ class Evaluator:
     ) -> None:
         self.model, self.settings = model, settings
         self._before = answers if answers is not None else {}
+        self._generating: set[str] = set()
         self._trunk: Trunk | None = None
         self._passes: ForwardPasses | None = None
 
@@ -203,7 +206,9 @@ class Evaluator:
             after = self._score(scorer, questions, references, self._passes)
         with edits.applied(self.model, rows) as scorer:
             routes = routes_of(scorer, [question.probe.prompt for question in questions])
-            if self.settings.generate:
+        generating = [row for row, question in zip(rows, questions, strict=True) if question.limit]
+        if generating:
+            with edits.applied(self.model, generating) as scorer:
                 after = self._generate(scorer, questions, after)
         return self._outcomes(records, questions, before, after, routes)
 
@@ -220,8 +225,7 @@ class Evaluator:
         questions = self.questions(records)
         before = [self._before[self._key(question)] for question in questions]
         after = self._score(scorer, questions, [said.head_input for said in before])
-        if self.settings.generate:
-            after = self._generate(scorer, questions, after)
+        after = self._generate(scorer, questions, after)
         routes = routes_of(scorer, [question.probe.prompt for question in questions])
         return self._outcomes(records, questions, before, after, routes)
 
@@ -250,10 +254,17 @@ class Evaluator:
     def questions(self, records: Sequence[EditRecord]) -> list[_Question]:
         """The probes of the records, with the length of their generations."""
         return [
-            _Question(index, probe, self._limit(probe))
-            for index, record in enumerate(records)
+            _Question(index, probe, self._limit(probe) if generates else 0)
+            for index, (record, generates) in enumerate((record, self._generates(record)) for record in records)
             for probe in self._probes(record)
         ]
+
+    def _generates(self, record: EditRecord) -> bool:
+        """Whether the model generates after a record's probes."""
+        limit = self.settings.generate_records
+        if self.settings.generate and (limit is None or len(self._generating) < limit):
+            self._generating.add(record.id)
+        return record.id in self._generating
 
     def _probes(self, record: EditRecord) -> list[Probe]:
         probes = [probe for probe in record.all_probes if probe.kind is not ProbeKind.FLUENCY]
@@ -279,8 +290,7 @@ class Evaluator:
         if new:
             asked = list(new.values())
             said = self._score(self.model, asked, None, passes)
-            if self.settings.generate:
-                said = self._generate(self.model, asked, said)
+            said = self._generate(self.model, asked, said)
             said = [
                 own if question.probe.kind is ProbeKind.LOCALITY else replace(own, head_input=None)
                 for own, question in zip(said, asked, strict=True)
@@ -289,8 +299,8 @@ class Evaluator:
         return [self._before[key] for key in keys]
 
     def _key(self, question: _Question) -> _Key:
-        probe, limit = question.probe, question.limit if self.settings.generate else 0
-        return probe.prompt, probe.answer, probe.rival, limit, probe.kind is ProbeKind.LOCALITY
+        probe = question.probe
+        return probe.prompt, probe.answer, probe.rival, question.limit, probe.kind is ProbeKind.LOCALITY
 
     def _score(
         self,
@@ -314,10 +324,15 @@ class Evaluator:
         return said
 
     def _generate(self, scorer: Scorer, questions: Sequence[_Question], said: Sequence[_Said]) -> list[_Said]:
-        prompts = [question.probe.prompt for question in questions]
-        texts = scorer.generate(prompts, [question.limit for question in questions])
+        """What is said freely to the questions that ask for it, added to what was scored."""
+        generating = [question for question in questions if question.limit]
+        if not generating:
+            return list(said)
+        prompts, limits = [one.probe.prompt for one in generating], [one.limit for one in generating]
+        texts = iter(scorer.generate(prompts, limits))
         return [
-            replace(one, answer=replace(one.answer, generation=text)) for one, text in zip(said, texts, strict=True)
+            replace(one, answer=replace(one.answer, generation=next(texts))) if question.limit else one
+            for one, question in zip(said, questions, strict=True)
         ]
 
 

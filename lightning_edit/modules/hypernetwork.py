@@ -154,7 +154,7 @@ class HypernetworkEditing(TrainedEditing):
         editor: HypernetworkEditor,
         language_model: LanguageModelSettings = LanguageModelSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
-        validation: EvaluationSettings = EvaluationSettings(generate=False),
+        validation: EvaluationSettings = EvaluationSettings(generate_records=8),
         average: Average = "probe",
         metrics: Sequence[Metric] = (),
         edit_weight: float = 0.1,

@@ -58,7 +58,7 @@ class LocateEditing(EditingModule):
         editor: LocateEditor,
         language_model: LanguageModelSettings = LanguageModelSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
-        validation: EvaluationSettings = EvaluationSettings(generate=False),
+        validation: EvaluationSettings = EvaluationSettings(generate_records=8),
         average: Average = "probe",
         metrics: Sequence[Metric] = (),
         save_every: int = 50,

@@ -74,7 +74,7 @@ class MemoryEditing(TrainedEditing):
         editor: SERAC,
         language_model: LanguageModelSettings = LanguageModelSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
-        validation: EvaluationSettings = EvaluationSettings(generate=False),
+        validation: EvaluationSettings = EvaluationSettings(generate_records=8),
         average: Average = "probe",
         metrics: Sequence[Metric] = (),
         objective: Literal["supervised", "mixed"] = "supervised",

@@ -50,7 +50,7 @@ class RetrievalEditing(EditingModule):
         editor: Editor,
         language_model: LanguageModelSettings = LanguageModelSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
-        validation: EvaluationSettings = EvaluationSettings(generate=False),
+        validation: EvaluationSettings = EvaluationSettings(generate_records=8),
         average: Average = "probe",
         metrics: Sequence[Metric] = (),
     ) -> None:

@@ -70,8 +70,10 @@ def test_every_form_gives_the_same_records(tmp_path, form):
 def test_flat_fields_of_easyedit(tmp_path):
     path = tmp_path / "facts.json"
     flat = {
-        "prompt": "Ann Poe works for", "target_new": "Acme", "subject": "Ann Poe", "rephrase_prompt": "Ann Poe's employer is",
-        "locality_prompt": "Al Roe works for", "locality_ground_truth": "Initech", "ood_rephrase": "Ask Ann who pays her.",
+        "prompt": "Ann Poe works for", "target_new": "Acme", "subject": "Ann Poe",
+        "rephrase_prompt": "Ann Poe's employer is",
+        "locality_prompt": "Al Roe works for", "locality_ground_truth": "Initech",
+        "ood_rephrase": "Ask Ann who pays her.",
         "portability_prompt": "Ann's boss is", "portability_ground_truth": [["Bo"]],
     }  # fmt: skip
     path.write_text(json.dumps([flat]))

@@ -354,6 +354,26 @@ class TestSources:
         assert asked == [("owner/name", "data/zsre_mend_eval.json", "dataset")]
 
 
+def test_probes_of_extended_files_are_read_and_other_fields_are_counted(write):
+    extended = zsre(
+        portability={"Reasoning": [{"prompt": "Where is it?", "ground_truth": "Peru"}]},
+        ood_rephrase="Tell me its range.",
+        alternative_subject="Mount Roe",
+    )
+    report = ZsRE(write([extended])).read()
+    [record] = report.records
+    assert kinds(record)[2:] == [(ProbeKind.PORTABILITY, "Reasoning"), (ProbeKind.GENERALIZATION, "ood")]
+    assert report.noted["field 'alternative_subject' not read"] == 1
+    assert not any("portability" in note or "ood" in note for note in report.noted)
+    flat = {"locality_prompt": "Al Roe works for", "locality_ground_truth": "Initech"}
+    [record] = WikiCounterfact(write([{**knowedit(), **flat}])).read().records
+    assert kinds(record)[-1] == (ProbeKind.LOCALITY, "")
+    distracting = [{"prompt": "Ann Example is here. The employer of Bo is", "target": "Initech"}]
+    original = {**TestCounterFact.original, "distracting_neighborhood_prompts": distracting}
+    [record] = CounterFact(write([original])).read().records
+    assert kinds(record)[-1] == (ProbeKind.LOCALITY, "Distracting_Neighborhood")
+
+
 def test_requests_from_json_lines(tmp_path):
     path = tmp_path / "requests.jsonl"
     path.write_text(

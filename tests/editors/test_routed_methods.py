@@ -352,3 +352,21 @@ def test_settings_are_checked():
     ):
         with pytest.raises(ConfigurationError, match=r"editor\."):
             build()
+
+
+@pytest.mark.filterwarnings("ignore:a prompt is longer")
+def test_a_long_prompt_is_told_apart_by_its_end():
+    """The encoder reads 256 tokens: the question at the end counts, not what stands in front of all of them."""
+    from lightning_edit.models.scope import EmbeddingScope
+
+    scope = EmbeddingScope("all-minilm-l6-v2").eval()
+    preamble = "The weather was fine, and nothing happened that day that anyone would remember later. " * 20
+    with pytest.warns(UserWarning, match="longer than the 256 tokens"):
+        edited, same, other = scope.embed(
+            [
+                preamble + "What is the capital of France?",
+                preamble + "The capital of France is",
+                preamble + "Who invented the telephone?",
+            ]
+        )
+    assert float(edited @ same) > float(edited @ other) + 0.01
