@@ -12,7 +12,7 @@ run=$(ls -td runs/mend/version_* | head -n 1)
 checkpoint=$(ls -t "$run"/checkpoints/best*.ckpt | head -n 1)
 
 echo "== 2/4  measure on held-out countries and cities, with held-out wordings"
-lightning-edit test --config "$experiment" --ckpt_path "$checkpoint" --verbose false
+lightning-edit test --config "$experiment" --ckpt_path "$checkpoint"
 report=$(ls -td runs/mend/version_* | head -n 1)
 
 echo "== 3/4  edit one fact and save the change"

@@ -19,6 +19,7 @@ _COMMANDS = {
     "trace": "show by causal tracing where a model keeps facts",
     "merge": "write an edit into the weights and save a Hugging Face model",
     "export-adapter": "write an edit as a LoRA adapter for peft, vLLM or llama.cpp",
+    "serve": "serve a model with edits, which can be changed while it runs",
     "compare": "run a grid of editors, data sets and protocols, and write its report",
     "report": "write the report of test runs",
     "configs": "list the configurations that come with the package, or copy them",

@@ -40,6 +40,16 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(number), int(total)
 
 
+def served_model(
+    sequence: EditSequence, name_or_path: str | None, dtype: str, device: str | None, chat_template: bool | None
+) -> LanguageModel:
+    """The base model of edits, or the bundled one where there are none."""
+    if len(sequence):
+        return base_of(sequence, name_or_path, dtype, device, chat_template)
+    given = {"name_or_path": name_or_path, "device": device, "chat_template": chat_template}
+    return load_language_model(dtype=dtype, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # a dictionary has one type of value
+
+
 def base_of(
     sequence: EditSequence,
     name_or_path: str | None,

@@ -191,6 +191,66 @@ def export_adapter(
         _print(f"adapter      {written} (rank {adapter.rank}, largest relative error {error:.1e})")
 
 
+def serve(
+    edits: list[str] | None = None,
+    edits_folder: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    batch_size: int = 16,
+    longest: int = 512,
+    name_or_path: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    chat_template: bool | None = None,
+) -> None:
+    """Serves a model with edits as an OpenAI-compatible server; edits are added and removed while it runs.
+
+    Beside /v1/models, /v1/completions and /v1/chat/completions there are GET and POST /v1/edits and DELETE
+    /v1/edits/ID. Each answer is given under one state of the edits, which its system_fingerprint names.
+
+    Args:
+        edits: Folders of saved edits that are applied from the start.
+        edits_folder: Folder from below which clients may add edits; none if not given.
+        host: Address to listen on; others than this machine's own need a token.
+        port: Port to listen on.
+        token: What clients must send as bearer token; LIGHTNING_EDIT_TOKEN in the environment if not given.
+        batch_size: Prompts that are answered side by side.
+        longest: Longest answer that may be asked for, in tokens.
+        name_or_path: Base model; the one that the edits name, or the bundled one, if none is given.
+        dtype: Precision of the base model.
+        device: Where to put the base model.
+        chat_template: Render prompts with the tokenizer's chat template; as the edits were made if none is given.
+
+    Raises:
+        ConfigurationError: If the server would be open to others without a token.
+    """
+    import importlib.util
+    import os
+    from ipaddress import ip_address
+
+    for package in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigurationError(f"serving needs the package {package}: pip install 'lightning-edit[serve]'")
+    from lightning_edit.command_inputs import served_model
+    from lightning_edit.edits import EditSequence, load_edit
+    from lightning_edit.serving import Engine, create_app
+
+    secret = token or os.environ.get("LIGHTNING_EDIT_TOKEN")
+    is_local = host == "localhost" or (host.replace(".", "").isdigit() and ip_address(host).is_loopback)
+    if not is_local and not secret:
+        raise ConfigurationError(f"host: {host} can be reached by others; give a token, or listen on 127.0.0.1")
+    sequence = EditSequence([load_edit(folder) for folder in edits or []])
+    model = served_model(sequence, name_or_path, dtype, device, chat_template)
+    engine = Engine(model, sequence, batch_size)
+    app = create_app(engine, secret, edits_folder, longest)
+    import uvicorn
+
+    _print(f"serving      {model.name} with {len(sequence)} edits on http://{host}:{port}/v1")
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+    engine.close()
+
+
 def compare(
     config: str,
     output: str | None = None,

@@ -94,6 +94,16 @@ class EditingCLI(LightningCLI):
                 raise cause from error
             raise ConfigurationError(f"the configuration cannot be used: {cause}") from error
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and the arguments of the Trainer's methods that are not options of theirs."""
+        return {name: skipped | {"verbose"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Turns the Trainer's table of measures off: the report says the same in a fifth of the lines."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return arguments | ({"verbose": False} if subcommand in ("validate", "test") else {})
+
     def before_test(self) -> None:
         """Refuses to measure an editor that was never trained, and reads what the run needs."""
         self._refuse_untrained()

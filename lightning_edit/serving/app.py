@@ -1,0 +1,210 @@
+"""An OpenAI-compatible server, with routes to add, list and remove edits."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from lightning_edit.edits import load_edit
+from lightning_edit.errors import ConfigurationError, EditError, LightningEditError, SourceNotFoundError
+from lightning_edit.serving.engine import Completion, Engine
+
+_SYSTEM_ROLES = ("system", "developer")
+
+
+class CompletionRequest(BaseModel):
+    """The body of /v1/completions, as far as it is understood."""
+
+    model: str = ""
+    prompt: str | list[str]
+    max_tokens: int = 16
+    temperature: float | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    n: int = 1
+
+
+class Message(BaseModel):
+    """A message of a chat."""
+
+    role: str
+    content: str
+
+
+class ChatRequest(BaseModel):
+    """The body of /v1/chat/completions, as far as it is understood."""
+
+    model: str = ""
+    messages: list[Message]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    n: int = 1
+
+
+class EditRequestBody(BaseModel):
+    """The body of POST /v1/edits."""
+
+    folder: str
+
+
+def create_app(
+    engine: Engine, token: str | None = None, folder: str | Path | None = None, longest: int = 512
+) -> FastAPI:
+    """The server's application (FastAPI).
+
+    Answers are greedy, as everywhere in this package; a request for sampling, for streaming or for several choices is
+    refused. ``system_fingerprint`` of an answer names the edits that it was given under.
+
+    Args:
+        engine: Answers the prompts.
+        token: What clients must send as "Authorization: Bearer …"; nothing is asked of them if None.
+        folder: Where edits may be added from; none can be added if None.
+        longest: Longest answer that may be asked for, in tokens.
+    """
+
+    def authorized(authorization: Annotated[str, Header()] = "") -> None:
+        if token is not None and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "the token is missing or wrong")
+
+    app = FastAPI(title="lightning_edit", docs_url=None, redoc_url=None, dependencies=[Depends(authorized)])
+
+    async def answered(prompts: list[str], limit: int, request: CompletionRequest | ChatRequest) -> list[Completion]:
+        _refuse_what_is_not_offered(request)
+        if not 1 <= limit <= longest:
+            raise HTTPException(400, f"max_tokens: expected 1 to {longest}, found {limit}")
+        try:
+            waiting = [engine.submit(prompt, limit) for prompt in prompts]
+        except EditError as error:
+            raise HTTPException(429, str(error)) from error
+        try:
+            completions = await asyncio.gather(*map(asyncio.wrap_future, waiting))
+        except LightningEditError as error:
+            raise HTTPException(400, str(error)) from error
+        return [_stopped(completion, request.stop) for completion in completions]
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": engine.model.name, "object": "model", "owned_by": "lightning_edit"}]}
+
+    @app.post("/v1/completions")
+    async def completions(request: CompletionRequest) -> dict[str, Any]:
+        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        said = await answered(prompts, request.max_tokens, request)
+        choices = [{"index": index, "text": one.text, **_finish(one)} for index, one in enumerate(said)]
+        return _response("text_completion", engine, said, choices)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: ChatRequest) -> dict[str, Any]:
+        prompt = _single_turn(request.messages)
+        said = await answered([prompt], request.max_completion_tokens or request.max_tokens or 64, request)
+        message = {"role": "assistant", "content": said[0].text}
+        return _response("chat.completion", engine, said, [{"index": 0, "message": message, **_finish(said[0])}])
+
+    @app.get("/v1/edits")
+    def edits() -> dict[str, Any]:
+        listed = [
+            {
+                "id": edit.id,
+                "method": edit.provenance.method,
+                "requests": [[one.prompt, one.target] for one in edit.provenance.requests],
+            }
+            for edit in engine.edits.edits
+        ]
+        return {"object": "list", "data": listed}
+
+    @app.post("/v1/edits", status_code=201)
+    def add(request: EditRequestBody) -> dict[str, Any]:
+        edit = load_edit(_inside(folder, request.folder))
+        engine.add(edit)
+        return {"id": edit.id}
+
+    @app.delete("/v1/edits/{id}")
+    def remove(id: str) -> dict[str, Any]:
+        engine.remove(id)
+        return {"id": id, "deleted": True}
+
+    app.add_exception_handler(LightningEditError, _explained)
+    app.add_exception_handler(HTTPException, _explained)
+    return app
+
+
+def _explained(request: Request, error: Exception) -> JSONResponse:
+    """An error in OpenAI's form."""
+    status, message = 404 if isinstance(error, SourceNotFoundError) else 400, str(error)
+    if isinstance(error, HTTPException):
+        status, message = error.status_code, error.detail
+    return JSONResponse({"error": {"message": message, "type": type(error).__name__}}, status)
+
+
+def _refuse_what_is_not_offered(request: CompletionRequest | ChatRequest) -> None:
+    """Raises a ConfigurationError for sampling, streaming and several choices."""
+    if request.temperature:
+        raise ConfigurationError("temperature: answers are greedy; leave it out, or send 0")
+    if request.stream:
+        raise ConfigurationError("stream: answers come whole; leave it out")
+    if request.n != 1:
+        raise ConfigurationError("n: there is one answer to a prompt; leave it out")
+
+
+def _single_turn(messages: list[Message]) -> str:
+    """The user's message, behind what the system says.
+
+    Raises:
+        ConfigurationError: If there is more than one turn.
+    """
+    others = [message for message in messages if message.role not in _SYSTEM_ROLES]
+    if len(others) != 1 or others[0].role != "user":
+        raise ConfigurationError("messages: edits are routed by one prompt; send one message of the user")
+    system = [message.content for message in messages if message.role in _SYSTEM_ROLES]
+    return "\n\n".join([*system, others[0].content])
+
+
+def _stopped(completion: Completion, stop: str | list[str] | None) -> Completion:
+    marks = [stop] if isinstance(stop, str) else stop or []
+    places = [place for mark in marks if mark and (place := completion.text.find(mark)) >= 0]
+    if not places:
+        return completion
+    return Completion(completion.text[: min(places)], completion.edits, completion.prompt_tokens, 0, True)
+
+
+def _finish(completion: Completion) -> dict[str, Any]:
+    return {"logprobs": None, "finish_reason": "stop" if completion.ended else "length"}
+
+
+def _response(kind: str, engine: Engine, said: list[Completion], choices: list[dict[str, Any]]) -> dict[str, Any]:
+    asked, used = sum(one.prompt_tokens for one in said), sum(one.completion_tokens for one in said)
+    return {
+        "id": f"{kind}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": engine.model.name,
+        "system_fingerprint": "+".join(said[0].edits) or "unedited",
+        "choices": choices,
+        "usage": {"prompt_tokens": asked, "completion_tokens": used, "total_tokens": asked + used},
+    }
+
+
+def _inside(folder: str | Path | None, name: str) -> Path:
+    """A folder of an edit below the one that edits may be added from.
+
+    Raises:
+        ConfigurationError: If none may be added, or it lies elsewhere.
+    """
+    if folder is None:
+        raise ConfigurationError("no edits can be added: the server was started without --edits_folder")
+    root = Path(folder).resolve()
+    path = (root / name).resolve()
+    if root not in path.parents:
+        raise ConfigurationError(f"{name}: edits are added from below {root}")
+    return path
