@@ -40,6 +40,7 @@ def edit(
         editor: YAML file with class_path and init_args of an editor that is not trained, such as
             configs/editor/rome.yaml.
         statistics: Folder of fitted statistics, for an editor from a YAML file; the one that it names if none is given.
+            Where that has none, some are collected on text that the model samples itself, and kept.
         prompt: What the model is given, such as "The capital of France is".
         target: What it should answer, such as "Rome".
         subject: What the fact is about, as it stands in the prompt; optional for most editors.
@@ -80,6 +81,8 @@ def edit(
         model = load_language_model(**given)
         chosen = configured_editor(str(editor), statistics)
         chosen.setup(model)
+        if statistics is None:
+            chosen.fit_on_sampled_text(model)
     result = chosen.edit(model, wanted)
     if save is not None:
         _print(f"edit saved   {result.save(save)}")

@@ -187,6 +187,9 @@ class EditingCLI(LightningCLI):
         """
         try:
             super()._run_subcommand(subcommand)
+            if self.trainer.received_sigterm:
+                # It came in the last batch, behind which the Trainer does not look.
+                raise self._interrupted(143)
         except SIGTERMException as error:
             raise self._interrupted(143) from error
         except SystemExit as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_edit.callbacks.report import TestReport
 from lightning_edit.comparison.cells import FAILURE_FILE, Cell, cells_of
@@ -17,7 +18,7 @@ from lightning_edit.comparison.fitting import Editors
 from lightning_edit.comparison.settings import Comparison
 from lightning_edit.data import EditDataModule, ReadReport, RecordSource
 from lightning_edit.editors.base import Editor
-from lightning_edit.errors import ConfigurationError, LightningEditError
+from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
 from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import load_language_model
@@ -25,6 +26,7 @@ from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import SequentialSettings, UneditedAnswers
 
 _LOG = logging.getLogger(__name__)
+_INTERRUPTED = "stopped; run the same command again to go on"
 
 
 class Grid:
@@ -115,6 +117,8 @@ class Grid:
         started = time.perf_counter()
         try:
             self.run_cell(cell)
+        except RunInterruptedError:
+            raise
         except Exception as error:  # whatever it is, the other cells go on
             known = isinstance(error, LightningEditError)
             text = str(error) if known else "".join(traceback.format_exception(error))
@@ -150,7 +154,13 @@ class Grid:
             default_root_dir=cell.folder, callbacks=[TestReport(str(cell.folder), show=False)],
         )  # fmt: skip
         cell.note()
-        trainer.test(module, data, verbose=False)
+        try:
+            trainer.test(module, data, verbose=False)
+        except SIGTERMException as error:
+            raise RunInterruptedError(_INTERRUPTED, 143) from error
+        if trainer.received_sigterm:
+            # It came in the last batch, behind which the Trainer does not look.
+            raise RunInterruptedError(_INTERRUPTED, 143)
 
 
 def usable_records(report: ReadReport, editor: Editor) -> ReadReport:

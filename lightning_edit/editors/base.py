@@ -89,6 +89,12 @@ class Editor(nn.Module, ABC):
         """The constructor's arguments, as plain data."""
         return init_arguments(self)
 
+    def fit_on_sampled_text(self, model: LanguageModel) -> None:
+        """Collects what fit would read from a corpus on text that the model samples, where there is nothing yet.
+
+        Editors whose fit reads no corpus have nothing to collect.
+        """
+
     def findings(self, model: LanguageModel) -> dict[str, Any]:
         """What the editor derives before it edits a model, as plain data; it is stored with each edit."""
         return {}

@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -29,7 +30,8 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.record import Tap, record
-from lightning_edit.models.statistics import IdentityStatistics, KeyStatistics, Statistics
+from lightning_edit.models.sampled_statistics import sampled_statistics
+from lightning_edit.models.statistics import MANIFEST, IdentityStatistics, KeyStatistics, Statistics
 from lightning_edit.records import EditRequest
 
 Covariance = Literal["fitted", "identity"]
@@ -107,6 +109,12 @@ class LocateEditor(Editor):
         self._statistics = statistics
         self.covariance = "identity" if isinstance(statistics, IdentityStatistics) else "fitted"
 
+    def fit_on_sampled_text(self, model: LanguageModel) -> None:
+        """See :meth:`Editor.fit_on_sampled_text`."""
+        is_fitted = self.statistics is not None and (Path(self.statistics) / MANIFEST).is_file()
+        if self._statistics is None and self.covariance == "fitted" and not is_fitted:
+            self.use_statistics(sampled_statistics(model, self.edited_layers(model)))
+
     def ready_statistics(self, model: LanguageModel) -> Statistics:
         """The statistics, checked against the model.
 
@@ -125,7 +133,8 @@ class LocateEditor(Editor):
             elif self.statistics is None:
                 raise ConfigurationError(
                     f"{type(self).__name__} needs statistics of the model's keys: fit them and name their folder "
-                    "(editor.statistics), or set covariance: identity for a trial"
+                    "(editor.statistics), collect some on text that the model samples (fit_on_sampled_text), or set "
+                    "covariance: identity for a trial"
                 )
             else:
                 self._statistics = KeyStatistics.load(self.statistics)

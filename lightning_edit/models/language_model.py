@@ -46,6 +46,8 @@ class BatchRows:
         return columns >= self.prompt_ends[:, None]
 
 
+_SAMPLED_AT_ONCE = 64
+"""Texts that are sampled side by side."""
 _POSITION_OFFSET = 2
 """Rows that some position tables have in front (OPT)."""
 BatchContext = Callable[[BatchRows], AbstractContextManager[object]]
@@ -548,6 +550,18 @@ class LanguageModel:
             for index, row in zip(chunk, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
                 texts[index] = self.encoder.decode(row[: limits[index]])
         return [texts[index] for index in range(len(prompts))]
+
+    def sample(self, starts: Tensor, length: int) -> Tensor:
+        """Continues token ids (P, S) to texts (P, length) int64, sampled at temperature 1 without end."""
+        model: Any = self.model
+        settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "eos_token_id": None}
+        config = self._generation_config(length - starts.shape[1], settings)
+        # A step reads all weights whatever the number of texts, so that many at once take hardly longer.
+        parts = starts.to(self.device).split(_SAMPLED_AT_ONCE)
+        with self._without_published_generation_config(), self._own_call():
+            return torch.cat(
+                [model.generate(part, attention_mask=torch.ones_like(part), generation_config=config) for part in parts]
+            )
 
     def _generation_config(self, max_new_tokens: int, settings: dict[str, Any]) -> GenerationConfig:
         values = {

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 
 import pytest
 import yaml
@@ -10,7 +12,7 @@ from lightning_edit.cli import main
 from lightning_edit.comparison import Grid, build_report, read_comparison, read_run, read_runs, write_report
 from lightning_edit.comparison.cells import FAILURE_FILE
 from lightning_edit.comparison.report import comma_separated, markdown
-from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.errors import ConfigurationError, RunInterruptedError, SourceNotFoundError
 from lightning_edit.modules.evaluation import Evaluator
 
 
@@ -121,6 +123,22 @@ def test_a_stopped_grid_goes_on_and_only_failed_cells_are_tried_again(tmp_path, 
     count = len(made)
     Grid(comparison).run()
     assert sorted(made[count:]) == ["broken on again, independent", "broken on facts, independent"]
+
+
+def test_a_signal_in_the_last_batch_of_a_cell_stops_the_grid(tmp_path, tiny_folder, monkeypatch):
+    comparison = read_comparison(configured(tmp_path, tiny_folder))
+    evaluate = Evaluator.evaluate
+
+    def killed(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "evaluate", killed)
+    grid = Grid(comparison)
+    with pytest.raises(RunInterruptedError, match="run the same command again") as stopped:
+        grid.run()
+    assert stopped.value.status == 143
+    assert [cell.is_done for cell in grid.cells].count(True) == 1
 
 
 def test_the_unedited_model_is_asked_each_probe_once(tmp_path, tiny_folder, monkeypatch):
