@@ -17,16 +17,16 @@ from lightning_edit.models.moments import MomentSums
 from lightning_edit.models.statistics import MANIFEST, Corpus, KeyStatistics
 
 _LOG = logging.getLogger(__name__)
-TOKENS = 8_192
-"""Tokens that are sampled: about five times the size of a small model's keys."""
-_LENGTH = 128
+_TOKENS_PER_ENTRY = 3
+"""Tokens that are sampled for each entry of a key."""
+_LENGTH = 64
 """Tokens of a sampled text."""
 _BATCH = 16
 """Texts in a batch of the statistics."""
 
 
 def sampled_statistics(
-    model: LanguageModel, layers: Sequence[int], tokens: int = TOKENS, seed: int = 0
+    model: LanguageModel, layers: Sequence[int], tokens: int | None = None, seed: int = 0
 ) -> KeyStatistics:
     """Second moments of the keys of some layers on text that the model samples (temperature 1, the whole vocabulary).
 
@@ -36,9 +36,11 @@ def sampled_statistics(
     Args:
         model: The model.
         layers: The layers.
-        tokens: Tokens to sample; at least as many as a key has entries.
+        tokens: Tokens to sample, at least as many as a key has entries; three times as many if none are given.
         seed: Seed of the sampling.
     """
+    if tokens is None:
+        tokens = _TOKENS_PER_ENTRY * max(model.layer_map.site(layer).fan_in for layer in layers)
     folder = cache_folder() / "statistics" / f"{model.fingerprint.short}-{tokens}-{seed}"
     known = KeyStatistics.load(folder) if (folder / MANIFEST).is_file() else None
     if known is not None:

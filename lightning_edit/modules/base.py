@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -350,6 +352,18 @@ class EditingModule(LightningModule):
                 f"the checkpoint's editor was made with {stored['init_args']}, but model.editor is configured with "
                 f"{mine['init_args']}; use the same settings"
             )
+        _warn_about_settings(stored["init_args"], mine["init_args"])
+
+
+def _warn_about_settings(stored: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Warns where an editor's weights are used with other settings than those that they were trained with."""
+    other = [
+        f"{name} ({stored[name]} then, {value} now)"
+        for name, value in mine.items()
+        if name in stored and json.dumps(stored[name], default=str) != json.dumps(value, default=str)
+    ]
+    if other:
+        warnings.warn(f"the checkpoint's editor was made with other settings: {', '.join(other)}", stacklevel=2)
 
 
 def _continue_within_epoch(checkpoint: dict[str, Any]) -> None:
