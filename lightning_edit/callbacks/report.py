@@ -52,7 +52,7 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
 
 
 def not_finite(outcomes: Sequence[EditOutcome]) -> dict[str, dict[str, Any]]:
-    """The measures that are infinite or NaN for some outcomes, with their number and records."""
+    """Name of each measure with infinite or NaN values to the number of such values and the records that have them."""
     found: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
         prefix = f"{outcome.probe.kind}/{outcome.probe.group}".rstrip("/")

@@ -130,7 +130,7 @@ class Editor(nn.Module, ABC):
         Args:
             model: The base model; it is not changed.
             requests: What it should say.
-            after: Earlier edits, on top of which this one is computed.
+            after: The sequence of edits that are applied while this one is computed.
 
         Raises:
             EditError: If the editor cannot do what is asked, or no request could be edited.
@@ -161,7 +161,7 @@ class Editor(nn.Module, ABC):
         Args:
             model: The base model; it is not changed.
             groups: The requests; those of a group are edited jointly.
-            after: Earlier edits, on top of which these are computed.
+            after: The sequence of edits that are applied while these are computed.
             passes: Forward passes of the unedited model with cached states, for editors that can use them.
 
         Raises:

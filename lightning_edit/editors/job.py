@@ -102,7 +102,7 @@ def no_change(edits: int, site: EditSite) -> StackedFactors:
 
 
 def scatter_edits(changes: StackedFactors, places: list[int], edits: int) -> StackedFactors:
-    """Changes at their places among those of ``edits`` edits, the others of which change nothing."""
+    """Places changes among those of ``edits`` edits; the other edits change nothing."""
     if len(changes) == edits:
         return changes
     a, b = (factor.new_zeros(edits, *factor.shape[1:]) for factor in (changes.a, changes.b))

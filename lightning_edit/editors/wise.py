@@ -213,9 +213,9 @@ class WISE(Editor):
         for turn in range(max(map(len, groups))):
             taught = [edit for edit, group in enumerate(groups) if turn < len(group) and edit not in failed]
             failed |= memories.learn(taught, turn)
-        own = [memories.memory(edit, group, edit in failed) for edit, group in enumerate(groups)]
+        changes = [memories.memory(edit, group, edit in failed) for edit, group in enumerate(groups)]
         router = GapRouter(site.name, activation_name(model), self.merge_every, self.density)
-        return GroupChanges(RoutedChanges(own, router, SideMemory(site.name)), problems_of(failed, groups))
+        return GroupChanges(RoutedChanges(changes, router, SideMemory(site.name)), problems_of(failed, groups))
 
     def rows_of(self, model: LanguageModel, request: EditRequest) -> list[TuningText]:
         """A request with its target in every context."""

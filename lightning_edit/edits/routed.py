@@ -168,7 +168,7 @@ class RoutedEdit(Edit):
         if id not in self.request_ids:
             raise EditError(f"no request {id!r} in the memory; it has {list(self.request_ids)[:20]}")
         ids = [[request.id for request in requests] for requests in self.memory.requests]
-        [place] = [place for place, own in enumerate(ids) if id in own]
+        [place] = [place for place, members in enumerate(ids) if id in members]
         if len(ids[place]) > 1:
             raise EditError(f"the request {id!r} was edited together with {len(ids[place]) - 1} others, in one item")
         original = self.router.reset(self.memory)
@@ -301,8 +301,8 @@ class RoutedModel:
             check_prompts(prompts, self._rows)
         if not len(self._memory) or not prompts:
             return [(Route(0.0, False), -1)] * len(prompts)
-        asked = list(zip(prompts, self._rows or [0] * len(prompts), strict=True))
-        unique = list(dict.fromkeys(asked))
+        questions = list(zip(prompts, self._rows or [0] * len(prompts), strict=True))
+        unique = list(dict.fromkeys(questions))
         owners = torch.tensor(self._memory.owners)
         allowed = owners[None, :] == torch.tensor([row for _, row in unique])[:, None]
         match = self._router.match(self._model, [prompt for prompt, _ in unique], self._memory, allowed)
@@ -314,7 +314,7 @@ class RoutedModel:
             question: (self._route(*decision), decision[2])
             for question, decision in zip(unique, decisions, strict=True)
         }
-        return [routed[question] for question in asked]
+        return [routed[question] for question in questions]
 
     def _route(self, score: float, hit: bool, item: int) -> Route:
         return Route(score, hit, self._memory.requests[item]) if score > -math.inf else Route(0.0, False)
@@ -334,13 +334,15 @@ class RoutedModel:
         go = [index for index, (route, _) in enumerate(routed) if route.hit]
         scores: dict[int, Score] = {}
         if stay:
-            asked, wanted, compared = _pick(stay, prompts, targets, kept)
-            own = self._below.score(asked, wanted, compared, keep_head_input, passes)
-            scores.update(zip(stay, own, strict=True))
+            picked, wanted, compared = _pick(stay, prompts, targets, kept)
+            answered = self._below.score(picked, wanted, compared, keep_head_input, passes)
+            scores.update(zip(stay, answered, strict=True))
         if go:
-            asked, wanted, compared = _pick(go, prompts, targets, kept)
+            picked, wanted, compared = _pick(go, prompts, targets, kept)
             items = [routed[index][1] for index in go]
-            answered = self._responder.score(self._model, asked, wanted, items, self._memory, compared, keep_head_input)
+            answered = self._responder.score(
+                self._model, picked, wanted, items, self._memory, compared, keep_head_input
+            )
             scores.update(zip(go, answered, strict=True))
         return [scores[index] for index in range(len(prompts))]
 
@@ -354,9 +356,9 @@ class RoutedModel:
         if stay:
             texts.update(zip(stay, self._below.generate(*_pick(stay, prompts, limits), **settings), strict=True))
         if go:
-            asked, lengths = _pick(go, prompts, limits)
+            picked, lengths = _pick(go, prompts, limits)
             items = [routed[index][1] for index in go]
-            answered = self._responder.generate(self._model, asked, lengths, items, self._memory, settings)
+            answered = self._responder.generate(self._model, picked, lengths, items, self._memory, settings)
             texts.update(zip(go, answered, strict=True))
         return [texts[index] for index in range(len(prompts))]
 
