@@ -66,7 +66,12 @@ FREE_GENERATION = (
     *(Column(f"{kind.replace('_', ' ')}, generated", (kind,), "containment") for kind in _KINDS),
     Column("locality, generated", ("locality",), "generation_agreement"),
 )
+_CHANGED = tuple(
+    Column(f"{kind.replace('_', ' ')}, WILD", (kind,), "wild_match") for kind in ("edit_success", "generalization")
+)
 TEXT = (
+    *_CHANGED,
+    Column("old answer generated", ("edit_success",), "rival_containment", better="lower"),
     Column("fluency", ("fluency",), "ngram_entropy", better=""),
     Column("consistency", ("fluency",), "tfidf_consistency"),
     Column("KL at locality", ("locality",), "kl_divergence", better="lower"),

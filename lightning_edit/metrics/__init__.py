@@ -6,7 +6,15 @@ from lightning_edit.metrics.collection import MEASURES, Measure, edit_metrics, m
 from lightning_edit.metrics.consistency import TfidfConsistency, tfidf_similarity
 from lightning_edit.metrics.divergence import Divergence
 from lightning_edit.metrics.fluency import NGramEntropy, ngram_entropy
-from lightning_edit.metrics.generation import Containment, ExactMatch, containment, exact_match
+from lightning_edit.metrics.generation import (
+    Containment,
+    ExactMatch,
+    RivalContainment,
+    WildMatch,
+    containment,
+    exact_match,
+    wild_match,
+)
 from lightning_edit.metrics.probability import (
     ProbabilityMagnitude,
     ProbabilityScore,
@@ -36,12 +44,14 @@ __all__ = [
     "OutcomeMetric",
     "ProbabilityMagnitude",
     "ProbabilityScore",
+    "RivalContainment",
     "ScopeAUROC",
     "ScopeAveragePrecision",
     "ScopeHitRate",
     "SelfAgreement",
     "TfidfConsistency",
     "TokenAccuracy",
+    "WildMatch",
     "all_tokens_match",
     "containment",
     "edit_metrics",
@@ -55,4 +65,5 @@ __all__ = [
     "scope_curve",
     "tfidf_similarity",
     "token_accuracy",
+    "wild_match",
 ]

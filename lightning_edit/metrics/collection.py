@@ -14,7 +14,7 @@ from lightning_edit.metrics.base import Average, OutcomeMetric, Side
 from lightning_edit.metrics.consistency import TfidfConsistency
 from lightning_edit.metrics.divergence import Divergence
 from lightning_edit.metrics.fluency import NGramEntropy
-from lightning_edit.metrics.generation import Containment, ExactMatch
+from lightning_edit.metrics.generation import Containment, ExactMatch, RivalContainment, WildMatch
 from lightning_edit.metrics.probability import ProbabilityMagnitude, ProbabilityScore
 from lightning_edit.metrics.scope import ChosenEditAccuracy, ScopeHitRate
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement
@@ -56,6 +56,8 @@ MEASURES = (
     Measure("exact_match_before", ExactMatch, _ANSWERED, "before"),
     Measure("containment", Containment, _ANSWERED),
     Measure("containment_before", Containment, _ANSWERED, "before"),
+    Measure("wild_match", WildMatch, _ANSWERED),
+    Measure("rival_containment", RivalContainment, _ANSWERED),
     Measure("probability_score", ProbabilityScore, _ANSWERED),
     Measure("probability_magnitude", ProbabilityMagnitude, _ANSWERED),
     Measure("self_agreement", SelfAgreement, _LOCALITY),

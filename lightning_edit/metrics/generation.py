@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -60,6 +61,30 @@ def containment(generation: str, aliases: Sequence[str]) -> float:
     return float(any(find_words(text, alias) for alias in map(normalize_answer, aliases) if alias))
 
 
+_ARTICLES = frozenset({"a", "an", "the"})
+_STOPS = re.compile(r"[.\n]")
+
+
+def wild_match(generation: str, aliases: Sequence[str]) -> float:
+    """One where the generation up to its first "." or newline is an answer, else zero.
+
+    The protocol of WILD (arXiv 2502.11177) for the question alone: greedy decoding, at most 50 tokens,
+    ended by ".", a newline or the end token, compared after SQuAD's normalisation (case, punctuation and articles). The
+    50 tokens make no difference here: a text that is longer than the answer by the tokens generated is none.
+
+    Args:
+        generation: What the model generated after the prompt.
+        aliases: Acceptable answers.
+    """
+    answer = _squad_normalized(_STOPS.split(generation.lstrip(), maxsplit=1)[0])
+    return float(any(answer == _squad_normalized(alias) for alias in aliases))
+
+
+def _squad_normalized(text: str) -> str:
+    plain = "".join(character for character in normalize_answer(text) if unicodedata.category(character)[0] != "P")
+    return " ".join(word for word in plain.split() if word not in _ARTICLES)
+
+
 class ExactMatch(OutcomeMetric):
     """Mean of :func:`exact_match` over all aliases of all objects."""
 
@@ -80,3 +105,29 @@ class Containment(OutcomeMetric):
         """See :meth:`OutcomeMetric.value`."""
         generation = self.answer(outcome).generation
         return None if generation is None else containment(generation, outcome.probe.aliases)
+
+
+class WildMatch(OutcomeMetric):
+    """Mean of :func:`wild_match` over all aliases of all objects."""
+
+    higher_is_better = True
+
+    def value(self, outcome: EditOutcome) -> float | None:
+        """See :meth:`OutcomeMetric.value`."""
+        generation = self.answer(outcome).generation
+        return None if generation is None else wild_match(generation, outcome.probe.aliases)
+
+
+class RivalContainment(OutcomeMetric):
+    """Mean of :func:`containment` of the probe's rival: how often the text holds what it should not.
+
+    For a probe of the new fact, that is the old answer (KnowEdit's Sanitation: the answer that is to be forgotten); for
+    a probe of a neighbouring fact, the new target.
+    """
+
+    higher_is_better = False
+
+    def value(self, outcome: EditOutcome) -> float | None:
+        """See :meth:`OutcomeMetric.value`."""
+        generation, rival = self.answer(outcome).generation, outcome.probe.rival
+        return None if generation is None or rival is None else containment(generation, [rival])

@@ -3,6 +3,7 @@
 import math
 import pickle
 import random
+import string
 from collections import Counter
 
 import pytest
@@ -36,6 +37,7 @@ def outcomes(count=60, seed=0):
             (("Rome", "Roma"), ("The Hague",)),
             kind,
             rng.choice(["A", "B"]),
+            rival="city" if index % 3 else None,
             references=rng.choice([(), ("Rome is the capital of Italy", "The city of Rome")]),
         )
         target = () if kind is ProbeKind.FLUENCY else tuple(rng.randint(0, 2) for _ in range(length))
@@ -81,6 +83,16 @@ def mean_p(values):
     return math.exp(sum(values) / len(values))
 
 
+def wild(text, aliases):
+    """SQuAD's comparison of the text up to the first full stop or newline, spelled out for ASCII."""
+
+    def plain(value):
+        words = "".join(c for c in value.lower() if c not in string.punctuation).split()
+        return [word for word in words if word not in ("a", "an", "the")]
+
+    return float(any(plain(text.lstrip().split(".")[0].split("\n")[0]) == plain(alias) for alias in aliases))
+
+
 REFERENCES = {
     m.TokenAccuracy: lambda o, a: (
         sum(x == y for x, y in zip(a.predicted_ids, o.target_ids, strict=True)) / len(o.target_ids)
@@ -94,6 +106,10 @@ REFERENCES = {
     m.ProbabilityMagnitude: lambda o, a: mean_p(a.log_probs) - mean_p(a.rival_log_probs) if a.rival_log_probs else None,
     m.ExactMatch: lambda o, a: None if a.generation is None else exact(a.generation, o.probe.aliases),
     m.Containment: lambda o, a: None if a.generation is None else contains(a.generation, o.probe.aliases),
+    m.WildMatch: lambda o, a: None if a.generation is None else wild(a.generation, o.probe.aliases),
+    m.RivalContainment: lambda o, a: (
+        None if a.generation is None or o.probe.rival is None else contains(a.generation, [o.probe.rival])
+    ),
     m.NGramEntropy: lambda o, a: None if a.generation is None else entropy(a.generation),
     m.SelfAgreement: lambda o, a: (
         sum(x == y for x, y in zip(o.before.predicted_ids, o.after.predicted_ids, strict=True))
@@ -239,6 +255,32 @@ def test_free_generation(text, match, inside):
     assert m.exact_match(text, ["Rome"]) == match
     assert m.containment(text, ["Rome"]) == inside
     assert m.exact_match(text, ["Paris", "Rome"]) == match
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" Rome", 1.0),
+        (" Rome. Rome is", 1.0),
+        (" the Rome,\nand", 1.0),
+        (" Rome, the city", 0.0),
+        (" rome!", 1.0),
+        ("\nRome\nParis", 1.0),
+        (" in Rome", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_wild_match(text, expected):
+    assert m.wild_match(text, ["Paris", "Rome"]) == expected
+
+
+def test_the_rival_in_the_text_is_counted_against_the_edit():
+    probe = Probe("a", (("Rome",),), ProbeKind.EDIT_SUCCESS, rival="Paris")
+    for text, held in ((" Paris, not Rome", 1.0), (" Rome", 0.0), (" Parisian", 0.0)):
+        outcome = EditOutcome("r", probe, (1,), Answer(generation=" Paris"), Answer(generation=text))
+        assert m.RivalContainment().value(outcome) == held
+    neutral = Probe("a", (("Rome",),), ProbeKind.EDIT_SUCCESS)
+    assert m.RivalContainment().value(EditOutcome("r", neutral, (1,), Answer(), Answer(generation="x"))) is None
 
 
 def test_aliases_with_punctuation():
