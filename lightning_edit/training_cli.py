@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_edit.callbacks.interrupts import Interrupts
 from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 from lightning_edit.callbacks.progress_lines import ProgressLines
 from lightning_edit.data.datamodule import EditDataModule
@@ -263,6 +264,7 @@ def run(arguments: list[str]) -> None:
         subclass_mode_data=False,
         auto_configure_optimizers=False,
         save_config_callback=RunConfig,
+        trainer_defaults={"callbacks": [Interrupts()]},
         parser_class=TrainerArgumentParser,
         parser_kwargs={"parser_mode": "omegaconf+", "prog": "lightning-edit"},
         # LightningCLI warns when it is given arguments while the process has some of its own.

@@ -1,5 +1,6 @@
 """What happens around a run: dashboards, prediction tables, reports, artifacts."""
 
+from lightning_edit.callbacks.interrupts import Interrupts
 from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 from lightning_edit.callbacks.loggers import WandbDashboard
 from lightning_edit.callbacks.prediction_table import PredictionTable
@@ -7,4 +8,12 @@ from lightning_edit.callbacks.progress_lines import ProgressLines
 from lightning_edit.callbacks.report import TestReport
 from lightning_edit.callbacks.run_artifacts import RunArtifacts
 
-__all__ = ["LastCheckpoint", "PredictionTable", "ProgressLines", "RunArtifacts", "TestReport", "WandbDashboard"]
+__all__ = [
+    "Interrupts",
+    "LastCheckpoint",
+    "PredictionTable",
+    "ProgressLines",
+    "RunArtifacts",
+    "TestReport",
+    "WandbDashboard",
+]

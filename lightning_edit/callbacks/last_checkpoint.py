@@ -49,18 +49,19 @@ class LastCheckpoint(Callback):
         """Saves if it is time to; the first process decides for all."""
         due = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_seconds)
         if due:
-            self._save(trainer)
+            self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state."""
-        self._save(trainer)
+        self.save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves what was reached, in a run of one process; of several, others may wait elsewhere."""
         if trainer.training and trainer.world_size == 1 and trainer.global_step > self._first_step:
-            self._save(trainer)
+            self.save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
+        """Saves the state, unless it is saved already; in a run of several processes, all of them must call this."""
         if getattr(trainer, "fast_dev_run", False) or self.path is None or trainer.global_step == self._saved_step:
             return
         trainer.save_checkpoint(self.path)

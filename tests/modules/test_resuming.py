@@ -1,6 +1,7 @@
 """Runs that are stopped in whatever way go on as if they had not been."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,41 @@ def test_a_signal_saves_the_state_and_is_the_exit_status(tiny_folder, tmp_path, 
     assert f"Go on with --ckpt_path {last}" in errors
     resume = ["--ckpt_path", str(last), "--trainer.max_time", "00:00:00:01"]
     assert main(["fit", "--config", config, *resume]) == 0
+
+
+def children_of(process):
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="ps is not installed, with which the second process is found")
+def test_a_signal_to_the_second_process_stops_both(tiny_folder, tmp_path):
+    config = configured(
+        tmp_path, tiny_folder, max_epochs=2000, devices=2, strategy="ddp", use_distributed_sampler=False
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", config],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "version_0" / "metrics.csv"
+    deadline = time.monotonic() + 180
+    while not metrics.exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.2)
+    assert metrics.exists()
+    [second] = [pid for pid in children_of(run) if "lightning_edit" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(second, signal.SIGTERM)
+    _, errors = run.communicate(timeout=90)
+    assert run.returncode == 143, errors
+    deadline = time.monotonic() + 30
+    while is_running(second) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not is_running(second)
+    step, _ = weights(tmp_path)
+    assert step > 0
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])

@@ -1,0 +1,70 @@
+"""Ends a run of several processes together when one of them is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
+
+
+class Interrupts(Callback):
+    """Saves the state and stops all processes of fit behind the same batch after SIGTERM to any of them.
+
+    Lightning's handler communicates within the signal, while the other processes wait for a gradient, so that all of
+    them wait for ever. Runs of one process are left to it.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._earlier: Callable[[int, FrameType | None], Any] | int | None = None
+        self._installed = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signal over."""
+        self._received = False
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            self._earlier = signal.signal(signal.SIGTERM, self._note)
+            self._installed = True
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._received = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops all processes if one was told to.
+
+        Raises:
+            SIGTERMException: In all of them.
+        """
+        if not self._installed:
+            return
+        received = torch.tensor(int(self._received), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        if received:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
+                if isinstance(callback, LastCheckpoint):
+                    callback.save(trainer)
+            raise SIGTERMException
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signal back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """See :meth:`teardown`."""
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._earlier)
+            self._installed = False
