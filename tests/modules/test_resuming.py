@@ -138,6 +138,13 @@ def children_of(process):
     return [int(pid) for pid in listed.stdout.split()]
 
 
+def is_running(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.skipif(shutil.which("ps") is None, reason="ps is not installed, with which the second process is found")
 def test_a_signal_to_the_second_process_stops_both(tiny_folder, tmp_path):
     config = configured(
