@@ -159,7 +159,7 @@ def _config(folder: Path, kind: str, editor: dict[str, Any], model: Path, **part
         "data": parts.pop("data"),
         "trainer": {
             "accelerator": "cpu", "devices": 1, "max_epochs": 2, "logger": False, "enable_progress_bar": False,
-            "enable_model_summary": False, **parts.pop("trainer", {}),
+            "enable_model_summary": False, "default_root_dir": str(folder), **parts.pop("trainer", {}),
         },
     }  # fmt: skip
     path = folder / "config.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_address
 
 from lightning_edit.data.facts import Facts
 from lightning_edit.edits import EditSequence
@@ -24,7 +25,7 @@ def requested(prompt: str, target: str, subject: str, path: str | None) -> list[
             _LOG.info("%s: its %d probes are not asked here; test and compare ask them", path, probes)
         return [request for record in records for request in record.requests]
     if not prompt or not target:
-        raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a JSON Lines file")
+        raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a file of facts")
     return [EditRequest(prompt, target, subject or None, id="0")]
 
 
@@ -38,6 +39,14 @@ def shard_of(text: str) -> tuple[int, int]:
     if not slash or not number.isdigit() or not total.isdigit() or not 1 <= int(number) <= int(total):
         raise ConfigurationError(f'shard: expected "i/n" with i from 1 to n, found {text!r}')
     return int(number), int(total)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine alone; names other than "localhost" count as others'."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def served_model(

@@ -44,8 +44,8 @@ def edit(
         prompt: What the model is given, such as "The capital of France is".
         target: What it should answer, such as "Rome".
         subject: What the fact is about, as it stands in the prompt; optional for most editors.
-        requests: JSON Lines file with prompt, target and, optionally, subject, ground_truth, subject_start and id on
-            each line, instead of the above; they are edited jointly.
+        requests: File of facts (.jsonl, .json or .csv) with prompt, target and, optionally, subject, ground_truth,
+            subject_start and id, instead of the above; they are edited jointly.
         save: Folder to save the edit to.
         overwrite: Replace an edit that is in that folder already.
         ask: Further prompts to show before and after, such as rephrases and unrelated facts.
@@ -183,6 +183,11 @@ def export_adapter(
 
     sequence = EditSequence([load_edit(path) for path in edits])
     model = base_of(sequence, name_or_path, "float32", device)
+    if switchable and (dependent := [edit.id for edit in sequence.edits if edit.provenance.depends_on]):
+        raise ConfigurationError(
+            f"switchable: {dependent} were computed on top of other edits, without which they mean nothing; export all "
+            "edits as one adapter"
+        )
     parts = {f"/{edit.id}": edit for edit in sequence.edits} if switchable else {"": sequence}
     for name, part in parts.items():
         adapter = adapter_of(part, model, rank, max_error)
@@ -230,18 +235,16 @@ def serve(
     """
     import importlib.util
     import os
-    from ipaddress import ip_address
 
     for package in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise ConfigurationError(f"serving needs the package {package}: pip install 'lightning-edit[serve]'")
-    from lightning_edit.command_inputs import served_model
+    from lightning_edit.command_inputs import is_loopback, served_model
     from lightning_edit.edits import EditSequence, load_edit
     from lightning_edit.serving import Engine, create_app
 
-    secret = token or os.environ.get("LIGHTNING_EDIT_TOKEN")
-    is_local = host == "localhost" or (host.replace(".", "").isdigit() and ip_address(host).is_loopback)
-    if not is_local and not secret:
+    secret = token or os.environ.get("LIGHTNING_EDIT_TOKEN") or None
+    if not is_loopback(host) and not secret:
         raise ConfigurationError(f"host: {host} can be reached by others; give a token, or listen on 127.0.0.1")
     sequence = EditSequence([load_edit(folder) for folder in edits or []])
     model = served_model(sequence, name_or_path, dtype, device, chat_template)

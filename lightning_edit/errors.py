@@ -79,6 +79,10 @@ class RunInterruptedError(LightningEditError):
         self.status = status
 
 
+class EngineBusyError(LightningEditError):
+    """A server has as many requests waiting as it takes."""
+
+
 class DiskFullError(LightningEditError, OSError):
     """There is no room for a file; nothing half-written is left."""
 

@@ -26,7 +26,7 @@ except ImportError:  # on Windows, what killed processes left stays
 T = TypeVar("T")
 _UNFINISHED = ".unfinished"
 """How the names of temporary files and folders end."""
-_ATTEMPTS = 3
+_NO_LOCKS = -1
 _READ_ATTEMPTS = 20
 _NEARLY_FULL = 2**20
 """Free bytes below which a RuntimeError of a writer is taken for a full disk."""
@@ -55,8 +55,8 @@ def replace_file(path: str | Path, size: int = 0) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_space(path, size)
     remove_unfinished(path)
+    check_space(path, size)
     with _full_disk_explained(path), _temporary(path, is_folder=False) as temporary:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
@@ -82,8 +82,8 @@ def replace_folder(path: str | Path, size: int = 0) -> Iterator[Path]:
     # A link is followed, so that the folder that it names is replaced.
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_space(path, size)
     remove_unfinished(path)
+    check_space(path, size)
     with _full_disk_explained(path), _temporary(path, is_folder=True) as temporary:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -161,7 +161,7 @@ def remove_unfinished(path: str | Path) -> None:
     """Deletes what killed processes left of writing ``path``; what a living process is writing stays."""
     path = Path(path)
     name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}")
-    for candidate in path.parent.glob(f".*{_UNFINISHED}") if fcntl is not None else ():
+    for candidate in path.parent.glob(f".*{_UNFINISHED}"):
         if name.fullmatch(candidate.name):
             _remove_abandoned(candidate)
 
@@ -188,8 +188,7 @@ def check_space(path: str | Path, size: int) -> None:
 @contextmanager
 def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
     """A temporary file or folder beside ``path``, locked for as long as this process lives and deleted at the end."""
-    # Another process may take it for abandoned before it is locked. Some file systems have no locks.
-    for _ in range(_ATTEMPTS):
+    while True:
         if is_folder:
             name = tempfile.mkdtemp(_UNFINISHED, f".{path.name}.", path.parent)
         else:
@@ -197,8 +196,11 @@ def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
             os.close(handle)
         temporary = Path(name)
         lock = _lock_alive(temporary)
+        # Another process may have taken it for abandoned before it was locked.
         if lock is not None and temporary.exists():
             break
+        _unlock(lock)
+        _delete(temporary)
     try:
         yield temporary
     finally:
@@ -210,30 +212,34 @@ def _lock_alive(path: Path) -> int | None:
     """Locks a temporary file or folder, so that others know its writer lives; the kernel unlocks it with the process.
 
     Returns:
-        The descriptor that holds the lock; None if another process holds it, or it is gone.
+        The descriptor that holds the lock; None if another process holds it, or it is gone; :data:`_NO_LOCKS` where
+        the system or the file system has no locks.
     """
     if fcntl is None:
-        return None
+        return _NO_LOCKS
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError:
+        os.close(descriptor)
+        return _NO_LOCKS
     return descriptor
 
 
 def _unlock(descriptor: int | None) -> None:
-    if descriptor is not None:
+    if descriptor is not None and descriptor != _NO_LOCKS:
         os.close(descriptor)
 
 
 def _remove_abandoned(path: Path) -> None:
     lock = _lock_alive(path)
-    if lock is not None:
+    if lock is not None and lock != _NO_LOCKS:
         _delete(path)
         _unlock(lock)
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.errors import ConfigurationError, LightningEditError
 
 SETTINGS = "settings"
 """Option for a file with a command's options."""
@@ -161,11 +161,22 @@ def in_file(message: str, arguments: Iterable[str]) -> str:
     return message
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The error from which another one comes, through however many."""
-    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
-        error = cause
-    return error
+def informative_cause(error: BaseException) -> BaseException:
+    """The error behind one of jsonargparse that says what is wrong: of this package, or else the first of others."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    known = [one for one in chain if isinstance(one, LightningEditError)]
+    others = [one for one in chain if not _raised_by(one).startswith("jsonargparse")]
+    return [*known, *others, error][0]
+
+
+def _raised_by(error: BaseException) -> str:
+    """Name of the module that raised an error."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    return "" if frames is None else str(frames.tb_frame.f_globals.get("__name__", ""))
 
 
 def _in(where: str, problem: str) -> str:

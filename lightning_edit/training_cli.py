@@ -20,8 +20,9 @@ from lightning_edit.editors.checkpoint import read_checkpoint
 from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
 from lightning_edit.files import remove_unfinished
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.parsing import in_file, raise_concise, refuse_nulls, refuse_nulls_of_parts, root_cause
+from lightning_edit.parsing import in_file, informative_cause, raise_concise, refuse_nulls, refuse_nulls_of_parts
 
+_LOG = logging.getLogger(__name__)
 LAST = "last"
 """The value of --ckpt_path that stands for the newest checkpoint of earlier runs of the same name."""
 _UNNAMED = "lightning_logs"
@@ -90,10 +91,11 @@ class EditingCLI(LightningCLI):
         except LightningEditError:
             raise
         except Exception as error:  # a class may refuse its settings by whatever it likes
-            cause = root_cause(error)
+            cause = informative_cause(error)
             if isinstance(cause, LightningEditError):
                 raise cause from error
-            raise ConfigurationError(f"the configuration cannot be used: {cause}") from error
+            _LOG.debug("the configuration cannot be used", exc_info=error)
+            raise ConfigurationError(f"the configuration cannot be used: {type(cause).__name__}: {cause}") from error
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

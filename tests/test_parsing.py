@@ -33,6 +33,24 @@ def test_an_unknown_setting_names_the_class_the_key_and_the_file(capsys, tmp_pat
     assert "there is no class lightning_edit.editors.MEMD; did you mean MEND?" in message
 
 
+def test_the_informative_error_of_a_chain_is_shown():
+    from lightning_edit.errors import ConfigurationError
+    from lightning_edit.parsing import informative_cause
+
+    def raised(first, second):
+        try:
+            try:
+                raise first
+            except Exception as error:
+                raise second from error
+        except Exception as error:
+            return informative_cause(error)
+
+    assert str(raised(KeyError("x"), ValueError("sites: expected a list"))) == "sites: expected a list"
+    known = ConfigurationError("what is wrong")
+    assert raised(known, ValueError("wrapped")) is known
+
+
 def test_a_wrong_value_names_its_key(capsys):
     assert "data.batch_size: Expected a <class 'int'>. Got value: many" in refused(
         capsys, "fit", "--data.batch_size", "many"

@@ -28,7 +28,7 @@ class PredictionTable(Callback):
     """Logs a table of prompts with what the model says before and after, once per validation.
 
     Shown is what it generates freely. Records that it does not generate for (``validation.generate_records``) show its
-    predictions under teacher forcing, which are told apart in the column "generated".
+    predictions under teacher forcing; the column "generated" says which of the two is shown.
 
     Args:
         records: How many records to show.

@@ -16,7 +16,7 @@ class Interval:
     """A mean with its 95 % interval.
 
     Args:
-        mean: The mean.
+        mean: The mean; infinite where a value is.
         low: Its 2.5th percentile over bootstrap samples of records.
         high: Its 97.5th percentile.
         records: Number of records.
@@ -30,32 +30,32 @@ class Interval:
     probes: int
 
 
-def mean_interval(values: Values, resamples: int, seed: int, per_record: bool = False) -> Interval:
-    """The mean of a measure, with a percentile bootstrap interval over records (Efron 1979).
+def mean_interval(groups: Sequence[Values], resamples: int, seed: int, per_record: bool = False) -> Interval:
+    """The mean of groups' means of a measure, with a percentile bootstrap interval over records (Efron 1979).
 
     Records are drawn with replacement and bring all their probes, because probes of one record depend on one another.
+    Groups that a sample has no probe of are left out of its mean.
 
     Args:
-        values: Record to the values of its probes; records without any are left out.
+        groups: For each group, record to the values of its probes; one group gives a plain mean.
         resamples: Bootstrap samples.
         seed: Seed of the draws; equal seeds draw the same records.
         per_record: Average over records, with each record's probes averaged first, instead of over probes.
     """
-    sums, counts = _sums(values, sorted(values), per_record)
-    means = _resampled(sums, counts, resamples, seed)
-    low, high = _percentiles(means)
-    probes = sum(len(one) for one in values.values())
-    return Interval(float(sums.sum() / counts.sum()), low, high, len(sums), probes)
+    names = _records(groups)
+    sums, counts = _sums(groups, names, per_record)
+    low, high = _percentiles(_resampled(sums, counts, resamples, seed))
+    return Interval(_mean(sums, counts), low, high, len(names), _probes(groups, names))
 
 
 def paired_difference(
-    first: Values, second: Values, resamples: int, seed: int, per_record: bool = False
+    first: Sequence[Values], second: Sequence[Values], resamples: int, seed: int, per_record: bool = False
 ) -> Interval | None:
     """The difference of two methods' means on the records that both have, with the same records in each sample.
 
     Args:
-        first: Record to values of the first method.
-        second: Record to values of the second, which is subtracted.
+        first: The first method's groups; see :func:`mean_interval`.
+        second: Those of the second, which is subtracted.
         resamples: Bootstrap samples.
         seed: Seed of the draws.
         per_record: See :func:`mean_interval`.
@@ -63,32 +63,57 @@ def paired_difference(
     Returns:
         None where they share no record.
     """
-    shared = sorted(name for name in set(first) & set(second) if len(first[name]) and len(second[name]))
+    shared = sorted(set(_records(first)) & set(_records(second)))
     if not shared:
         return None
-    pairs = [_sums(values, shared, per_record) for values in (first, second)]
+    pairs = [_sums(groups, shared, per_record) for groups in (first, second)]
     means = [_resampled(*pair, resamples, seed) for pair in pairs]
-    mean = float(pairs[0][0].sum() / pairs[0][1].sum() - pairs[1][0].sum() / pairs[1][1].sum())
-    low, high = _percentiles(means[0] - means[1])
-    return Interval(mean, low, high, len(shared), int(pairs[0][1].sum()))
+    with np.errstate(invalid="ignore"):
+        low, high = _percentiles(means[0] - means[1])
+        mean = float(np.float64(_mean(*pairs[0])) - np.float64(_mean(*pairs[1])))
+    return Interval(mean, low, high, len(shared), _probes(first, shared))
 
 
-def _sums(values: Values, names: Sequence[str], per_record: bool) -> tuple[np.ndarray, np.ndarray]:
-    """For each record the sum and the number of what is averaged."""
-    arrays = [np.asarray(values[name], dtype=np.float64) for name in names if len(values[name])]
-    if per_record:
-        return np.array([array.mean() for array in arrays]), np.ones(len(arrays))
-    return np.array([array.sum() for array in arrays]), np.array([float(len(array)) for array in arrays])
+def _records(groups: Sequence[Values]) -> list[str]:
+    return sorted({name for values in groups for name, own in values.items() if len(own)})
+
+
+def _probes(groups: Sequence[Values], names: Sequence[str]) -> int:
+    return sum(len(values.get(name, ())) for values in groups for name in names)
+
+
+def _sums(groups: Sequence[Values], names: Sequence[str], per_record: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(groups, records) the sum and the number of what is averaged."""
+    sums, counts = np.zeros((len(groups), len(names))), np.zeros((len(groups), len(names)))
+    for row, values in enumerate(groups):
+        for column, name in enumerate(names):
+            own = np.asarray(values.get(name, ()), dtype=np.float64)
+            if len(own):
+                sums[row, column] = own.mean() if per_record else own.sum()
+                counts[row, column] = 1 if per_record else len(own)
+    return sums, counts
+
+
+def _mean(sums: np.ndarray, counts: np.ndarray) -> float:
+    return float(_group_means(sums.sum(1, keepdims=True), counts.sum(1, keepdims=True))[0])
 
 
 def _resampled(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """(resamples) means over records drawn with replacement."""
     generator = np.random.default_rng(seed)
-    draws = generator.integers(0, len(sums), (resamples, len(sums)))
-    means: np.ndarray = sums[draws].sum(1) / counts[draws].sum(1)
-    return means
+    draws = generator.integers(0, sums.shape[1], (resamples, sums.shape[1]))
+    return _group_means(sums[:, draws].sum(-1), counts[:, draws].sum(-1))
+
+
+def _group_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean over the groups that have something, of (groups, samples) sums by counts."""
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+    filled = (counts > 0).sum(0)
+    total: np.ndarray = means.sum(0) / np.maximum(filled, 1)
+    return total
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
+    with np.errstate(invalid="ignore"):
+        low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_edit.callbacks.report import METRICS_FILE
+from lightning_edit.callbacks.report import METRICS_FILE, PREDICTIONS_FILE
 from lightning_edit.comparison.settings import Comparison
 from lightning_edit.files import write_json
 
 CELL_FILE = "cell.json"
 FAILURE_FILE = "failure.txt"
+SEQUENCE_FOLDER = "sequence"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Cell:
         data: Name of the data set.
         protocol: Name of the protocol.
         folder: Where its run is.
-        identity: Digest of everything that its numbers follow from.
+        identity: Digest of its settings and of the files of its editor; data files and versions are not in it.
         reason: Why it makes no sense; empty where it does.
     """
 
@@ -60,6 +62,14 @@ class Cell:
             return {}
         return content if isinstance(content, dict) else {}
 
+    def begin(self) -> None:
+        """Clears what a run with other settings, or one that failed, left in the folder, and notes whose it is."""
+        for name in (METRICS_FILE, PREDICTIONS_FILE, FAILURE_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+        if self._stored().get("identity") != self.identity:
+            shutil.rmtree(self.folder / SEQUENCE_FOLDER, ignore_errors=True)
+        self.note()
+
     def note(self) -> None:
         """Writes which cell the folder belongs to."""
         write_json(self.folder / CELL_FILE, {**asdict(self), "folder": self.folder.name})
@@ -86,7 +96,7 @@ def _cell(comparison: Comparison, editor: str, data: str, protocol: str) -> Cell
     folder = Path(comparison.output) / "cells" / data / protocol / editor
     contents = _digests(entry.editor, entry.checkpoint, entry.experiment)
     parts = {
-        "editor": {**asdict(entry), "skip": None, "content": contents},
+        "editor": {"content": contents},
         "data": comparison.data[data],
         "protocol": {**asdict(comparison.protocols[protocol]), "editors": None},
         "language_model": asdict(comparison.language_model),

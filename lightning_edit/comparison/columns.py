@@ -31,30 +31,20 @@ class Column:
 
     def interval(self, run: Run, resamples: int, seed: int, per_record: bool = False) -> Interval | None:
         """The column's number for a run; None where nothing was measured."""
-        values = self.values(run)
-        if not values:
+        groups = self.groups(run)
+        if not groups:
             return None
-        found = mean_interval(values, resamples, seed, per_record)
+        found = mean_interval(groups, resamples, seed, per_record)
         low, high = sorted((found.low * self.scale, found.high * self.scale))
         return Interval(found.mean * self.scale, low, high, found.records, found.probes)
 
-    def values(self, run: Run, group: str | None = None) -> dict[str, list[float]]:
-        """Record to the values that the column averages.
-
-        Where groups count equally, a probe's value is weighted by the inverse size of its group, so that the mean over
-        probes is the mean of the groups' means.
-        """
-        if not self.by_group or group is not None:
-            return run.values(self.kinds, self.measure, group)
-        parts = [run.values([kind], self.measure, name) for kind in self.kinds for name in run.groups(kind)]
-        sizes = [sum(map(len, part.values())) for part in parts]
-        total, filled = sum(sizes), sum(size > 0 for size in sizes)
-        values: dict[str, list[float]] = {}
-        for part, size in zip(parts, sizes, strict=True):
-            for record, numbers in part.items():
-                weight = total / (filled * size)
-                values.setdefault(record, []).extend(number * weight for number in numbers)
-        return values
+    def groups(self, run: Run) -> list[dict[str, list[float]]]:
+        """Record to values, for each group whose mean counts equally; all probes are one where groups do not count."""
+        if not self.by_group:
+            parts = [run.values(self.kinds, self.measure)]
+        else:
+            parts = [run.values([kind], self.measure, name) for kind in self.kinds for name in run.groups(kind)]
+        return [part for part in parts if part]
 
 
 _KINDS = ("edit_success", "generalization", "portability")
@@ -78,7 +68,7 @@ TEXT = (
 )
 PRESETS: dict[str, Sequence[Column]] = {
     "default": (*TEACHER_FORCED, *FREE_GENERATION, *TEXT),
-    # Zhang et al. 2024, section 4: success is the mean over edit and rephrase, portability and locality the means of
+    # Zhang et al. 2024, section 4: success is the mean of edit and rephrase, portability and locality the means of
     # their groups, under teacher forcing, and fluency is given times 100.
     "knowedit": (
         Column("success", ("edit_success", "generalization"), "token_accuracy", by_group=True, scale=100.0),

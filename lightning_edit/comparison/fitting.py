@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from filelock import FileLock
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_edit.callbacks.last_checkpoint import LAST
 from lightning_edit.comparison.settings import Comparison, EditorEntry
@@ -16,7 +21,7 @@ from lightning_edit.data import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import load_editor
 from lightning_edit.editors.configured import configured_editor
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.errors import ConfigurationError, RunInterruptedError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.statistics import MANIFEST, KeyStatistics
 from lightning_edit.modules.locate import LocateEditing
@@ -73,38 +78,80 @@ class Editors:
         # Imported here: the command line imports the comparison.
         from lightning_edit.training_cli import run
 
-        folder = Path(self.comparison.output) / "fit" / name
+        folder = Path(self.comparison.output) / "fit" / f"{name}-{_digest(_with_references(Path(experiment)))}"
+        folder.mkdir(parents=True, exist_ok=True)
         done, last = folder / "done", folder / LAST
-        if not done.exists():
-            callbacks = [
-                {
-                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "init_args": {"dirpath": str(folder), "save_top_k": 0},
-                },
-                {"class_path": "lightning_edit.callbacks.LastCheckpoint"},
-            ]
-            resume = ["--ckpt_path", str(last)] if last.exists() else []
-            given = ["--trainer.logger", "false", "--trainer.callbacks", json.dumps(callbacks)]
-            run(["fit", "--config", experiment, *given, *resume])
-            done.touch()
+        with FileLock(folder / ".lock"):
+            if not done.exists():
+                callbacks = [
+                    {
+                        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                        "init_args": {"dirpath": str(folder), "save_top_k": 0},
+                    },
+                    {"class_path": "lightning_edit.callbacks.LastCheckpoint"},
+                ]
+                resume = ["--ckpt_path", str(last)] if last.exists() else []
+                given = ["--trainer.logger", "false", "--trainer.callbacks", json.dumps(callbacks)]
+                run(["fit", "--config", experiment, *given, *resume])
+                done.touch()
         return last
 
     def _with_statistics(self, path: str) -> Editor:
-        """An editor with statistics of its layers, which are collected once for all editors."""
-        folder = Path(self.comparison.output) / "statistics"
+        """An editor with statistics of its layers, which are collected once for all editors and processes."""
+        corpus = json.dumps(self.comparison.corpus, sort_keys=True, default=str)
+        folder = Path(self.comparison.output) / f"statistics-{_digest([corpus.encode()])}"
         editor = configured_editor(path, str(folder))
         layers = cast(ReadsStatistics, editor).edited_layers(self.model)
         wanted = {self.model.layer_map.site(layer).name for layer in layers}
-        known = KeyStatistics.load(folder).moments if (folder / MANIFEST).is_file() else {}
-        if not wanted <= set(known):
-            _LOG.info("collecting statistics of %s", ", ".join(sorted(wanted - set(known))))
-            module = LocateEditing(cast(Any, editor), self.comparison.language_model)
-            module.attach(self.model)
-            trainer = Trainer(
-                accelerator="auto", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
-                enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder.parent,
-            )  # fmt: skip
-            trainer.fit(module, EditDataModule(corpus=self.comparison.text()))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            known = KeyStatistics.load(folder).moments if (folder / MANIFEST).is_file() else {}
+            if not wanted <= set(known):
+                _LOG.info("collecting statistics of %s", ", ".join(sorted(wanted - set(known))))
+                self._collect(editor, folder.parent)
         editor = configured_editor(path, str(folder))
         editor.setup(self.model)
         return editor
+
+    def _collect(self, editor: Editor, folder: Path) -> None:
+        module = LocateEditing(cast(Any, editor), self.comparison.language_model)
+        module.attach(self.model)
+        trainer = Trainer(
+            accelerator="auto", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        )  # fmt: skip
+        with interrupts_raised(trainer):
+            trainer.fit(module, EditDataModule(corpus=self.comparison.text()))
+
+
+@contextmanager
+def interrupts_raised(trainer: Trainer) -> Iterator[None]:
+    """Raises an error where a run of a Trainer ends because of a signal.
+
+    Raises:
+        RunInterruptedError: With the status 143 after SIGTERM and 130 after SIGINT.
+    """
+    message = "stopped; run the same command again to go on"
+    try:
+        yield
+    except SIGTERMException as error:
+        raise RunInterruptedError(message, 143) from error
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        raise RunInterruptedError(message, 130) from error
+    if trainer.received_sigterm:
+        # It came in the last batch, behind which the Trainer does not look.
+        raise RunInterruptedError(message, 143)
+
+
+def _with_references(path: Path) -> list[bytes]:
+    """The content of a YAML file and of those that it names."""
+    content = path.read_bytes()
+    named = sorted(set(re.findall(rb"[\w./-]+\.yaml", content)))
+    files = [path.parent / name.decode() for name in named]
+    return [content, *(part for file in files if file.is_file() for part in _with_references(file))]
+
+
+def _digest(parts: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_edit.callbacks.report import TestReport
-from lightning_edit.comparison.cells import FAILURE_FILE, Cell, cells_of
-from lightning_edit.comparison.fitting import Editors
+from lightning_edit.comparison.cells import FAILURE_FILE, SEQUENCE_FOLDER, Cell, cells_of
+from lightning_edit.comparison.fitting import Editors, interrupts_raised
 from lightning_edit.comparison.settings import Comparison
 from lightning_edit.data import EditDataModule, ReadReport, RecordSource
 from lightning_edit.editors.base import Editor
@@ -26,7 +25,6 @@ from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import SequentialSettings, UneditedAnswers
 
 _LOG = logging.getLogger(__name__)
-_INTERRUPTED = "stopped; run the same command again to go on"
 
 
 class Grid:
@@ -72,10 +70,7 @@ class Grid:
         return self._reports[cell.data, limit]
 
     def plan(self) -> str:
-        """What will be run, with an estimate of the time.
-
-        The probes' time is that of the unedited model for the first record of each data set, whose answers are needed
-        anyway; the time of editing is taken from cells that are done, where an editor has some.
+        """What will be run: cells, records and probes. How much time is left is said once cells were run.
 
         Raises:
             LightningEditError: If records cannot be read.
@@ -83,7 +78,7 @@ class Grid:
         open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
         lines = [
             f"{len(self.cells)} cells: {sum(cell.is_done for cell in self.cells)} done, "
-            f"{sum(bool(cell.reason) for cell in self.cells)} make no sense, {len(open_cells)} to run"
+            f"{sum(bool(cell.reason) for cell in self.cells)} skipped, {len(open_cells)} to run"
         ]
         for data in dict.fromkeys(cell.data for cell in open_cells):
             own = [cell for cell in open_cells if cell.data == data]
@@ -105,10 +100,12 @@ class Grid:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                _LOG.info("%s: another process is at it", cell.name)
+                _LOG.info("%s: another process is running this cell", cell.name)
                 continue
-            with lock:
+            try:
                 outcome = "done" if cell.is_done else self._run_or_note_failure(cell)
+            finally:
+                lock.release()
             left = clock.left(number, len(open_cells))
             _LOG.info("%d/%d  %s: %s; %s", number, len(open_cells), cell.name, outcome, left)
 
@@ -139,7 +136,7 @@ class Grid:
         protocol = self.comparison.protocols[cell.protocol]
         evaluation = self.comparison.evaluation
         if protocol.sequential:
-            evaluation = replace(evaluation, sequential=SequentialSettings(folder=str(cell.folder / "sequence")))
+            evaluation = replace(evaluation, sequential=SequentialSettings(folder=str(cell.folder / SEQUENCE_FOLDER)))
         seed_everything(self.comparison.seed, verbose=False)
         module = EditingModule(editor, self.comparison.language_model, evaluation)
         module.attach(self.model, self._answers)
@@ -153,14 +150,9 @@ class Grid:
             enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
             default_root_dir=cell.folder, callbacks=[TestReport(str(cell.folder), show=False)],
         )  # fmt: skip
-        cell.note()
-        try:
+        cell.begin()
+        with interrupts_raised(trainer):
             trainer.test(module, data, verbose=False)
-        except SIGTERMException as error:
-            raise RunInterruptedError(_INTERRUPTED, 143) from error
-        if trainer.received_sigterm:
-            # It came in the last batch, behind which the Trainer does not look.
-            raise RunInterruptedError(_INTERRUPTED, 143)
 
 
 def usable_records(report: ReadReport, editor: Editor) -> ReadReport:

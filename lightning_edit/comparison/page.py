@@ -31,8 +31,8 @@ def page(report: Report) -> str:
 
     template = resources.files("lightning_edit.comparison").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     content = finite_json({"table": _table(report), "plots": _plots(report), **_records(report.runs)})
-    # "</script>" in a text would end the element; JSON may spell the slash with a backslash.
-    embedded = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    # "</script>" and "<!--" in a text would be read as HTML; JSON may spell the character by its number.
+    embedded = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return template.replace("/*PLOTLY*/", get_plotlyjs()).replace("{}/*DATA*/", embedded)
 
 
@@ -127,8 +127,10 @@ def _records(runs: Sequence[Run]) -> dict[str, Any]:
                 expected = [alias for aliases in line["expected"] for alias in aliases][:5]
                 shown.append([*key, expected, _text(line["before"])])
             measures = line["measures"]
-            score = measures.get("self_agreement" if line["kind"] == "locality" else "token_accuracy")
-            said[str(probes[key])] = [_text(line["after"]), score, measures.get("containment")]
+            is_kept = line["kind"] == "locality"
+            names = ("generation_agreement", "self_agreement") if is_kept else ("containment", "token_accuracy")
+            score = next((measures[name] for name in names if measures.get(name) is not None), None)
+            said[str(probes[key])] = [_text(line["after"]), score]
         answers.append(said)
     return {"probes": shown, "answers": answers}
 

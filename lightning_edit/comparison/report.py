@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,8 +65,7 @@ class Report:
         return [self._difference(run, other, column) for column in self.columns]
 
     def _difference(self, run: Run, other: Run, column: Column) -> Interval | None:
-        mine, theirs = column.values(run), column.values(other)
-        found = paired_difference(mine, theirs, self.resamples, self.seed, self.per_record)
+        found = paired_difference(column.groups(run), column.groups(other), self.resamples, self.seed, self.per_record)
         if found is None:
             return None
         scale = column.scale
@@ -159,7 +159,7 @@ def _groups(report: Report, run: Run) -> dict[str, dict[str, float]]:
     for column in report.columns:
         groups = {group for kind in column.kinds for group in run.groups(kind)}
         for group in sorted(groups - {""}):
-            values = [value for one in column.values(run, group).values() for value in one]
+            values = [value for one in run.values(column.kinds, column.measure, group).values() for value in one]
             if values:
                 found.setdefault(column.title, {})[group] = column.scale * sum(values) / len(values)
     return found
@@ -208,6 +208,8 @@ def _row(cells: Sequence[str]) -> str:
 def _text(interval: Interval | None) -> str:
     if interval is None:
         return "–"
+    if not math.isfinite(interval.mean):
+        return "not finite"
     digits = 1 if max(abs(interval.low), abs(interval.high)) >= _LARGE else 2
     return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ class Run:
     problem: str = ""
 
     def values(self, kinds: Iterable[str], measure: str, group: str | None = None) -> dict[str, list[float]]:
-        """Record to the values of a measure at its probes.
+        """Record to the values of a measure at its probes; infinite where they were not finite.
 
         Args:
             kinds: Kinds of probes.
@@ -49,9 +50,9 @@ class Run:
         wanted = set(kinds)
         values: dict[str, list[float]] = {}
         for line in self.lines:
-            value = line["measures"].get(measure)
-            if line["kind"] in wanted and group in (None, line["group"]) and value is not None:
-                values.setdefault(line["record"], []).append(float(value))
+            if line["kind"] in wanted and group in (None, line["group"]) and measure in line["measures"]:
+                value = line["measures"][measure]
+                values.setdefault(line["record"], []).append(math.inf if value is None else float(value))
         return values
 
     def groups(self, kind: str) -> list[str]:
@@ -80,14 +81,14 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """The test runs in some folders, and in the folders below them.
 
     Raises:
-        SourceNotFoundError: If there is none.
+        SourceNotFoundError: If there is none in one of them.
     """
     runs = []
     for path in map(Path, paths):
         folders = {file.parent for name in (METRICS_FILE, CELL_FILE) for file in path.rglob(name)}
+        if not folders:
+            raise SourceNotFoundError(f"{path}: no test run here; pass folders with {METRICS_FILE}")
         runs += [read_run(folder) for folder in sorted(folders)]
-    if not runs:
-        raise SourceNotFoundError(f"{', '.join(map(str, paths))}: no test run here; pass folders with {METRICS_FILE}")
     return runs
 
 
@@ -102,7 +103,7 @@ def _problem(folder: Path, names: Mapping[str, Any]) -> str:
     failure = folder / FAILURE_FILE
     if failure.is_file():
         return "failed: " + failure.read_text(encoding="utf-8").strip().splitlines()[-1]
-    return f"makes no sense: {names['reason']}" if names.get("reason") else "not run"
+    return f"skipped: {names['reason']}" if names.get("reason") else "not run"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def _from_parquet(path: Path, field: str) -> Iterator[str]:
             columns = [field] if field in file.schema_arrow.names else None
             records = (record for batch in file.iter_batches(columns=columns) for record in batch.to_pylist())
             yield from _texts(records, path, field)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataFormatError(f"not a Parquet file, or a damaged one ({error})", path) from error
 
 

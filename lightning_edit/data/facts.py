@@ -120,6 +120,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataFormatError(f"not valid UTF-8 at byte {error.start}; save the file as UTF-8", path) from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        columns = list(reader.fieldnames or ())
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise DataFormatError(f"the column {twice[0]!r} occurs twice", path)
         for number, row in enumerate(reader):
             if None in row or None in row.values():
                 raise DataFormatError(f"expected {len(reader.fieldnames or ())} cells, as in the header", path, number)
@@ -147,7 +150,12 @@ def _refuse_unknown(entry: Entry) -> None:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"a fact has {', '.join(FIELDS)}"
             raise entry.error(name, f"unknown field; {hint}")
-    entry.values = {_OTHER_NAMES.get(name, name): value for name, value in entry.values.items()}
+    names = [_OTHER_NAMES.get(name, name) for name in entry.values]
+    for name in names:
+        if names.count(name) > 1:
+            given = [own for own in entry.values if _OTHER_NAMES.get(own, own) == name]
+            raise entry.error(given[-1], f"{' and '.join(given)} name the same; keep one of them")
+    entry.values = dict(zip(names, entry.values.values(), strict=True))
 
 
 def _record(entry: Entry, default_id: str) -> EditRecord:
@@ -199,7 +207,7 @@ def _probe(item: Entry, kind: ProbeKind, group: str) -> list[Probe]:
 
 
 def facts_schema() -> dict[str, Any]:
-    """The JSON schema of a fact."""
+    """The JSON schema of a fact in the documented form; :class:`Facts` also reads names of other toolkits."""
     answer = {
         "oneOf": [
             {"type": "string"},

@@ -345,11 +345,15 @@ def _extra_probes(entry: Entry, target: str) -> Iterator[Probe]:
         if entry.is_unread(name) and isinstance(entry.values[name], str):
             answers = entry.answers(answer) if answer else ((target,),)
             yield from make_probe(entry, entry.text(name), answers, kind, group)
-    if entry.is_unread(_DISTRACTING) and all(isinstance(item, dict) for item in entry.values[_DISTRACTING]):
+    if entry.is_unread(_DISTRACTING) and _is_list_of_objects(entry.values[_DISTRACTING]):
         for item in entry.children(_DISTRACTING):
             yield from make_probe(
                 item, item.text("prompt"), item.answers("target"), ProbeKind.LOCALITY, "Distracting_Neighborhood"
             )
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def make_request(
@@ -416,7 +420,8 @@ def with_unique_ids(report: ReadReport) -> list[EditRecord]:
         taken.add(name)
         if name != record.id:
             report.changed["record id that another record has, numbered"] += 1
-            record = replace(record, id=name)
+            requests = tuple(replace(one, id=name) if one.id == record.id else one for one in record.requests)
+            record = replace(record, id=name, requests=requests)
         records.append(record)
     return records
 

@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_edit import ranges
 from lightning_edit.distributed import moments_of_all_processes
 from lightning_edit.editors.base import Capabilities
 from lightning_edit.editors.checkpoint import load_editor
@@ -189,6 +190,8 @@ class HypernetworkEditor(GradientEditor):
         end_token: bool = False,
     ) -> None:
         super().__init__(sites, tokens, end_token)
+        ranges.at_least(1, "editor", rank=rank)
+        ranges.at_least(0, "editor", hidden_layers=hidden_layers, epsilon=epsilon)
         self.rank, self.hidden_layers = rank, hidden_layers
         self.step_size, self.epsilon, self.shared = step_size, epsilon, shared
         self.networks = nn.ModuleDict()

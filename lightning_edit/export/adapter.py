@@ -101,7 +101,9 @@ def adapter_of(
     if not deltas:
         raise EditError("the edit changes nothing; there is nothing to export")
     factors = {name: _factors(delta) for name, delta in deltas.items()}
-    chosen = rank or _smallest_rank(factors, max_error)
+    is_exact = {name: isinstance(delta, FactoredDelta) for name, delta in deltas.items()}
+    bounds = {name: 0.0 if exact else max_error for name, exact in is_exact.items()}
+    chosen = rank or _smallest_rank(factors, bounds, max_error)
     errors = {name: truncation_error(a, chosen) for name, (a, _) in factors.items()}
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] > max_error:
@@ -123,17 +125,18 @@ def _factors(delta: Delta) -> tuple[Tensor, Tensor]:
     return compress(delta.a, delta.b) if isinstance(delta, FactoredDelta) else decompose(delta.dense())
 
 
-def _smallest_rank(factors: Mapping[str, tuple[Tensor, Tensor]], max_error: float) -> int:
-    """The smallest accepted rank: one that keeps everything, or else one that is exact enough.
+def _smallest_rank(factors: Mapping[str, tuple[Tensor, Tensor]], bounds: Mapping[str, float], max_error: float) -> int:
+    """The smallest accepted rank that leaves no more than its bound out of each module's change.
 
     Raises:
         EditError: If there is none.
     """
-    full = max(a.shape[1] for a, _ in factors.values())
-    for bound in (0.0, max_error):
+    # Changes that could be exact are cut as well where none of the ranks keeps all of them.
+    for allowed in (bounds, dict.fromkeys(bounds, max_error)):
         for rank in RANKS:
-            if rank >= full or (bound and all(truncation_error(a, rank) <= bound for a, _ in factors.values())):
+            if all(truncation_error(a, rank) <= allowed[name] for name, (a, _) in factors.items()):
                 return rank
+    full = max(a.shape[1] for a, _ in factors.values())
     raise EditError(
         f"the change has rank {full}, and cut to rank {RANKS[-1]} it loses more than {max_error:.1%}; give a rank, "
         "accept more (max_error), or merge the edit"

@@ -12,7 +12,7 @@ from lightning_edit.models.language_model import LanguageModel
 
 _ARCHITECTURES = {"gpt_neox": "gptneox", "qwen2_moe": "qwen2moe", "phi": "phi2", "phi3": "phi3"}
 """Model types whose name in GGUF is another one."""
-_PERMUTED = ("q_proj", "k_proj")
+_PERMUTED = ("q_proj", "k_proj", "query_key_value")
 """Projections whose rows llama.cpp reorders for models with rotary embeddings."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.errors import ConfigurationError, LightningEditError, SourceNotFoundError
 from lightning_edit.files import cache_folder, replace_folder
 from lightning_edit.manifests import read_manifest, write_manifest
 from lightning_edit.models.language_model import LanguageModel
@@ -87,8 +88,10 @@ def load_language_model(
         options["attn_implementation"] = attn_implementation
     if quantization:
         options["quantization_config"] = _quantization_config(quantization)
-    path = str(_bundled(name_or_path)) if name_or_path in BUNDLED else name_or_path
-    model, tokenizer = _load(path, revision, options)
+    if name_or_path in BUNDLED:
+        model, tokenizer = _load_bundled(name_or_path, options)
+    else:
+        model, tokenizer = _load(name_or_path, revision, options)
     language_model = LanguageModel(
         model, tokenizer, name_or_path, revision, site, chat_template, tokens_per_batch, separator
     )
@@ -168,6 +171,23 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def _load_bundled(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a bundled model while its files are checked; damaged ones are converted again."""
+    folder = _bundled(name)
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(_is_whole, folder)
+        try:
+            loaded = _load(str(folder), None, options)
+        except LightningEditError:
+            # A damaged file may also be one that cannot be loaded.
+            if whole.result():
+                raise
+        if whole.result():
+            return loaded
+    (folder / _MANIFEST).unlink(missing_ok=True)
+    return _load(str(_bundled(name)), None, options)
+
+
 def _bundled(name: str) -> Path:
     """The folder of a bundled model, converted to safetensors once, safely when two processes ask at once."""
     distribution, file = BUNDLED[name]
@@ -182,7 +202,7 @@ def _bundled(name: str) -> Path:
     folder = cache_folder() / "models" / f"{name}-{metadata.version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not _is_whole(folder):
+        if not (folder / _MANIFEST).is_file():
             _convert(source, folder)
     return folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ class Costs:
         unedited_seconds: Asking the unedited model.
         editing_seconds: Making edits.
         edited_seconds: Asking edited models.
-        edit_bytes: Size of the largest edit that was looked at.
+        edit_bytes: Largest size among the edits that were sampled for it, one of each batch.
     """
 
     edits: int = 0
@@ -59,7 +58,11 @@ class Costs:
         return summary
 
 
-def _peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+def _peak_memory() -> int | None:
+    """Largest resident memory of this process so far, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -6,15 +6,17 @@ import asyncio
 import secrets
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from lightning_edit.edits import load_edit
-from lightning_edit.errors import ConfigurationError, EditError, LightningEditError, SourceNotFoundError
+from lightning_edit.errors import ConfigurationError, EngineBusyError, LightningEditError, SourceNotFoundError
 from lightning_edit.serving.engine import Completion, Engine
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -77,20 +79,14 @@ def create_app(
         if token is not None and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "the token is missing or wrong")
 
-    app = FastAPI(title="lightning_edit", docs_url=None, redoc_url=None, dependencies=[Depends(authorized)])
+    # No pages that describe the server: they would answer without the token.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(authorized)])
 
     async def answered(prompts: list[str], limit: int, request: CompletionRequest | ChatRequest) -> list[Completion]:
         _refuse_what_is_not_offered(request)
         if not 1 <= limit <= longest:
-            raise HTTPException(400, f"max_tokens: expected 1 to {longest}, found {limit}")
-        try:
-            waiting = [engine.submit(prompt, limit) for prompt in prompts]
-        except EditError as error:
-            raise HTTPException(429, str(error)) from error
-        try:
-            completions = await asyncio.gather(*map(asyncio.wrap_future, waiting))
-        except LightningEditError as error:
-            raise HTTPException(400, str(error)) from error
+            raise ConfigurationError(f"max_tokens: expected 1 to {longest}, found {limit}")
+        completions = await asyncio.wrap_future(engine.submit(prompts, limit))
         return [_stopped(completion, request.stop) for completion in completions]
 
     @app.get("/v1/models")
@@ -136,14 +132,18 @@ def create_app(
 
     app.add_exception_handler(LightningEditError, _explained)
     app.add_exception_handler(HTTPException, _explained)
+    app.add_exception_handler(RequestValidationError, _explained)
     return app
 
 
 def _explained(request: Request, error: Exception) -> JSONResponse:
     """An error in OpenAI's form."""
-    status, message = 404 if isinstance(error, SourceNotFoundError) else 400, str(error)
+    statuses: dict[type[Exception], int] = {SourceNotFoundError: 404, EngineBusyError: 429}
+    status, message = statuses.get(type(error), 400), str(error)
     if isinstance(error, HTTPException):
         status, message = error.status_code, error.detail
+    if isinstance(error, RequestValidationError):
+        message = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
     return JSONResponse({"error": {"message": message, "type": type(error).__name__}}, status)
 
 
@@ -175,7 +175,7 @@ def _stopped(completion: Completion, stop: str | list[str] | None) -> Completion
     places = [place for mark in marks if mark and (place := completion.text.find(mark)) >= 0]
     if not places:
         return completion
-    return Completion(completion.text[: min(places)], completion.edits, completion.prompt_tokens, 0, True)
+    return replace(completion, text=completion.text[: min(places)], ended=True)
 
 
 def _finish(completion: Completion) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from lightning_edit.edits import Edit, EditSequence, Scorer
-from lightning_edit.errors import EditError
+from lightning_edit.edits import Edit, EditSequence
+from lightning_edit.errors import EditError, EngineBusyError, TokenizationError
 from lightning_edit.models.language_model import LanguageModel
 
 _LOG = logging.getLogger(__name__)
@@ -37,9 +37,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class _Job:
-    prompt: str
+    """The prompts of one request, which are answered under one state of the edits."""
+
+    prompts: tuple[str, ...]
     limit: int
-    result: Future[Completion]
+    result: Future[list[Completion]]
 
 
 class Engine:
@@ -52,7 +54,7 @@ class Engine:
         model: The base model.
         edits: The edits at the start.
         batch_size: Prompts that are answered side by side.
-        waiting: Prompts that may wait; more are refused.
+        waiting: Requests that may wait; more are refused.
     """
 
     def __init__(
@@ -71,21 +73,29 @@ class Engine:
         """The edits that the next batch will be answered under."""
         return self._edits
 
-    def submit(self, prompt: str, limit: int) -> Future[Completion]:
-        """Asks for an answer.
+    def submit(self, prompts: Sequence[str], limit: int) -> Future[list[Completion]]:
+        """Asks for answers, all of them under the same edits.
 
         Args:
-            prompt: The prompt.
+            prompts: The prompts; at least one.
             limit: Longest answer, in tokens.
 
         Raises:
-            EditError: If too many prompts wait already.
+            EditError: If there is no prompt, or too many requests wait already.
+            TokenizationError: If a prompt has no tokens, or is too long for the model.
         """
-        job = _Job(prompt, limit, Future())
+        if not prompts:
+            raise EditError("prompt: give at least one")
+        for prompt in prompts:
+            text = self.model.encoder.encode(prompt)
+            if not text.ids:
+                raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")
+            self.model.check_length(text, limit)
+        job = _Job(tuple(prompts), limit, Future())
         try:
             self._jobs.put_nowait(job)
         except queue.Full as error:
-            raise EditError("too many prompts wait for an answer; try again later") from error
+            raise EngineBusyError("too many requests wait for an answer; try again later") from error
         return job.result
 
     def add(self, edit: Edit) -> None:
@@ -130,7 +140,7 @@ class Engine:
     def _waiting_with(self, first: _Job) -> tuple[list[_Job], bool]:
         """A job and those that wait behind it, as many as make a batch; and whether they are the last ones."""
         jobs = [first]
-        while len(jobs) < self.batch_size:
+        while sum(len(job.prompts) for job in jobs) < self.batch_size:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
@@ -142,18 +152,21 @@ class Engine:
 
     def _answer(self, jobs: Sequence[_Job]) -> None:
         edits = self._edits
+        prompts = [(prompt, job.limit) for job in jobs for prompt in job.prompts]
         try:
             with edits.applied(self.model) as scorer:
-                self._generate(scorer, edits, jobs)
+                said = scorer.generate([prompt for prompt, _ in prompts], [limit for _, limit in prompts])
+            texts = iter(said)
+            for job in jobs:
+                answers = [self._completion(prompt, next(texts), job.limit, edits) for prompt in job.prompts]
+                job.result.set_result(answers)
         except Exception as error:  # whatever it is, those who wait must be told
-            _LOG.exception("a batch of %d prompts failed", len(jobs))
+            _LOG.exception("a batch of %d requests failed", len(jobs))
             for job in jobs:
                 if not job.result.done():
                     job.result.set_exception(error)
 
-    def _generate(self, scorer: Scorer, edits: EditSequence, jobs: Sequence[_Job]) -> None:
-        texts = scorer.generate([job.prompt for job in jobs], [job.limit for job in jobs])
-        for job, text in zip(jobs, texts, strict=True):
-            used = len(self.model.tokenizer(text, add_special_tokens=False)["input_ids"])
-            asked = len(self.model.encoder.encode(job.prompt).ids)
-            job.result.set_result(Completion(text, edits.ids, asked, used, used < job.limit))
+    def _completion(self, prompt: str, text: str, limit: int, edits: EditSequence) -> Completion:
+        # Texts are read back, which may take other tokens than were generated, but never say more than the limit.
+        used = min(len(self.model.tokenizer(text, add_special_tokens=False)["input_ids"]), limit)
+        return Completion(text, edits.ids, len(self.model.encoder.encode(prompt).ids), used, used < limit)

@@ -14,6 +14,7 @@ from lightning_edit.comparison.cells import FAILURE_FILE
 from lightning_edit.comparison.report import comma_separated, markdown
 from lightning_edit.errors import ConfigurationError, RunInterruptedError, SourceNotFoundError
 from lightning_edit.modules.evaluation import Evaluator
+from lightning_edit.modules.locate import LocateEditing
 
 
 def configured(folder, tiny_folder, **changes):
@@ -75,7 +76,7 @@ def test_every_cell_is_an_ordinary_test_run(grid):
         assert costs["edit_bytes"] > 0
     assert runs["step", "facts", "joint"].summary["protocol"] == "edited jointly, 3 at a time, on the clean model"
     assert runs["step", "facts", "sequential"].summary["protocol"].startswith("edited one after another")
-    assert runs["ROME", "again", "independent"].problem == "makes no sense: it is on the other one already"
+    assert runs["ROME", "again", "independent"].problem == "skipped: it is on the other one already"
     assert "layer 99 does not exist" in runs["broken", "facts", "independent"].problem
 
 
@@ -141,6 +142,27 @@ def test_a_signal_in_the_last_batch_of_a_cell_stops_the_grid(tmp_path, tiny_fold
     assert [cell.is_done for cell in grid.cells].count(True) == 1
 
 
+def test_a_cell_that_was_stopped_has_no_numbers_of_other_settings(tmp_path, tiny_folder, monkeypatch):
+    path = configured(tmp_path, tiny_folder, protocols={"independent": {"editors": ["step"]}})
+    Grid(read_comparison(path)).run()
+    path = configured(tmp_path, tiny_folder, protocols={"independent": {"editors": ["step"]}}, records=2)
+    grid = Grid(read_comparison(path))
+    assert not any(cell.is_done for cell in grid.cells)
+
+    def stopped(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "evaluate", stopped)
+        with pytest.raises(RunInterruptedError) as error:
+            grid.run()
+    assert error.value.status == 130
+    assert not any(cell.is_done for cell in grid.cells)
+    Grid(read_comparison(path)).run()
+    assert all(cell.is_done for cell in grid.cells)
+    assert all(read_run(cell.folder).summary["counts"]["records"] == 2 for cell in grid.cells)
+
+
 def test_the_unedited_model_is_asked_each_probe_once(tmp_path, tiny_folder, monkeypatch):
     comparison = read_comparison(configured(tmp_path, tiny_folder))
     asked, ask_before = [], Evaluator.ask_before
@@ -165,8 +187,21 @@ def test_shards_divide_the_cells(tmp_path, tiny_folder):
     assert main(["compare", "--config", path, "--plan", "true"]) == 0
 
 
-def test_statistics_are_collected_once(grid):
-    manifest = json.loads((grid / "grid" / "statistics" / "statistics.json").read_text())
+def test_statistics_are_collected_once_for_two_editors_and_anew_for_another_text(tmp_path, tiny_folder, monkeypatch):
+    editors = {"ROME": {"editor": "rome.yaml"}, "same": {"editor": "rome.yaml"}}
+    protocols = {"independent": {}}
+    collected, fit = [], LocateEditing.on_fit_end
+    monkeypatch.setattr(LocateEditing, "on_fit_end", lambda self: collected.append(1) or fit(self))
+    for tokens in (1200, 1200, 600):
+        corpus = {"source": str(tmp_path / "text.txt"), "tokens": tokens, "length": 32}
+        changes = {"editors": editors, "protocols": protocols, "corpus": corpus}
+        Grid(read_comparison(configured(tmp_path, tiny_folder, **changes))).run()
+    assert len(collected) == 2
+
+
+def test_statistics_are_in_the_output(grid):
+    [folder] = (path for path in (grid / "grid").glob("statistics-*") if path.is_dir())
+    manifest = json.loads((folder / "statistics.json").read_text())
     assert manifest["corpus"]["tokens"] == 1184
 
 

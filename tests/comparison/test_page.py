@@ -9,7 +9,7 @@ import pytest
 
 from lightning_edit.comparison import Run, build_report, write_report
 
-EVIL = '<img src=x onerror="window.broken = 1"></script><script>window.broken = 1</script>&amp;'
+EVIL = '<!--<script><img src=x onerror="window.broken = 1"></script><script>window.broken = 1</script>&amp;'
 
 
 def run_of(editor, accuracy, data="facts"):
@@ -22,7 +22,7 @@ def run_of(editor, accuracy, data="facts"):
             "expected": [[EVIL, "Rome"]],
             "before": {"teacher_forced": "a", "generation": EVIL},
             "after": {"teacher_forced": "b", "generation": f"{editor} {EVIL}"},
-            "measures": {measure: accuracy, "containment": float(number % 2)},
+            "measures": {measure: float(number % 2) if kind == "locality" else accuracy, "containment": accuracy},
         }
         for number in range(6)
         for kind, measure in (("edit_success", "token_accuracy"), ("locality", "self_agreement"))

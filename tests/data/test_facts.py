@@ -97,6 +97,7 @@ def test_flat_fields_of_easyedit(tmp_path):
         ({"prompt": "a", "target": "b", "locality": [{"prompt": "c"}]}, r"field 'locality\[0\].answer': missing"),
         ({"prompt": "a", "target": "b", "locality": [{"prompt": "c", "answer": "d", "anser": 1}]}, "anser"),
         ({"prompt": "a", "target": "b", "subject": "z"}, "record 0: the subject 'z' is not in the prompt"),
+        ({"prompt": "a", "target": "b", "target_new": "c"}, "target and target_new name the same"),
         ([], "expected an object"),
     ],
     ids=str,
@@ -117,6 +118,7 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path, fact, message):
         (b'prompt,target\n"a,b\n', "not a CSV file"),
         (b"prompt,target\n", "no fact"),
         (b"prompt;target\na;b\n", "unknown field"),
+        (b"prompt,target,target\na,b,c\n", "'target' occurs twice"),
     ],
     ids=str,
 )
@@ -125,6 +127,13 @@ def test_broken_tables(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(DataFormatError, match=message):
         Facts(str(path)).read()
+
+
+def test_a_repeated_id_is_numbered_on_record_and_request(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text('{"prompt": "a", "target": "b", "id": "k"}\n{"prompt": "c", "target": "d", "id": "k"}')
+    records = Facts(str(path)).read().records
+    assert [(record.id, record.requests[0].id) for record in records] == [("k", "k"), ("k#2", "k#2")]
 
 
 def test_a_missing_file(tmp_path):

@@ -372,6 +372,8 @@ def test_probes_of_extended_files_are_read_and_other_fields_are_counted(write):
     original = {**TestCounterFact.original, "distracting_neighborhood_prompts": distracting}
     [record] = CounterFact(write([original])).read().records
     assert kinds(record)[-1] == (ProbeKind.LOCALITY, "Distracting_Neighborhood")
+    report = CounterFact(write([{**TestCounterFact.original, "distracting_neighborhood_prompts": None}])).read()
+    assert report.noted["field 'distracting_neighborhood_prompts' not read"] == 1
 
 
 def test_requests_from_json_lines(tmp_path):

@@ -354,14 +354,14 @@ def test_settings_are_checked():
             build()
 
 
-@pytest.mark.filterwarnings("ignore:a prompt is longer")
+@pytest.mark.filterwarnings("ignore:a prompt fills")
 def test_a_long_prompt_is_told_apart_by_its_end():
     """The encoder reads 256 tokens: the question at the end counts, not what stands in front of all of them."""
     from lightning_edit.models.scope import EmbeddingScope
 
     scope = EmbeddingScope("all-minilm-l6-v2").eval()
     preamble = "The weather was fine, and nothing happened that day that anyone would remember later. " * 20
-    with pytest.warns(UserWarning, match="longer than the 256 tokens"):
+    with pytest.warns(UserWarning, match="exceeds the 256 tokens"):
         edited, same, other = scope.embed(
             [
                 preamble + "What is the capital of France?",

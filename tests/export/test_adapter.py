@@ -102,6 +102,14 @@ def test_what_is_not_of_low_rank_is_cut_or_refused(base):
         dense = edit.deltas[name].dense()
         assert float((dense - a @ b).norm() / dense.norm()) == pytest.approx(adapter.errors[name], rel=1e-4)
     assert adapter_of(edit, base).rank == 32
+    # A change of rank 3 and some noise: the smallest rank that is exact enough, not the one that keeps the noise.
+    noisy = edit_of(base, rank=3, dense=True)
+    generator = torch.Generator().manual_seed(5)
+    deltas = {
+        name: DenseDelta(delta.dense() + 1e-4 * torch.randn(delta.dense().shape, generator=generator))
+        for name, delta in noisy.deltas.items()
+    }
+    assert adapter_of(WeightEdit(deltas, noisy.provenance), base).rank == 8
 
 
 def test_what_is_no_change_of_weights_says_so(base, tmp_path):
@@ -132,6 +140,16 @@ def test_the_command_writes_one_adapter_or_several(base, tmp_path, capsys):
     with EditSequence(edits).applied(base):
         expected = logits(base.model, base)
     torch.testing.assert_close(peft_logits(base, tmp_path / "one")[0], expected, rtol=1e-3, atol=2e-4)
+
+
+def test_edits_on_top_of_others_are_not_exported_alone(base, tmp_path, capsys):
+    first, second = edit_of(base), edit_of(base, seed=1)
+    second.provenance = second.provenance.on_top_of([first.id])
+    folders = [str(edit.save(tmp_path / edit.id)) for edit in (first, second)]
+    arguments = ["export-adapter", "--edits", *folders, "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--switchable", "true"]) == 1
+    assert "computed on top of other edits" in capsys.readouterr().err
+    assert main(arguments) == 0
 
 
 def test_gguf_adapter(base, tmp_path):
