@@ -226,8 +226,8 @@ def load_sentence_encoder(name: str) -> Any:
 def _warn_if_cut(length: int, longest: int) -> None:
     if length >= longest:
         warnings.warn(
-            f"a prompt fills or exceeds the {longest} tokens that the scope classifier reads; it reads the end of longer "
-            "ones",
+            f"a prompt fills or exceeds the {longest} tokens that the scope classifier reads: the end of longer "
+            "prompts",
             stacklevel=3,
         )
 
