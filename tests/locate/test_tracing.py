@@ -301,7 +301,7 @@ def test_broken_files_of_facts(tmp_path, benchmark_data):
         ("[]", "no fact; give at least one"),
         ("[3]", "record 0: expected an object"),
         ('[{"subject": "a"}]', "record 0, field 'prompt'"),
-        ("nonsense", "not JSON"),
+        ("nonsense", "not valid JSON"),
         ('[{"subject": "b", "prompt": "a"}]', "record 0: the subject"),
     ):
         path.write_text(content)

@@ -132,12 +132,25 @@ def test_every_method_edits_from_a_file_without_a_checkpoint(run, tiny_folder, t
     assert json.loads((tmp_path / "edit" / "edit.json").read_text())["method"] == method
 
 
+def test_an_editor_without_statistics_collects_some_once(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_EDIT_CACHE", str(tmp_path / "cache"))
+    editor = tmp_path / "rome.yaml"
+    settings = {"layers": [1], "steps": 2, "contexts": [["{}"]]}
+    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": settings}))
+    arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *FACT]
+    assert main(arguments) == 0
+    [folder] = (path for path in (tmp_path / "cache" / "statistics").iterdir() if path.is_dir())
+    written = (folder / "statistics.safetensors").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (folder / "statistics.safetensors").stat().st_mtime_ns == written
+    # Statistics that are named are not replaced by others.
+    assert main([*arguments, "--statistics", str(tmp_path / "none")]) == 1
+    assert "no statistics here" in capsys.readouterr().err
+
+
 def test_a_file_that_describes_no_ready_editor_is_refused(tiny_folder, tmp_path, capsys):
     editor = tmp_path / "rome.yaml"
-    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1]}}))
     arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *FACT]
-    assert main(arguments) == 1
-    assert "needs statistics" in capsys.readouterr().err
     assert main(["edit", *FACT]) == 1
     assert "--ckpt_path, or --editor" in capsys.readouterr().err
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layer": 1}}))
