@@ -306,7 +306,7 @@ def configuration_targets(folder: Path, model: Path) -> list[Target]:
     editor, experiment = folder / "editor", folder / "experiment"
     for name in (editor, experiment):
         name.mkdir(parents=True)
-    shutil.copy("configs/editor/rome.yaml", editor / "editor.yaml")
+    shutil.copy(_ROOT / "configs" / "editor" / "rome.yaml", editor / "editor.yaml")
     facts = {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"split": "train", "limit": 2}}
     configured = {
         "model": {

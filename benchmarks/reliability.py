@@ -338,6 +338,23 @@ def campaign(seed: int, kills: int, mutations: int, configurations: int, folder:
         folder: Where it works.
     """
     torch.set_num_threads(1)
+    # Runs whose configuration was damaged may write where they are.
+    with working_in(folder):
+        return _campaign(seed, kills, mutations, configurations, folder)
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Changes the current folder."""
+    earlier = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(earlier)
+
+
+def _campaign(seed: int, kills: int, mutations: int, configurations: int, folder: Path) -> dict[str, Any]:
     rng = random.Random(seed)
     model, text = folder / "model", folder / "corpus.txt"
     build(FAMILIES["llama"][0]()).save_pretrained(model)
