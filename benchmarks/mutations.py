@@ -31,6 +31,7 @@ from lightning_edit.models.trunk_store import Entry, Identity, Kept, open_or_bui
 from lightning_edit.records import EditRequest
 from tests.tiny_models import language_model
 
+_ROOT = Path(__file__).resolve().parents[1]
 _DEEP = "lightning-edit-deep"
 _LONG_NUMBER = "lightning-edit-long-number"
 _ODD_VALUES: tuple[Any, ...] = (
