@@ -432,5 +432,5 @@ def _open_trunk(folder: Path) -> object:
         folder, identity, entries, (4, 4), torch.float32,
         lambda: zip([entry.key for entry in entries], kept, strict=True),
     )  # fmt: skip
-    found = [store.get(entry.key) for entry in entries]
-    return [(one.states.tolist(), None if one.reference is None else one.reference.tolist()) for one in found if one]
+    stored = [store.get(entry.key) for entry in entries]
+    return [(one.states.tolist(), None if one.reference is None else one.reference.tolist()) for one in stored if one]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from ipaddress import ip_address
 
 from lightning_edit.data.facts import Facts
 from lightning_edit.edits import EditSequence
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.loading import load_language_model
+from lightning_edit.models.loading import LanguageModelSettings, load_language_model
 from lightning_edit.records import EditRequest
 
 _LOG = logging.getLogger(__name__)
@@ -55,8 +56,10 @@ def served_model(
     """The base model of edits, or the bundled one where there are none."""
     if len(sequence):
         return base_of(sequence, name_or_path, dtype, device, chat_template)
-    given = {"name_or_path": name_or_path, "device": device, "chat_template": chat_template}
-    return load_language_model(dtype=dtype, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # a dictionary has one type of value
+    settings = LanguageModelSettings(dtype=dtype, device=device, chat_template=bool(chat_template))
+    if name_or_path is not None:
+        settings = replace(settings, name_or_path=name_or_path)
+    return load_language_model(**vars(settings))
 
 
 def base_of(

@@ -21,7 +21,7 @@ from lightning_edit.errors import DiskFullError
 try:
     import fcntl
 except ImportError:  # on Windows, what killed processes left stays
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # None stands for the module that this system lacks
 
 T = TypeVar("T")
 _UNFINISHED = ".unfinished"
@@ -139,7 +139,7 @@ def read_folder(path: str | Path, read: Callable[[], T]) -> T:
         before = _identity(path)
         try:
             result = read()
-        except Exception:
+        except Exception:  # raised again, unless the folder was replaced while it was read
             if _identity(path) == before:
                 raise
         else:
@@ -281,7 +281,7 @@ def _full_disk_explained(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # libraries raise many kinds for a full disk; others are raised again
         if not is_disk_full(error, path.parent):
             raise
         raise DiskFullError(f"{path}: the disk is full; what was there is as it was") from error

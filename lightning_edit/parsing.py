@@ -39,7 +39,9 @@ class ConciseArgumentParser(ArgumentParser):
         if not self.exit_on_error:
             # One of several alternatives that are tried.
             super().error(message, ex)
-        raise_concise(self, message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [name for action in parser._actions for name in action.option_strings]
+        raise ConfigurationError(concise(message, options)) from ex
 
 
 def command_parser(function: Callable[..., object], name: str) -> ArgumentParser:
@@ -56,17 +58,6 @@ def command_parser(function: Callable[..., object], name: str) -> ArgumentParser
     parser.add_function_arguments(function, as_group=False)
     parser.description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     return parser
-
-
-def raise_concise(parser: ArgumentParser, message: str, cause: Exception | None) -> NoReturn:
-    """Raises what a parser has to say as one line.
-
-    Raises:
-        ConfigurationError: Always.
-    """
-    source = getattr(cause, "subcommand_parser", None) or parser
-    names = [name for action in source._actions for name in action.option_strings]
-    raise ConfigurationError(concise(message, names)) from cause
 
 
 def concise(message: str, options: Sequence[str] = ()) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,7 +20,13 @@ from lightning_edit.editors.checkpoint import read_checkpoint
 from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
 from lightning_edit.files import remove_unfinished
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.parsing import in_file, informative_cause, raise_concise, refuse_nulls, refuse_nulls_of_parts
+from lightning_edit.parsing import (
+    ConciseArgumentParser,
+    in_file,
+    informative_cause,
+    refuse_nulls,
+    refuse_nulls_of_parts,
+)
 
 _LOG = logging.getLogger(__name__)
 LAST = "last"
@@ -29,19 +35,8 @@ _UNNAMED = "lightning_logs"
 """What Lightning calls runs without a name."""
 
 
-class TrainerArgumentParser(LightningArgumentParser):
+class TrainerArgumentParser(ConciseArgumentParser, LightningArgumentParser):
     """LightningCLI's parser, with errors of one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises an error in a few words.
-
-        Raises:
-            ConfigurationError: Always.
-        """
-        if not self.exit_on_error:
-            # One of several alternatives that are tried.
-            super().error(message, ex)
-        raise_concise(self, message, ex)
 
 
 class EditingCLI(LightningCLI):

@@ -41,9 +41,9 @@ def test_the_informative_error_of_a_chain_is_shown():
         try:
             try:
                 raise first
-            except Exception as error:
+            except Exception as error:  # the first of a chain, of whatever kind a case gives
                 raise second from error
-        except Exception as error:
+        except Exception as error:  # the second
             return informative_cause(error)
 
     assert str(raised(KeyError("x"), ValueError("sites: expected a list"))) == "sites: expected a list"

@@ -51,7 +51,8 @@ class Interrupts(Callback):
         received = torch.tensor(int(self._received), device=trainer.strategy.root_device)
         torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
         if received:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
+            callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+            for callback in callbacks:
                 if isinstance(callback, LastCheckpoint):
                     callback.save(trainer)
             raise SIGTERMException

@@ -2,7 +2,7 @@
 
 from lightning_edit.comparison.cells import Cell, cells_of
 from lightning_edit.comparison.columns import PRESETS, Column
-from lightning_edit.comparison.grid import Grid, run_comparison
+from lightning_edit.comparison.grid import Grid
 from lightning_edit.comparison.report import Report, build_report, write_report
 from lightning_edit.comparison.results import Run, read_run, read_runs
 from lightning_edit.comparison.settings import Comparison, EditorEntry, Protocol, read_comparison
@@ -22,6 +22,5 @@ __all__ = [
     "read_comparison",
     "read_run",
     "read_runs",
-    "run_comparison",
     "write_report",
 ]

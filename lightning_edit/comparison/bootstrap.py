@@ -75,7 +75,7 @@ def paired_difference(
 
 
 def _records(groups: Sequence[Values]) -> list[str]:
-    return sorted({name for values in groups for name, own in values.items() if len(own)})
+    return sorted({name for values in groups for name, numbers in values.items() if len(numbers)})
 
 
 def _probes(groups: Sequence[Values], names: Sequence[str]) -> int:
@@ -87,10 +87,10 @@ def _sums(groups: Sequence[Values], names: Sequence[str], per_record: bool) -> t
     sums, counts = np.zeros((len(groups), len(names))), np.zeros((len(groups), len(names)))
     for row, values in enumerate(groups):
         for column, name in enumerate(names):
-            own = np.asarray(values.get(name, ()), dtype=np.float64)
-            if len(own):
-                sums[row, column] = own.mean() if per_record else own.sum()
-                counts[row, column] = 1 if per_record else len(own)
+            numbers = np.asarray(values.get(name, ()), dtype=np.float64)
+            if len(numbers):
+                sums[row, column] = numbers.mean() if per_record else numbers.sum()
+                counts[row, column] = 1 if per_record else len(numbers)
     return sums, counts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ class Cell:
         protocol: Name of the protocol.
         folder: Where its run is.
         identity: Digest of its settings and of the files of its editor; data files and versions are not in it.
-        reason: Why it makes no sense; empty where it does.
+        reason: Why it is skipped; empty where it is run.
     """
 
     editor: str
@@ -49,12 +50,6 @@ class Cell:
         """Whether its run has ended, with the same settings."""
         return (self.folder / METRICS_FILE).is_file() and self._stored().get("identity") == self.identity
 
-    @property
-    def failure(self) -> str | None:
-        """What its last run failed with; None where it did not."""
-        path = self.folder / FAILURE_FILE
-        return path.read_text(encoding="utf-8").strip() if path.is_file() and not self.is_done else None
-
     def _stored(self) -> dict[str, Any]:
         try:
             content = json.loads((self.folder / CELL_FILE).read_text(encoding="utf-8"))
@@ -68,10 +63,6 @@ class Cell:
             (self.folder / name).unlink(missing_ok=True)
         if self._stored().get("identity") != self.identity:
             shutil.rmtree(self.folder / SEQUENCE_FOLDER, ignore_errors=True)
-        self.note()
-
-    def note(self) -> None:
-        """Writes which cell the folder belongs to."""
         write_json(self.folder / CELL_FILE, {**asdict(self), "folder": self.folder.name})
 
 
@@ -110,4 +101,16 @@ def _cell(comparison: Comparison, editor: str, data: str, protocol: str) -> Cell
 
 
 def _digests(*paths: str | None) -> Sequence[str]:
-    return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if path and Path(path).is_file()]
+    """Digests of the files of an editor, those that they refer to among them."""
+    files = [Path(path) for path in paths if path and Path(path).is_file()]
+    return [hashlib.sha256(content).hexdigest() for file in files for content in with_references(file)]
+
+
+def with_references(path: Path) -> list[bytes]:
+    """The content of a file and, of a YAML file, that of the YAML files that it names."""
+    content = path.read_bytes()
+    if path.suffix != ".yaml":
+        return [content]
+    names = sorted(set(re.findall(rb"[\w./-]+\.yaml", content)))
+    files = [path.parent / name.decode() for name in names]
+    return [content, *(part for file in files if file.is_file() for part in with_references(file))]

@@ -1,4 +1,4 @@
-"""What the columns of a report are: which measure of which probes, averaged how."""
+"""Columns of a report: a measure, the probes it is computed on, and how it is averaged."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Column:
         groups = self.groups(run)
         if not groups:
             return None
-        found = mean_interval(groups, resamples, seed, per_record)
-        low, high = sorted((found.low * self.scale, found.high * self.scale))
-        return Interval(found.mean * self.scale, low, high, found.records, found.probes)
+        interval = mean_interval(groups, resamples, seed, per_record)
+        low, high = sorted((interval.low * self.scale, interval.high * self.scale))
+        return Interval(interval.mean * self.scale, low, high, interval.records, interval.probes)
 
     def groups(self, run: Run) -> list[dict[str, list[float]]]:
         """Record to values, for each group whose mean counts equally; all probes are one where groups do not count."""

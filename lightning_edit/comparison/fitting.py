@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_edit.callbacks.last_checkpoint import LAST
+from lightning_edit.comparison.cells import with_references
 from lightning_edit.comparison.settings import Comparison, EditorEntry
 from lightning_edit.data import EditDataModule
 from lightning_edit.editors.base import Editor
@@ -78,7 +78,7 @@ class Editors:
         # Imported here: the command line imports the comparison.
         from lightning_edit.training_cli import run
 
-        folder = Path(self.comparison.output) / "fit" / f"{name}-{_digest(_with_references(Path(experiment)))}"
+        folder = Path(self.comparison.output) / "fit" / f"{name}-{_digest(with_references(Path(experiment)))}"
         folder.mkdir(parents=True, exist_ok=True)
         done, last = folder / "done", folder / LAST
         with FileLock(folder / ".lock"):
@@ -143,14 +143,6 @@ def interrupts_raised(trainer: Trainer) -> Iterator[None]:
     if trainer.received_sigterm:
         # It came in the last batch, behind which the Trainer does not look.
         raise RunInterruptedError(message, 143)
-
-
-def _with_references(path: Path) -> list[bytes]:
-    """The content of a YAML file and of those that it names."""
-    content = path.read_bytes()
-    named = sorted(set(re.findall(rb"[\w./-]+\.yaml", content)))
-    files = [path.parent / name.decode() for name in named]
-    return [content, *(part for file in files if file.is_file() for part in _with_references(file))]
 
 
 def _digest(parts: Sequence[bytes]) -> str:

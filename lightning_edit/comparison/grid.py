@@ -6,7 +6,6 @@ import logging
 import time
 import traceback
 from dataclasses import replace
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer, seed_everything
@@ -81,10 +80,10 @@ class Grid:
             f"{sum(bool(cell.reason) for cell in self.cells)} skipped, {len(open_cells)} to run"
         ]
         for data in dict.fromkeys(cell.data for cell in open_cells):
-            own = [cell for cell in open_cells if cell.data == data]
-            records = self.report_of(own[0]).records
+            data_cells = [cell for cell in open_cells if cell.data == data]
+            records = self.report_of(data_cells[0]).records
             probes = sum(len(record.all_probes) for record in records)
-            lines.append(f"{data}: {len(records)} records with {probes} probes, {len(own)} cells")
+            lines.append(f"{data}: {len(records)} records with {probes} probes, {len(data_cells)} cells")
         return "\n".join(lines)
 
     def run(self) -> None:
@@ -92,8 +91,8 @@ class Grid:
         clock = _Clock()
         open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
         for cell in self.cells:
-            if cell.reason and not cell.is_done:
-                cell.note()
+            if cell.reason:
+                cell.begin()
         for number, cell in enumerate(open_cells, 1):
             cell.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(cell.folder / ".lock")
@@ -112,6 +111,8 @@ class Grid:
     def _run_or_note_failure(self, cell: Cell) -> str:
         failure = cell.folder / FAILURE_FILE
         started = time.perf_counter()
+        # Before anything can fail, so that no earlier numbers are taken for this cell's.
+        cell.begin()
         try:
             self.run_cell(cell)
         except RunInterruptedError:
@@ -122,7 +123,6 @@ class Grid:
             with replace_file(failure) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             return f"failed ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        failure.unlink(missing_ok=True)
         return f"{time.perf_counter() - started:.0f} s"
 
     def run_cell(self, cell: Cell) -> None:
@@ -150,7 +150,6 @@ class Grid:
             enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
             default_root_dir=cell.folder, callbacks=[TestReport(str(cell.folder), show=False)],
         )  # fmt: skip
-        cell.begin()
         with interrupts_raised(trainer):
             trainer.test(module, data, verbose=False)
 
@@ -191,19 +190,3 @@ class _Clock:
     def left(self, done: int, total: int) -> str:
         seconds = (time.perf_counter() - self._started) / done * (total - done)
         return f"about {seconds / 60:.0f} min left" if done < total else "all cells were run"
-
-
-def run_comparison(comparison: Comparison, shard: tuple[int, int] = (1, 1)) -> list[Path]:
-    """Runs a grid.
-
-    Args:
-        comparison: The grid.
-        shard: See :func:`cells_of`.
-
-    Returns:
-        The folders of all cells of the grid, those of other shards among them.
-    """
-    grid = Grid(comparison, shard)
-    _LOG.info("%s", grid.plan())
-    grid.run()
-    return [cell.folder for cell in cells_of(comparison)]

@@ -56,21 +56,21 @@ def _plots(report: Report) -> list[dict[str, Any]]:
 
     figures = []
     for data, protocol in dict.fromkeys((run.data, run.protocol) for run in report.runs if run.lines):
-        own = [
+        plotted = [
             (run, row)
             for run, row in zip(report.runs, report.intervals, strict=True)
             if (run.data, run.protocol) == (data, protocol) and run.lines
         ]
         title = html.escape(f"{data}, {protocol}")
-        figures += [_bars(graphs, report, own, title), _trade_off(graphs, report, own, title)]
+        figures += [_bars(graphs, report, plotted, title), _trade_off(graphs, report, plotted, title)]
     return [json.loads(figure.to_json()) for figure in figures if figure is not None]
 
 
-def _bars(graphs: Any, report: Report, own: Sequence[Any], title: str) -> Any:
-    names = [html.escape(run.editor) for run, _ in own]
+def _bars(graphs: Any, report: Report, plotted: Sequence[Any], title: str) -> Any:
+    names = [html.escape(run.editor) for run, _ in plotted]
     figure = graphs.Figure(layout={"title": {"text": title}, "barmode": "group", "legend": {"orientation": "h"}})
     for index, column in enumerate(report.columns):
-        intervals = [row[index] for _, row in own]
+        intervals = [row[index] for _, row in plotted]
         if any(one is None for one in intervals) or column.better != "higher":
             continue
         means = [one.mean for one in intervals]
@@ -83,13 +83,13 @@ def _bars(graphs: Any, report: Report, own: Sequence[Any], title: str) -> Any:
     return figure
 
 
-def _trade_off(graphs: Any, report: Report, own: Sequence[Any], title: str) -> Any:
+def _trade_off(graphs: Any, report: Report, plotted: Sequence[Any], title: str) -> Any:
     titles = [column.title for column in report.columns]
     success = next((index for index, name in enumerate(titles) if name in ("edit success", "success")), None)
     locality = titles.index("locality") if "locality" in titles else None
     if success is None or locality is None:
         return None
-    points = [(run, row[success], row[locality]) for run, row in own if row[success] and row[locality]]
+    points = [(run, row[success], row[locality]) for run, row in plotted if row[success] and row[locality]]
     if len(points) < 2:
         return None
     figure = graphs.Figure(

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,12 @@ class Report:
         return [self._difference(run, other, column) for column in self.columns]
 
     def _difference(self, run: Run, other: Run, column: Column) -> Interval | None:
-        found = paired_difference(column.groups(run), column.groups(other), self.resamples, self.seed, self.per_record)
-        if found is None:
+        pair = column.groups(run), column.groups(other)
+        difference = paired_difference(*pair, self.resamples, self.seed, self.per_record)
+        if difference is None:
             return None
-        scale = column.scale
-        return Interval(found.mean * scale, found.low * scale, found.high * scale, found.records, found.probes)
+        mean, low, high = (column.scale * value for value in (difference.mean, difference.low, difference.high))
+        return replace(difference, mean=mean, low=low, high=high)
 
 
 def build_report(
@@ -155,29 +156,29 @@ def _named(titles: Sequence[str], intervals: Sequence[Interval | None]) -> dict[
 
 def _groups(report: Report, run: Run) -> dict[str, dict[str, float]]:
     """Column to group to mean, for kinds with more than one group."""
-    found: dict[str, dict[str, float]] = {}
+    means: dict[str, dict[str, float]] = {}
     for column in report.columns:
         groups = {group for kind in column.kinds for group in run.groups(kind)}
         for group in sorted(groups - {""}):
             values = [value for one in run.values(column.kinds, column.measure, group).values() for value in one]
             if values:
-                found.setdefault(column.title, {})[group] = column.scale * sum(values) / len(values)
-    return found
+                means.setdefault(column.title, {})[group] = column.scale * sum(values) / len(values)
+    return means
 
 
 def markdown(report: Report) -> str:
     """A table for each data set and protocol, with 95 % intervals over records."""
     parts = []
     for data, protocol in dict.fromkeys((run.data, run.protocol) for run in report.runs):
-        own = [
+        rows = [
             (run, row)
             for run, row in zip(report.runs, report.intervals, strict=True)
             if (run.data, run.protocol) == (data, protocol)
         ]
-        used = [index for index in range(len(report.columns)) if any(row[index] is not None for _, row in own)]
+        used = [index for index in range(len(report.columns)) if any(row[index] is not None for _, row in rows)]
         titles = ["editor", *(report.columns[index].title for index in used), *_COSTS, "records"]
         lines = [f"## {data}, {protocol}", "", _row(titles), _row(["---"] * len(titles))]
-        for run, row in own:
+        for run, row in rows:
             if run.problem:
                 lines.append(_row([run.editor, run.problem, *[""] * (len(titles) - 2)]))
                 continue

@@ -327,11 +327,11 @@ def with_extra_probes(records: Iterable[EditRecord], entry: Entry) -> list[EditR
     Read are, where the benchmark's own reader did not: "portability" and "locality" by group, the flat fields of
     :data:`EXTRA_PROBES`, and "distracting_neighborhood_prompts" (locality of the group "Distracting_Neighborhood").
     """
-    found = list(records)
-    if not found:
+    kept = list(records)
+    if not kept:
         return []
-    probes = tuple(_extra_probes(entry, found[0].requests[0].target))
-    return [replace(found[0], probes=found[0].probes + probes), *found[1:]]
+    probes = tuple(_extra_probes(entry, kept[0].requests[0].target))
+    return [replace(kept[0], probes=kept[0].probes + probes), *kept[1:]]
 
 
 def _extra_probes(entry: Entry, target: str) -> Iterator[Probe]:

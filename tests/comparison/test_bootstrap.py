@@ -21,18 +21,18 @@ def by_hand(values, resamples, seed, per_record):
 
 @pytest.mark.parametrize("per_record", [False, True])
 def test_whole_records_are_drawn(per_record):
-    found = mean_interval([VALUES], 500, 3, per_record)
-    assert (found.low, found.high) == pytest.approx(tuple(by_hand(VALUES, 500, 3, per_record)))
-    assert found.mean == pytest.approx(np.mean([0.5, 1, 1 / 3]) if per_record else 0.5)
-    assert (found.records, found.probes) == (3, 6)
+    interval = mean_interval([VALUES], 500, 3, per_record)
+    assert (interval.low, interval.high) == pytest.approx(tuple(by_hand(VALUES, 500, 3, per_record)))
+    assert interval.mean == pytest.approx(np.mean([0.5, 1, 1 / 3]) if per_record else 0.5)
+    assert (interval.records, interval.probes) == (3, 6)
 
 
 def test_many_records_give_the_normal_interval():
     generator = np.random.default_rng(0)
     values = {str(number): [value] for number, value in enumerate(generator.normal(2.0, 1.0, 2000))}
-    found = mean_interval([values], 4000, 1)
-    assert found.mean - found.low == pytest.approx(1.96 / np.sqrt(2000), rel=0.1)
-    assert found.high - found.mean == pytest.approx(1.96 / np.sqrt(2000), rel=0.1)
+    interval = mean_interval([values], 4000, 1)
+    assert interval.mean - interval.low == pytest.approx(1.96 / np.sqrt(2000), rel=0.1)
+    assert interval.high - interval.mean == pytest.approx(1.96 / np.sqrt(2000), rel=0.1)
 
 
 def test_pairs_share_their_records_so_that_what_is_common_cancels():
@@ -40,9 +40,9 @@ def test_pairs_share_their_records_so_that_what_is_common_cancels():
     hard = generator.normal(0, 5, 300)
     first = {str(number): [value + 0.5] for number, value in enumerate(hard)}
     second = {str(number): [value] for number, value in enumerate(hard)} | {"alone": [99.0]}
-    found = paired_difference([first], [second], 1000, 0)
-    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert found.records == 300
+    interval = paired_difference([first], [second], 1000, 0)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert interval.records == 300
     assert paired_difference([{"x": [1.0]}], [{"y": [1.0]}], 10, 0) is None
 
 
@@ -52,8 +52,8 @@ def test_groups_count_equally_in_every_sample():
     # Equal values stay what they are, whatever records a sample has.
     ones = [{"a": [1.0]}, {"b": [1.0, 1.0], "c": [1.0]}]
     for per_record in (False, True):
-        found = mean_interval(ones, 200, 0, per_record)
-        assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+        interval = mean_interval(ones, 200, 0, per_record)
+        assert (interval.mean, interval.low, interval.high) == (1.0, 1.0, 1.0)
     assert mean_interval([{"a": [1.0, 0.0], "b": [1.0]}, {"a": [1.0]}], 10, 0, per_record=True).mean == 0.875
     shorter = [{"b": [1.0, 1.0]}]
     difference = paired_difference(ones, shorter, 100, 0)

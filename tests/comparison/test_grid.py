@@ -94,36 +94,36 @@ def test_the_measures_are_those_of_the_run(grid):
 def test_knowedits_columns_follow_its_definitions(grid):
     run = read_run(grid / "grid" / "cells" / "facts" / "independent" / "step")
     report = build_report([run], "knowedit", resamples=50)
-    found = {column.title: row for column, row in zip(report.columns, report.intervals[0], strict=True)}
+    rows = {column.title: row for column, row in zip(report.columns, report.intervals[0], strict=True)}
     metrics = run.summary["metrics"]
     success = (metrics["edit_success/token_accuracy"] + metrics["generalization/token_accuracy"]) / 2
-    assert found["success"].mean == pytest.approx(100 * success, abs=1e-3)
+    assert rows["success"].mean == pytest.approx(100 * success, abs=1e-3)
     groups = [value for name, value in metrics.items() if name.startswith("locality/") and "self_agreement" in name]
     assert len(groups) > 1
-    assert found["locality"].mean == pytest.approx(100 * sum(groups) / len(groups), abs=1e-3)
+    assert rows["locality"].mean == pytest.approx(100 * sum(groups) / len(groups), abs=1e-3)
 
 
 def test_a_stopped_grid_goes_on_and_only_failed_cells_are_tried_again(tmp_path, tiny_folder, monkeypatch):
     comparison = read_comparison(configured(tmp_path, tiny_folder))
-    run_cell, made = Grid.run_cell, []
+    run_cell, started = Grid.run_cell, []
 
     def stopping(self, cell):
-        if len(made) == 3:
+        if len(started) == 3:
             raise KeyboardInterrupt
-        made.append(cell.name)
+        started.append(cell.name)
         run_cell(self, cell)
 
     monkeypatch.setattr(Grid, "run_cell", stopping)
     with pytest.raises(KeyboardInterrupt):
         Grid(comparison).run()
-    monkeypatch.setattr(Grid, "run_cell", lambda self, cell: made.append(cell.name) or run_cell(self, cell))
+    monkeypatch.setattr(Grid, "run_cell", lambda self, cell: started.append(cell.name) or run_cell(self, cell))
     Grid(comparison).run()
-    again = [name for name in made if made.count(name) > 1]
+    again = [name for name in started if started.count(name) > 1]
     assert again == []
-    assert len(set(made)) == 11
-    count = len(made)
+    assert len(set(started)) == 11
+    count = len(started)
     Grid(comparison).run()
-    assert sorted(made[count:]) == ["broken on again, independent", "broken on facts, independent"]
+    assert sorted(started[count:]) == ["broken on again, independent", "broken on facts, independent"]
 
 
 def test_a_signal_in_the_last_batch_of_a_cell_stops_the_grid(tmp_path, tiny_folder, monkeypatch):
@@ -161,6 +161,27 @@ def test_a_cell_that_was_stopped_has_no_numbers_of_other_settings(tmp_path, tiny
     Grid(read_comparison(path)).run()
     assert all(cell.is_done for cell in grid.cells)
     assert all(read_run(cell.folder).summary["counts"]["records"] == 2 for cell in grid.cells)
+
+
+def test_a_cell_that_fails_before_its_run_has_no_earlier_numbers(tmp_path, tiny_folder):
+    protocols = {"independent": {"editors": ["step"]}}
+    Grid(read_comparison(configured(tmp_path, tiny_folder, protocols=protocols))).run()
+    path = configured(tmp_path, tiny_folder, protocols=protocols)
+    (tmp_path / "step.yaml").write_text((tmp_path / "broken.yaml").read_text())
+    grid = Grid(read_comparison(path))
+    grid.run()
+    assert all(read_run(cell.folder).problem.startswith("failed: layer 99") for cell in grid.cells)
+
+
+def test_an_experiment_is_another_one_when_a_file_that_it_names_changes(tmp_path, tiny_folder):
+    (tmp_path / "run.yaml").write_text("model: {editor: step.yaml}")
+    identities = []
+    for sites in ([1], [2]):
+        path = configured(tmp_path, tiny_folder, editors={"trained": {"experiment": "run.yaml"}}, protocols={"p": {}})
+        editor = {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": sites}}
+        (tmp_path / "step.yaml").write_text(yaml.safe_dump(editor))
+        identities.append([cell.identity for cell in Grid(read_comparison(path)).cells])
+    assert identities[0] != identities[1]
 
 
 def test_the_unedited_model_is_asked_each_probe_once(tmp_path, tiny_folder, monkeypatch):
