@@ -1,0 +1,21 @@
+"""The commands beside those of the Trainer.
+
+Everything heavy is imported inside them, so that their help appears at once.
+"""
+
+from lightning_edit.commands.comparing import compare, configs, report
+from lightning_edit.commands.editing import edit, generate, trace
+from lightning_edit.commands.sharing import export, export_adapter, merge, serve
+
+__all__ = [
+    "compare",
+    "configs",
+    "edit",
+    "export",
+    "export_adapter",
+    "generate",
+    "merge",
+    "report",
+    "serve",
+    "trace",
+]

@@ -1,0 +1,165 @@
+"""Commands that give edits and editors to other programs and people: merge, export, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from lightning_edit.commands.output import print_line
+from lightning_edit.errors import ConfigurationError
+
+
+def merge(
+    edits: list[str],
+    output: str,
+    name_or_path: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> None:
+    """Writes edits into the weights and saves a Hugging Face model folder that plain transformers loads.
+
+    The folder also has a card that says what was edited (README.md) and where the edits come from (edits.json).
+
+    Args:
+        edits: Folders of saved edits, merged in this order.
+        output: Folder for the merged model; it must not exist yet, or be empty.
+        name_or_path: Base model; the one that the edit names if none is given.
+        dtype: Precision of the merged model; "auto" is the one in which the base model is published.
+        device: Where to put the base model.
+
+    Raises:
+        ConfigurationError: If the output folder is not empty.
+    """
+    from lightning_edit.command_inputs import base_of
+    from lightning_edit.edits import EditSequence, load_edit
+    from lightning_edit.export.merged import save_merged
+
+    folder = Path(output)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigurationError(f"output: {folder} is not empty; choose a new folder")
+    sequence = EditSequence([load_edit(path) for path in edits])
+    model = base_of(sequence, name_or_path, dtype, device)
+    save_merged(sequence, model, folder)
+    print_line(f"merged model {folder}")
+
+
+def export_adapter(
+    edits: list[str],
+    output: str,
+    rank: int | None = None,
+    max_error: float = 0.01,
+    switchable: bool = False,
+    name_or_path: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Writes edits of weights as a LoRA adapter, which peft, vLLM and (as a .gguf file) llama.cpp load.
+
+    Args:
+        edits: Folders of saved edits; they become one adapter.
+        output: Folder for the adapter, in PEFT's format; a name that ends in .gguf writes a file for llama.cpp.
+        rank: Rank of the adapter; the smallest that is exact enough, of those that servers accept, if none is given.
+        max_error: Largest relative error (Frobenius norm) of a change that is not of low rank.
+        switchable: Write an adapter for each edit, in folders of their ids, between which a server can switch.
+        name_or_path: Base model; the one that the edit names if none is given.
+        device: Where to put the base model.
+    """
+    from lightning_edit.command_inputs import base_of
+    from lightning_edit.edits import EditSequence, load_edit
+    from lightning_edit.export import adapter_of, save_adapter, save_gguf_adapter
+
+    sequence = EditSequence([load_edit(path) for path in edits])
+    model = base_of(sequence, name_or_path, "float32", device)
+    if switchable and (dependent := [edit.id for edit in sequence.edits if edit.provenance.depends_on]):
+        raise ConfigurationError(
+            f"switchable: {dependent} were computed on top of other edits, without which they mean nothing; export all "
+            "edits as one adapter"
+        )
+    parts = {f"/{edit.id}": edit for edit in sequence.edits} if switchable else {"": sequence}
+    for name, part in parts.items():
+        adapter = adapter_of(part, model, rank, max_error)
+        if output.endswith(".gguf"):
+            written = save_gguf_adapter(adapter, model, output.removesuffix(".gguf") + name.replace("/", "-") + ".gguf")
+        else:
+            written = save_adapter(adapter, output + name)
+        error = max(adapter.errors.values())
+        print_line(f"adapter      {written} (rank {adapter.rank}, largest relative error {error:.1e})")
+
+
+def export(
+    ckpt_path: str,
+    output: str,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16",
+) -> None:
+    """Writes a checkpoint with a trained editor alone, without what only going on with training needs.
+
+    Args:
+        ckpt_path: Checkpoint of a run.
+        output: The file to write.
+        dtype: Precision of the editor's parameters in the file; they are float32 again when it is loaded.
+    """
+    import torch
+
+    from lightning_edit.editors.checkpoint import KEY, export_checkpoint, read_checkpoint
+    from lightning_edit.models.loading import load_language_model
+
+    model = load_language_model(**read_checkpoint(ckpt_path)[KEY]["base"]["settings"])
+    written = export_checkpoint(ckpt_path, output, model, getattr(torch, dtype))
+    print_line(f"editor written   {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+def serve(
+    edits: list[str] | None = None,
+    edits_folder: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    batch_size: int = 16,
+    longest: int = 512,
+    name_or_path: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    chat_template: bool | None = None,
+) -> None:
+    """Serves a model with edits as an OpenAI-compatible server; edits are added and removed while it runs.
+
+    Beside /v1/models, /v1/completions and /v1/chat/completions there are GET and POST /v1/edits and DELETE
+    /v1/edits/ID. Each answer is given under one state of the edits, which its system_fingerprint names.
+
+    Args:
+        edits: Folders of saved edits that are applied from the start.
+        edits_folder: Folder from below which clients may add edits; none if not given.
+        host: Address to listen on; others than this machine's own need a token.
+        port: Port to listen on.
+        token: What clients must send as bearer token; LIGHTNING_EDIT_TOKEN in the environment if not given.
+        batch_size: Prompts that are answered side by side.
+        longest: Longest answer that may be asked for, in tokens.
+        name_or_path: Base model; the one that the edits name, or the bundled one, if none is given.
+        dtype: Precision of the base model.
+        device: Where to put the base model.
+        chat_template: Render prompts with the tokenizer's chat template; as the edits were made if none is given.
+
+    Raises:
+        ConfigurationError: If the server would be open to others without a token.
+    """
+    import importlib.util
+    import os
+
+    for package in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigurationError(f"serving needs the package {package}: pip install 'lightning-edit[serve]'")
+    from lightning_edit.command_inputs import is_loopback, served_model
+    from lightning_edit.edits import EditSequence, load_edit
+    from lightning_edit.serving import Engine, create_app
+
+    secret = token or os.environ.get("LIGHTNING_EDIT_TOKEN") or None
+    if not is_loopback(host) and not secret:
+        raise ConfigurationError(f"host: {host} can be reached by others; give a token, or listen on 127.0.0.1")
+    sequence = EditSequence([load_edit(folder) for folder in edits or []])
+    model = served_model(sequence, name_or_path, dtype, device, chat_template)
+    engine = Engine(model, sequence, batch_size)
+    app = create_app(engine, secret, edits_folder, longest)
+    import uvicorn
+
+    print_line(f"serving      {model.name} with {len(sequence)} edits on http://{host}:{port}/v1")
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+    engine.close()
