@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -172,15 +173,22 @@ def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -
     return others
 
 
+class _Notes(logging.Handler):
+    """Writes log messages to the current standard error, which callers may redirect between two commands."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See :class:`logging.Handler`."""
+        print(self.format(record), file=sys.stderr)
+
+
 def _show_notes() -> None:
     """Shows what the package notes on the way, on the standard error, and not what libraries say about themselves."""
-    import logging
     import warnings
 
     logger = logging.getLogger("lightning_edit")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _Notes()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     # Bars for files that are read in a blink, and advertisements; the report says where the W&B run is.

@@ -1,5 +1,7 @@
 """The command line as a user meets it."""
 
+import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +168,15 @@ def test_early_stopping_and_resuming_the_last_checkpoint(tiny_folder, tmp_path):
     config.write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", str(config), "--ckpt_path", "last"]) == 0
     assert (tmp_path / "checkpoints" / "step=6.ckpt").exists()
+
+
+def test_notes_go_to_the_standard_error_of_the_time(monkeypatch):
+    """A command that is called again, from Python, after its first standard error was closed."""
+    for text in ("first", "second"):
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        main(["configs", "--copy", "/dev/null"])
+        logging.getLogger("lightning_edit").info(text)
+        assert text in stream.getvalue()
+        assert "Traceback" not in stream.getvalue()
+        stream.close()
