@@ -154,6 +154,51 @@ SHARED: dict[str, Callable[[], Any]] = {
 }
 """Families whose blocks share keys and values, and read inputs of their own."""
 
+_MIXTURE = {**_GQA, "num_experts_per_tok": 2}
+
+MIXTURES: dict[str, tuple[Callable[[], Any], str]] = {
+    "mixtral": (lambda: hf.MixtralConfig(**_MIXTURE, num_local_experts=4), "mlp.experts"),
+    "qwen2_moe": (
+        lambda: hf.Qwen2MoeConfig(
+            **_MIXTURE, num_experts=4, moe_intermediate_size=24, shared_expert_intermediate_size=24
+        ),
+        "mlp.experts",
+    ),
+    "qwen3_moe": (
+        lambda: hf.Qwen3MoeConfig(**_MIXTURE, head_dim=8, num_experts=4, moe_intermediate_size=24),
+        "mlp.experts",
+    ),
+    "olmoe": (lambda: hf.OlmoeConfig(**_MIXTURE, num_experts=4), "mlp.experts"),
+    "deepseek_v3": (
+        lambda: hf.DeepseekV3Config(
+            **{**_MIXTURE, "num_key_value_heads": 4},
+            n_routed_experts=4,
+            n_shared_experts=1,
+            moe_intermediate_size=24,
+            kv_lora_rank=8,
+            q_lora_rank=None,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=8,
+            v_head_dim=8,
+            first_k_dense_replace=0,
+            n_group=1,
+            topk_group=1,
+        ),
+        "mlp.experts",
+    ),
+    "gpt_oss": (
+        lambda: hf.GptOssConfig(
+            **_MIXTURE,
+            head_dim=8,
+            num_local_experts=4,
+            sliding_window=64,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        "mlp.experts",
+    ),
+}
+"""Mixtures of experts whose projections are stored in one tensor, and where they are in a block."""
+
 REFUSED: dict[str, Callable[[], Any]] = {
     "mixtral": lambda: hf.MixtralConfig(**_GQA, num_local_experts=2, num_experts_per_tok=1),
     "mamba": lambda: hf.MambaConfig(

@@ -107,5 +107,5 @@ class FactorStore:
 
     def whole(self, site: str) -> FactorChunk:
         """All factors of a site."""
-        parts = list(self.chunks(site, max(self.rows(site), 1)))
+        parts = [self._read(site, batch, slice(None)) for batch in range(len(self._group[site]))]
         return FactorChunk(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "delta", "group")))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from lightning_edit import ranges
@@ -236,6 +237,7 @@ class LocateEditor(Editor):
         settings = replace(self.value_settings(), loss_layer=self.loss_layer_of(model, sites))
         values = search_values(model, flat, contexts.templates, self.taps(model, sites), settings)
         problems = {place: value.problem for place, value in enumerate(values) if value.problem is not None}
+        problems |= self._unreached(model, flat, sites)
         good = [place for place in range(len(flat)) if place not in problems]
         # The edits that have a request left, each with its place among the others.
         left = list(dict.fromkeys(group_of[place] for place in good))
@@ -286,6 +288,21 @@ class LocateEditor(Editor):
     def states(self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]) -> list[dict[str, Tensor]]:
         """For each edit, the state that edits on top of it need (see :class:`Edit`); by default none."""
         return [{} for _ in range(job.groups)]
+
+    def _unreached(
+        self, model: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite]
+    ) -> dict[int, str]:
+        """Requests whose subject no edited site reads: the routers of mixtures send its last token to other experts."""
+        if any(site.reads_all_tokens for site in sites):
+            return {}
+        texts = [in_context(model, request, BARE) for request in requests]
+        taps = {site.name: Tap(site.module, "input", site.layer) for site in sites}
+        keys = record(model, texts, [last_subject_token(text) for text in texts], taps)
+        is_read = torch.stack([(key != 0).any(1) for key in keys.values()]).any(0)
+        return {
+            place: f"no edited expert reads the last token of {requests[place].subject!r}; choose another expert"
+            for place in (~is_read).nonzero()[:, 0].tolist()
+        }
 
     @abstractmethod
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:

@@ -100,6 +100,12 @@ def adapter_of(
     deltas = edit.weight_deltas()
     if not deltas:
         raise EditError("the edit changes nothing; there is nothing to export")
+    sites = [model.layer_map.named_site(name) for name in deltas]
+    for site in sites:
+        if not site.reads_all_tokens:
+            raise EditError(
+                f"{site.name} is one expert of a mixture, which LoRA adapters cannot address; merge the edit instead"
+            )
     factors = {name: _factors(delta) for name, delta in deltas.items()}
     is_exact = {name: isinstance(delta, FactoredDelta) for name, delta in deltas.items()}
     bounds = {name: 0.0 if exact else max_error for name, exact in is_exact.items()}
@@ -111,7 +117,6 @@ def adapter_of(
             f"rank {chosen} leaves {errors[worst]:.1%} of the change of {worst} out, more than {max_error:.1%}; give a "
             "higher rank, accept more (max_error), or merge the edit"
         )
-    sites = [model.layer_map.named_site(name) for name in deltas]
     return Adapter(
         {name: padded(a, b, chosen) for name, (a, b) in factors.items()},
         chosen,

@@ -151,7 +151,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> F
     return Fingerprint(
         str(model.config.model_type),
         structure.hexdigest(),
-        _digest(state),
+        weights_digest(model),
         dtype,
         quantization,
         kept,
@@ -160,8 +160,9 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> F
     )
 
 
-def _digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and contents; tensors that share their memory are read once."""
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes, dtypes and contents of a model's tensors; those that share memory are read once."""
+    state = dict(sorted(model.state_dict().items()))
     unique = {(tensor.data_ptr(), tensor.shape, tensor.dtype): tensor for tensor in state.values()}
     # Hashing lets other threads run, and large tensors dominate.
     with ThreadPoolExecutor() as pool:

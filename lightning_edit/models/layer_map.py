@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightning_edit.errors import LayerMapError
+from lightning_edit.models.experts import PARAMETER, expert_slice, has_slices
 
 
 class Orientation(str, Enum):
@@ -35,6 +36,8 @@ class EditSite:
         fan_in: Size of its input.
         fan_out: Size of its output.
         orientation: How its weight is stored.
+        reads_all_tokens: False for an expert of a mixture, which reads zeros for the tokens that its router sends to
+            others.
     """
 
     name: str
@@ -43,6 +46,7 @@ class EditSite:
     fan_in: int
     fan_out: int
     orientation: Orientation
+    reads_all_tokens: bool = True
 
     @property
     def weight(self) -> Tensor:
@@ -148,16 +152,18 @@ class LayerMap:
             return self.named_site(self.site_pattern.format(layer))
         prefix = f"{self.blocks_name}.{layer}"
         candidates = self._output_projections(prefix, self.blocks[layer])
-        experts = self._fused_experts(prefix)
+        experts, slices = self._fused_experts(prefix), self._expert_slices(prefix)
         if len(candidates) == 1 and not experts:
             return self.named_site(candidates[0])
         problem = f"layer {layer} of {self._config.model_type} has {len(candidates)} MLP output projections, expected 1"
         if experts:
             problem = (
                 f"layer {layer} of {self._config.model_type} is a mixture of experts, whose projections are stored in "
-                f"one tensor ({', '.join(experts)}) and cannot be edited"
+                f"one tensor ({', '.join(experts)}){'' if slices else ', and cannot be edited one by one'}"
             )
-        everything = self._writes_to_residual(prefix, candidates)
+        everything = self._writes_to_residual(prefix, candidates) + slices
+        if not everything:
+            raise LayerMapError(f"{problem}; it has no linear map that writes to the residual stream")
         raise LayerMapError(
             f"{problem}; name the edit site yourself (site: one of {everything}, with {{}} in place of the layer's "
             "index)"
@@ -173,6 +179,34 @@ class LayerMap:
         inside = [name for name in self._maps_to_hidden_names(prefix) if name not in outputs]
         names = [*outputs, *inside[-1:]] if len(inside) else list(outputs)
         return [name.replace(f"{prefix}.", f"{self.blocks_name}.{{}}.", 1) for name in names]
+
+    def _expert_slices(self, prefix: str) -> list[str]:
+        """Patterns of the first and the last expert's output projection in a block's mixture."""
+        mixtures = [
+            name for name, module in self._modules.items() if name.startswith(f"{prefix}.") and has_slices(module)
+        ]
+        patterns = [name.replace(f"{prefix}.", f"{self.blocks_name}.{{}}.", 1) for name in mixtures]
+        counts = [len(getattr(self._modules[name], PARAMETER)) for name in mixtures]
+        return [
+            f"{pattern}.{PARAMETER}.{index}"
+            for pattern, count in zip(patterns, counts, strict=True)
+            for index in dict.fromkeys((0, count - 1))
+        ]
+
+    def _expert_site(self, name: str) -> EditSite | None:
+        """The output projection of one expert, such as "model.layers.3.mlp.experts.down_proj.7"; None for other names.
+
+        Raises:
+            LayerMapError: If the mixture has no such expert.
+        """
+        owner, _, index = name.rpartition(".")
+        owner, _, parameter = owner.rpartition(".")
+        experts = self._modules.get(owner)
+        if parameter != PARAMETER or not index.isdigit() or experts is None or not has_slices(experts):
+            return None
+        module = expert_slice(experts, int(index))
+        fan_in, fan_out, orientation = _fans(module)
+        return EditSite(name, module, self._layer_of(name), fan_in, fan_out, orientation, reads_all_tokens=False)
 
     def attention_site(self, layer: int) -> EditSite:
         """The attention's output projection of a layer: the last linear map to the hidden size in what takes a mask.
@@ -200,6 +234,9 @@ class LayerMap:
             LayerMapError: If there is no such module, or it is no linear map.
         """
         module = self._modules.get(name)
+        expert = self._expert_site(name)
+        if expert is not None:
+            return expert
         if module is None or not is_linear(module):
             known = [known for known, module in self._modules.items() if is_linear(module)]
             raise LayerMapError(

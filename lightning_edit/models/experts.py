@@ -1,0 +1,147 @@
+"""Edits single experts of mixtures whose experts are stored in one tensor, as in transformers 5.
+
+There, the output projections of E experts are one parameter ``down_proj`` of shape (E, fan_out, fan_in), or
+(E, fan_in, fan_out), of a module that computes all experts at once. :func:`expert_slice` gives one expert's part of it
+as a linear map with an input, an output and a weight, so that it is an edit site like any other. Modules with such a
+map compute their experts one after the other; all other modules keep the implementation that they had.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from lightning_edit.errors import LayerMapError
+
+PARAMETER = "down_proj"
+"""Name of the parameter that holds the experts' output projections."""
+_IMPLEMENTATION = "lightning_edit"
+_SLICES = "lightning_edit_slices"
+
+
+class ExpertSlice(nn.Module):
+    """The output projection of one expert: y = x Wᵀ + b, where W and b are views of the mixture's parameters.
+
+    It reads all tokens, and zeros for those that the router sends to other experts. It has no parameters of its own.
+
+    Args:
+        experts: The module that holds all experts of a layer.
+        index: Which expert.
+    """
+
+    def __init__(self, experts: nn.Module, index: int) -> None:
+        super().__init__()
+        # In a tuple, the module that this one is a child of does not become its child.
+        self._experts: tuple[Any] = (experts,)
+        self.index = index
+        self.out_features, self.in_features = self.weight.shape
+
+    @property
+    def weight(self) -> Tensor:
+        """(fan_out, fan_in), a view."""
+        weight: Tensor = self._experts[0].down_proj[self.index]
+        return weight.T if self._experts[0].is_transposed else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(fan_out), a view, or None."""
+        return self._experts[0].down_proj_bias[self.index] if self._experts[0].has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, fan_in) to (N, fan_out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+def has_slices(module: nn.Module) -> bool:
+    """Whether a module holds the experts of a layer in a form that :func:`expert_slice` can address."""
+    known = all(hasattr(module, name) for name in ("is_transposed", "has_bias", "has_gate", "_apply_gate"))
+    weight = getattr(module, PARAMETER, None)
+    # A norm between the projection and the residual stream would make the slice's output something else.
+    is_plain = not getattr(module, "has_post_expert_norm", False)
+    return known and is_plain and isinstance(weight, Tensor) and weight.dim() == 3
+
+
+def expert_slice(experts: Any, index: int) -> ExpertSlice:
+    """One expert's output projection, created at the first request.
+
+    Args:
+        experts: The module that holds all experts of a layer; see :func:`has_slices`.
+        index: Which expert.
+
+    Raises:
+        LayerMapError: If there is no such expert.
+    """
+    count = len(experts.down_proj)
+    if not 0 <= index < count:
+        raise LayerMapError(f"expert {index} does not exist: the layer has the experts 0 to {count - 1}")
+    if not hasattr(experts, _SLICES):
+        experts.add_module(_SLICES, nn.ModuleDict())
+        _use_slices(experts.config)
+    slices: nn.ModuleDict = getattr(experts, _SLICES)
+    if str(index) not in slices:
+        slices[str(index)] = ExpertSlice(experts, index)
+    part = slices[str(index)]
+    assert isinstance(part, ExpertSlice)
+    return part
+
+
+def _use_slices(config: Any) -> None:
+    """Makes a model's mixtures ask for slices before they run the implementation that was chosen for them."""
+    chosen = str(config._experts_implementation)
+    if chosen.startswith(_IMPLEMENTATION):
+        return
+    # A config's attributes are saved with the model, so the name itself says what to go on with.
+    name = f"{_IMPLEMENTATION}-{chosen}"
+    ALL_EXPERTS_FUNCTIONS.register(name, partial(experts_forward, chosen))
+    config._experts_implementation = name
+
+
+def experts_forward(
+    otherwise: str, self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """Computes the experts of a layer; those with a slice through it.
+
+    Args:
+        otherwise: Name of the implementation for modules without slices.
+        self: The module that holds the experts, as transformers' interface of expert implementations passes it.
+        hidden_states: (N, hidden size).
+        top_k_index: (N, K) int64, the experts of each token.
+        top_k_weights: (N, K) weight of each of them.
+
+    Returns:
+        (N, hidden size), the weighted sum of the experts' outputs.
+    """
+    if not hasattr(self, _SLICES):
+        original = type(self).forward.__wrapped__
+        implementation = ALL_EXPERTS_FUNCTIONS.get_interface(otherwise, original)
+        output: Tensor = implementation(self, hidden_states, top_k_index, top_k_weights)
+        return output
+    slices: nn.ModuleDict = getattr(self, _SLICES)
+    total = torch.zeros_like(hidden_states)
+    for index in range(len(self.down_proj)):
+        tokens, choices = torch.where(top_k_index == index)
+        key = _key(self, hidden_states[tokens], index)
+        if str(index) in slices:
+            # All tokens pass, so that hooks meet each token where it stands in the batch.
+            every_key = key.new_zeros(len(hidden_states), key.shape[-1]).index_put((tokens,), key)
+            weights = top_k_weights.new_zeros(len(hidden_states)).index_put((tokens,), top_k_weights[tokens, choices])
+            total = total + (slices[str(index)](every_key) * weights[:, None]).to(total.dtype)
+        elif len(tokens):
+            weighted = ExpertSlice(self, index)(key) * top_k_weights[tokens, choices, None]
+            total = total.index_add(0, tokens, weighted.to(total.dtype))
+    return total
+
+
+def _key(experts: Any, hidden_states: Tensor, index: int) -> Tensor:
+    """What an expert's output projection reads."""
+    name = "gate_up_proj" if experts.has_gate else "up_proj"
+    weight = getattr(experts, name)[index]
+    bias = getattr(experts, f"{name}_bias")[index] if experts.has_bias else None
+    projected = F.linear(hidden_states, weight.T if experts.is_transposed else weight, bias)
+    key: Tensor = experts._apply_gate(projected) if experts.has_gate else experts.act_fn(projected)
+    return key

@@ -1,0 +1,90 @@
+"""Reads a model and its tokenizer from the Hub, a folder or a GGUF file; files that are incomplete are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+
+_POINTER = b"version https://git-lfs"
+
+
+def load_pretrained(
+    path: str, revision: str | None, options: dict[str, Any], instead: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads from a folder, a GGUF file or the Hub.
+
+    Args:
+        path: Which.
+        revision: Branch, tag or commit on the Hub.
+        options: Passed to transformers' ``from_pretrained``.
+        instead: What the message of a model that is not found advises to pass.
+
+    Raises:
+        SourceNotFoundError: If there is no such model.
+        ConfigurationError: If it is incomplete, or cannot be loaded.
+    """
+    file = Path(path).expanduser()
+    source: dict[str, Any] = {"revision": revision} if revision else {}
+    where = str(file) if file.exists() else path
+    if file.suffix == ".gguf":
+        if not file.is_file():
+            raise SourceNotFoundError(f"{path}: no such GGUF file; pass the path of an existing one")
+        where, source = str(file.parent), {"gguf_file": file.name}
+    _refuse_pointers(file)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, **source, **options, output_loading_info=True)
+    except OSError as error:
+        raise SourceNotFoundError(
+            f"the model {path!r} is neither a local folder or GGUF file nor reachable on the Hub "
+            f"({_first_line(error)}); pass {instead}"
+        ) from error
+    except (ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        # What transformers raises for truncated weights, unknown architectures, missing packages and encoder-decoders.
+        raise ConfigurationError(f"the model {path!r} cannot be loaded: {_first_line(error)}") from error
+    model, information = loaded
+    _refuse_incomplete(path, information)
+    return model, tokenizer
+
+
+def _refuse_incomplete(path: str, loading: Mapping[str, Any]) -> None:
+    """Refuses a model some of whose weights were not in the files: transformers draws them at random.
+
+    Raises:
+        ConfigurationError: If there are such weights.
+    """
+    missing, mismatched = sorted(loading.get("missing_keys") or ()), loading.get("mismatched_keys") or ()
+    if missing or mismatched:
+        names = [*missing, *(str(own[0] if isinstance(own, tuple) else own) for own in mismatched)]
+        unused = sorted(loading.get("unexpected_keys") or ())
+        hint = f"; the files hold names that the model does not have, such as {unused[0]}" if unused else ""
+        raise ConfigurationError(
+            f"the model {path!r} is incomplete: {len(names)} weights are missing or of another shape, such as "
+            f"{names[0]}{hint}. They would be random; get the complete files"
+        )
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuses a folder whose weights are Git LFS pointers.
+
+    Raises:
+        ConfigurationError: If they are.
+    """
+    if not folder.is_dir():
+        return
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as content:
+            if content.read(len(_POINTER)) == _POINTER:
+                raise ConfigurationError(
+                    f"{file} is a Git LFS pointer, not the weights; run git lfs pull in its folder"
+                )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
