@@ -11,6 +11,7 @@ def compare(
     records: int | None = None,
     shard: str = "1/1",
     preset: str = "default",
+    chat_template: bool | None = None,
     plan: bool = False,
 ) -> None:
     """Runs a grid of editors, data sets and protocols, and writes its report.
@@ -24,6 +25,7 @@ def compare(
         records: Limit of the records of each data set, in place of the file's; 0 takes all.
         shard: "i/n": run every n-th cell from the i-th on.
         preset: Columns of the report: "default", or "knowedit" for the definitions of its paper.
+        chat_template: Render prompts with the tokenizer's chat template, or not, in place of what the file says.
         plan: Show what would be run, and end.
 
     Raises:
@@ -32,7 +34,7 @@ def compare(
     from lightning_edit.command_inputs import shard_of
     from lightning_edit.comparison import Grid, build_report, cells_of, read_comparison, read_runs, write_report
 
-    comparison = read_comparison(config, {"output": output, "records": records})
+    comparison = read_comparison(config, {"output": output, "records": records}, chat_template)
     grid = Grid(comparison, shard_of(shard))
     print_line(grid.plan())
     if plan:

@@ -126,12 +126,15 @@ class Comparison:
         return _of(TextCorpus, self.corpus, "corpus")
 
 
-def read_comparison(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Comparison:
+def read_comparison(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, chat_template: bool | None = None
+) -> Comparison:
     """Reads a comparison from a YAML file; files that it names are looked for beside it, then in the current folder.
 
     Args:
         path: The file.
         overrides: Settings in place of those of the file.
+        chat_template: Whether prompts are rendered with the chat template; as the file says if None.
 
     Raises:
         SourceNotFoundError: If there is no such file.
@@ -145,6 +148,8 @@ def read_comparison(path: str | Path, overrides: Mapping[str, Any] | None = None
     model = content.get("language_model")
     if isinstance(model, str):
         content["language_model"] = _yaml(_beside(path, model))
+    if chat_template is not None:
+        content["language_model"] = {**(content.get("language_model") or {}), "chat_template": chat_template}
     editors = content.get("editors")
     if isinstance(editors, dict):
         content["editors"] = {name: _with_files(path, entry) for name, entry in editors.items()}

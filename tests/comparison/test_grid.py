@@ -184,6 +184,17 @@ def test_an_experiment_is_another_one_when_a_file_that_it_names_changes(tmp_path
     assert identities[0] != identities[1]
 
 
+@pytest.mark.parametrize("configuration", [{"name_or_path": "x", "chat_template": False}, "model.yaml"])
+def test_the_chat_template_can_be_chosen_for_a_whole_grid(tmp_path, tiny_folder, configuration):
+    (tmp_path / "model.yaml").write_text("name_or_path: x\nchat_template: false")
+    path = configured(tmp_path, tiny_folder, language_model=configuration)
+    plain, chat = read_comparison(path), read_comparison(path, chat_template=True)
+    assert (plain.language_model.chat_template, chat.language_model.chat_template) == (False, True)
+    assert chat.language_model.name_or_path == "x"
+    # Cells with other prompts are other cells.
+    assert Grid(plain).cells[0].identity != Grid(chat).cells[0].identity
+
+
 def test_the_unedited_model_is_asked_each_probe_once(tmp_path, tiny_folder, monkeypatch):
     comparison = read_comparison(configured(tmp_path, tiny_folder))
     asked, ask_before = [], Evaluator.ask_before
