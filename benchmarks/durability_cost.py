@@ -35,7 +35,7 @@ _START = [
 COMMANDS = {"edit": _EDIT, "start of a run": _START}
 _TIMED = (
     "lightning_edit.models.language_model.fingerprint",
-    "lightning_edit.models.loading.read_manifest",
+    "lightning_edit.models.bundled.read_manifest",
     "lightning_edit.editors.checkpoint.state_digest",
     "lightning_edit.editors.checkpoint._check_sums",
     "lightning_edit.edits.base.write_manifest",
