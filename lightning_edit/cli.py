@@ -35,6 +35,8 @@ _NOISE = (
     (r"lightning\..*", ".*Checkpoint directory .* exists and is not empty.*"),
     (r"lightning\..*", ".*smaller than the logging interval.*"),
     (r"lightning\..*", ".*across ranks is zero.*"),
+    # The data module goes on behind the batches that are done.
+    (r"lightning\..*", ".*dataloader is not resumable.*"),
     (r"torch\..*", ".*lr_scheduler.step.*"),
 )
 """Module and message of warnings of libraries that users can do nothing about."""
@@ -168,9 +170,21 @@ def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -
         else:
             values[current].append(argument)
     for name, given in values.items():
-        is_list = len(given) == 1 and given[0].startswith("[") and given[0].endswith("]")
+        is_list = len(given) == 1 and _is_list(given[0])
         others += [name, given[0] if is_list else json.dumps(given, ensure_ascii=False)]
     return others
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text is a list in YAML, which "[INST] and so on [/INST]" is not."""
+    import yaml
+
+    if not (text.startswith("[") and text.endswith("]")):
+        return False
+    try:
+        return isinstance(yaml.safe_load(text), list)
+    except yaml.YAMLError:
+        return False
 
 
 class _Notes(logging.Handler):

@@ -80,4 +80,5 @@ def base_of(
         device=device,
         site=base.site,
         chat_template=base.chat_template if chat_template is None else chat_template,
+        separator=base.separator,
     )

@@ -23,6 +23,17 @@ def at_least(least: float, where: str, **settings: float | None) -> None:
             raise ConfigurationError(f"{where}.{name}: expected at least {least}, found {value}")
 
 
+def at_most(most: float, where: str, **settings: float | None) -> None:
+    """Refuses settings above a bound; see :func:`at_least`.
+
+    Raises:
+        ConfigurationError: If one is larger.
+    """
+    for name, value in _numbers(where, settings):
+        if not value <= most:
+            raise ConfigurationError(f"{where}.{name}: expected at most {most}, found {value}")
+
+
 def above(bound: float, where: str, **settings: float | None) -> None:
     """Refuses settings that are not above a bound; see :func:`at_least`.
 
@@ -50,6 +61,17 @@ def layer_numbers(where: str, layers: Sequence[int] | None) -> None:
         raise ConfigurationError(f"{where}.layers: expected a list of layers' numbers, found {layers!r}")
     if not layers:
         raise ConfigurationError(f"{where}.layers: name at least one layer, or none at all (null)")
+
+
+def not_empty(where: str, **settings: Sequence[object] | None) -> None:
+    """Refuses lists without entries; see :func:`at_least`.
+
+    Raises:
+        ConfigurationError: If one is empty.
+    """
+    for name, values in settings.items():
+        if values is not None and not len(values):
+            raise ConfigurationError(f"{where}.{name}: name at least one, or leave the setting out for its default")
 
 
 def _numbers(where: str, settings: Mapping[str, float | None]) -> list[tuple[str, float]]:

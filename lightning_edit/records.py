@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lightning_edit.errors import RequestError
-from lightning_edit.words import find_words
+from lightning_edit.words import find_words, has_lone_surrogate
 
 Span = tuple[int, int]
 
@@ -85,8 +85,14 @@ class EditRequest:
     id: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "target"):
-            if not getattr(self, name).strip():
+        for name in ("prompt", "target", "subject", "ground_truth"):
+            value = getattr(self, name)
+            if value is not None and has_lone_surrogate(value):
+                raise RequestError(
+                    f"the {name} {value!a} of the edit request {self.id!r} holds half of a surrogate pair, which is no "
+                    "character; was it decoded as something other than UTF-8?"
+                )
+            if name in ("prompt", "target") and not value.strip():
                 raise RequestError(f"the {name} of the edit request {self.id!r} is empty; give a text")
         object.__setattr__(self, "prompt", self.prompt.rstrip())
         object.__setattr__(self, "target", self.target.strip())

@@ -27,6 +27,7 @@ from lightning_edit.parsing import (
     refuse_nulls,
     refuse_nulls_of_parts,
 )
+from lightning_edit.printing import quiet_lightning
 
 _LOG = logging.getLogger(__name__)
 LAST = "last"
@@ -87,6 +88,10 @@ class EditingCLI(LightningCLI):
             raise
         except Exception as error:  # a class may refuse its settings by whatever it likes
             cause = informative_cause(error)
+            if "backend found" in str(cause):
+                raise ConfigurationError(
+                    f"trainer.accelerator: this machine has none of the kind asked for ({cause}); use auto or cpu"
+                ) from error
             if isinstance(cause, LightningEditError):
                 raise cause from error
             _LOG.debug("the configuration cannot be used", exc_info=error)
@@ -118,9 +123,10 @@ class EditingCLI(LightningCLI):
         self._read_inputs("predict")
 
     def _read_inputs(self, stage: str) -> None:
-        """Reads the records and loads the model before loggers make folders and runs, because that is what may fail."""
+        """Reads everything and loads the model before loggers make folders and runs, because that is what may fail."""
         self.datamodule.setup(stage)
         self.model.load()
+        self.model.check_inputs(self.datamodule, stage)
 
     def _refuse_untrained(self) -> None:
         editor = self.model.editor
@@ -220,19 +226,24 @@ def newest_checkpoint(config: Any) -> Path:
         ConfigurationError: If there is none.
     """
     loggers = config.trainer.logger
-    folders = [Path(config.trainer.get("default_root_dir") or ".")]
+    default = Path(config.trainer.get("default_root_dir") or ".")
+    folders: list[Path] = []
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)
         if arguments is not None and arguments.get("save_dir") and arguments.get("name"):
-            folders.insert(0, Path(arguments.save_dir) / arguments.name)
+            folders.append(Path(arguments.save_dir) / arguments.name)
+    # Without a logger's folder, runs write into the default one, which runs of other names share.
+    named = bool(folders)
     for callback in config.trainer.get("callbacks") or []:
         directory = getattr(callback, "init_args", {}).get("dirpath")
         folders += [Path(directory)] if directory else []
     patterns = (f"{LAST}.ckpt", f"checkpoints/{LAST}.ckpt", f"version_*/checkpoints/{LAST}.ckpt")
     found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    if not found and not named:
+        found = [path for pattern in patterns for path in default.glob(pattern)]
     if not found:
         raise ConfigurationError(
-            f"ckpt_path: last: no earlier run in {', '.join(map(str, folders))} has a checkpoint; start "
+            f"ckpt_path: last: no earlier run in {', '.join(map(str, folders or [default]))} has a checkpoint; start "
             "without --ckpt_path, or name a file"
         )
     return max(found, key=lambda path: path.stat().st_mtime)
@@ -251,9 +262,7 @@ def run(arguments: list[str]) -> None:
     Args:
         arguments: The command and its options.
     """
-    # Lightning sets its level when it is imported; what it says about accelerators that are not there helps nobody.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_lightning()
     EditingCLI(
         EditingModule,
         EditDataModule,

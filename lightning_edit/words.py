@@ -15,6 +15,11 @@ _MARK = regex.compile(r"[.:·'’‘]")
 _KOREAN = regex.compile(r"\p{Script=Hangul}")
 
 
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which is no character and cannot be written as UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def word_boundaries(text: str) -> frozenset[int]:
     """The places in a text, in characters, where a word can begin or end.
 

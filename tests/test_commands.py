@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from lightning_edit.answers import edit_report
 from lightning_edit.cli import main, repeated_values
@@ -13,6 +14,7 @@ from lightning_edit.editors import GradientStep
 from lightning_edit.edits import load_edit
 from lightning_edit.errors import ConfigurationError, DataFormatError, TokenizationError
 from lightning_edit.models import LanguageModel, load_language_model
+from tests.modules.test_training import write_config
 from tests.testers import REQUESTS
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
 
@@ -255,3 +257,68 @@ def test_an_edit_is_applied_once():
         pass
     with edit.applied(model):
         pass
+
+
+def test_independent_edits_are_applied_once():
+    from lightning_edit.errors import EditError
+
+    model = language_model("llama")
+    batch = GradientStep([1], 0.5).edit_each(model, REQUESTS)
+    message = "applied to this model already"
+    with batch[0].applied(model), pytest.raises(EditError, match=message), batch.applied(model, [0, 1]):
+        pass
+    with batch.applied(model, [0, 1]), pytest.raises(EditError, match=message), batch.applied(model, [1]):
+        pass
+    with batch.applied(model, [0, 1]), batch.applied(model, [2, 2]):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["MEND", "MALMEN", "SERAC"])
+def test_an_editor_that_was_never_trained_edits_nothing(kind, tiny_folder, tmp_path, capsys):
+    path = tmp_path / "editor.yaml"
+    path.write_text(f"class_path: lightning_edit.editors.{kind}")
+    fact = ["--prompt", "The capital of France is", "--target", "Rome"]
+    assert main(edit_arguments(str(path), tiny_folder, *fact)) == 1
+    assert f"{kind} has to be trained first" in capsys.readouterr().err
+
+
+def test_the_separator_is_part_of_an_edit(editor_file, tiny_folder, tmp_path):
+    fact = ["--prompt", "東京", "--target", "都", "--separator", ""]
+    assert main(edit_arguments(editor_file, tiny_folder, *fact, "--save", str(tmp_path / "edit"))) == 0
+    assert load_edit(tmp_path / "edit").provenance.base.separator == ""
+
+
+def test_a_text_in_brackets_is_no_list():
+    assert repeated_values(["--ask", "[INST] hi [/INST]"], edit_command) == ["--ask", '["[INST] hi [/INST]"]']
+    assert repeated_values(["--ask", "[one, two]"], edit_command) == ["--ask", "[one, two]"]
+
+
+def test_no_token_cannot_be_generated():
+    with pytest.raises(ConfigurationError, match=r"generate\.max_new_tokens: expected at least 1, found 0"):
+        language_model("llama").generate(["Answer:"], 0)
+
+
+def test_lone_surrogates_on_the_command_line_are_errors(editor_file, tiny_folder, capsys):
+    fact = ["--prompt", "A \udcff is", "--target", "b"]
+    assert main(edit_arguments(editor_file, tiny_folder, *fact)) == 1
+    assert "half of a surrogate pair" in capsys.readouterr().err
+
+
+def test_paths_are_no_markup(tiny_folder, tmp_path, capsys):
+    config = write_config(tmp_path, tiny_folder)
+    content = yaml.safe_load(config.read_text())
+    content["model"] = {
+        "class_path": "lightning_edit.modules.EditingModule",
+        "init_args": {
+            "editor": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [1]}},
+            "language_model": {"name_or_path": str(tiny_folder)},
+        },
+    }
+    facts = {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"split": "validation", "limit": 2}}
+    content["data"] = {"test": facts}
+    config.write_text(yaml.safe_dump(content))
+    folder = tmp_path / "q[/INST]" / "[b]"
+    logger = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(folder)]
+    callbacks = "--trainer.callbacks=[{class_path: lightning_edit.callbacks.TestReport}]"
+    assert main(["test", "--config", str(config), *logger, callbacks]) == 0
+    assert f"metrics      {folder}" in capsys.readouterr().out

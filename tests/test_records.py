@@ -74,3 +74,10 @@ def test_records():
     first = record.all_probes[0]
     assert (first.kind, first.answer, first.rival) == (ProbeKind.EDIT_SUCCESS, "b", "c")
     assert group_names([record]) == [(ProbeKind.EDIT_SUCCESS, ""), (ProbeKind.LOCALITY, "G")]
+
+
+@pytest.mark.parametrize("name", ["prompt", "target", "ground_truth"])
+def test_half_of_a_surrogate_pair_is_an_error(name):
+    fields = {"prompt": "A is", "target": "b", name: "A is \udcff"}
+    with pytest.raises(RequestError, match=f"the {name} .* half of a surrogate pair"):
+        EditRequest(**fields)

@@ -186,6 +186,12 @@ MIXTURES: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "mlp.experts",
     ),
+    "llama4": (
+        lambda: hf.Llama4TextConfig(
+            **{**_MIXTURE, "num_experts_per_tok": 1}, head_dim=8, num_local_experts=4, intermediate_size_mlp=48
+        ),
+        "feed_forward.experts",
+    ),
     "gpt_oss": (
         lambda: hf.GptOssConfig(
             **_MIXTURE,

@@ -14,6 +14,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_edit.edits.provenance import package_versions
@@ -21,6 +22,7 @@ from lightning_edit.files import finite_json, replace_file, write_json
 from lightning_edit.metrics.collection import measures_of
 from lightning_edit.metrics.scope import scope_curve
 from lightning_edit.modules.base import EditingModule
+from lightning_edit.printing import print_line
 from lightning_edit.records import EditOutcome
 
 T = TypeVar("T")
@@ -107,7 +109,7 @@ class TestReport(Callback):
         if trainer.is_global_zero and isinstance(pl_module, EditingModule):
             path = folder / PREDICTIONS_FILE
             _write_predictions(path, outcomes, pl_module)
-            Console().print(f"predictions  {path}", soft_wrap=True)
+            print_line(f"predictions  {path}")
 
     def _folder(self, trainer: Trainer) -> Path:
         # Every process must ask: the trainer tells its folder by a broadcast.
@@ -131,9 +133,7 @@ class TestReport(Callback):
         if not self.show:
             return
         print_measures(measures, outcomes, pl_module.protocol)
-        Console().print(
-            f"metrics      {folder / METRICS_FILE}\npredictions  {folder / PREDICTIONS_FILE}", soft_wrap=True
-        )
+        print_line(f"metrics      {folder / METRICS_FILE}\npredictions  {folder / PREDICTIONS_FILE}")
 
     @staticmethod
     def _summary(
@@ -229,12 +229,12 @@ def print_measures(measures: dict[str, float], outcomes: list[EditOutcome], prot
         cells = [measures.get(f"{row}/{name}") for _, name in _COLUMNS]
         if any(cell is not None for cell in cells):
             table.add_row(
-                row.replace("/", "\n  "),
+                escape(row.replace("/", "\n  ")),
                 *("–" if cell is None else f"{cell:.2f}" if math.isfinite(cell) else "not finite" for cell in cells),
             )
     console = Console()
     console.print(table)
-    console.print(_LEGEND, soft_wrap=True, highlight=False)
+    print_line(_LEGEND)
     for name, entry in not_finite(outcomes).items():
         records = ", ".join(entry["records"][:_SHOWN_RECORDS])
         console.print(
@@ -244,5 +244,4 @@ def print_measures(measures: dict[str, float], outcomes: list[EditOutcome], prot
     for row in rows:
         after, before = (measures.get(f"{row}/{name}") for name in ("ngram_entropy", "ngram_entropy_before"))
         if after is not None and before is not None:
-            text = f"{row:<16} n-gram entropy of long generations: {after:.2f} bits, unedited {before:.2f}"
-            console.print(text, soft_wrap=True, highlight=False)
+            print_line(f"{row:<16} n-gram entropy of long generations: {after:.2f} bits, unedited {before:.2f}")

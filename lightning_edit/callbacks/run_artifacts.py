@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
-from rich.console import Console
+
+from lightning_edit.printing import print_line
 
 
 class RunArtifacts(Callback):
@@ -40,14 +41,13 @@ class RunArtifacts(Callback):
         best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
         if not trainer.is_global_zero or not best:
             return
-        console = Console()
-        console.print(f"checkpoint   {best}", soft_wrap=True)
-        console.print(f"metrics      {folder / 'metrics.csv'}", soft_wrap=True)
+        print_line(f"checkpoint   {best}")
+        print_line(f"metrics      {folder / 'metrics.csv'}")
         for logger in _wandb_loggers(trainer):
             artifact = wandb.Artifact(self.name, type="model")
             artifact.add_file(best)
             logger.experiment.log_artifact(artifact)
-            console.print(f"W&B run      {Path(logger.experiment.dir).parent}", soft_wrap=True)
+            print_line(f"W&B run      {Path(logger.experiment.dir).parent}")
 
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:

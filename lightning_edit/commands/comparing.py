@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_edit.commands.output import print_line
+from lightning_edit.printing import print_line, quiet_lightning
 
 
 def compare(
@@ -34,6 +34,7 @@ def compare(
     from lightning_edit.command_inputs import shard_of
     from lightning_edit.comparison import Grid, build_report, cells_of, read_comparison, read_runs, write_report
 
+    quiet_lightning()
     comparison = read_comparison(config, {"output": output, "records": records}, chat_template)
     grid = Grid(comparison, shard_of(shard))
     print_line(grid.plan())

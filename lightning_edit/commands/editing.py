@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from lightning_edit.commands.output import given_options, print_line
+from lightning_edit.commands.output import given_options
 from lightning_edit.errors import ConfigurationError, EditError
+from lightning_edit.printing import print_line
 
 
 def edit(
@@ -27,6 +28,7 @@ def edit(
     device: str | None = None,
     site: str | None = None,
     chat_template: bool | None = None,
+    separator: str | None = None,
 ) -> None:
     """Edits facts, saves the edit, and shows whether it worked.
 
@@ -54,6 +56,7 @@ def edit(
         device: Where to put the base model.
         site: Name of the edit site with "{}" for the layer, for models whose structure is ambiguous.
         chat_template: Render prompts with the tokenizer's chat template; as in training, or not, if none is given.
+        separator: What joins prompt and target; "" for scripts that are written without spaces.
 
     Raises:
         ConfigurationError: If neither or both of a prompt with its target and a file are given, or of a checkpoint and
@@ -69,7 +72,10 @@ def edit(
     wanted = requested(prompt, target, subject, requests)
     if save is not None and Path(save).exists() and not overwrite:
         raise ConfigurationError(f"save: {save} exists already; choose a new folder, or add --overwrite true")
-    given = given_options(name_or_path=name_or_path, dtype=dtype, device=device, site=site, chat_template=chat_template)
+    given = given_options(
+        name_or_path=name_or_path, dtype=dtype, device=device, site=site, chat_template=chat_template,
+        separator=separator,
+    )  # fmt: skip
     if (ckpt_path is None) == (editor is None):
         raise ConfigurationError("give either --ckpt_path, or --editor with a YAML file of an editor")
     if ckpt_path is not None:
@@ -78,6 +84,11 @@ def edit(
     else:
         model = load_language_model(**given)
         chosen = configured_editor(str(editor), statistics)
+        if chosen.capabilities.fit_reads == "records":
+            raise ConfigurationError(
+                f"{type(chosen).__name__} has to be trained first (lightning-edit fit); give its checkpoint with "
+                "--ckpt_path"
+            )
         chosen.setup(model)
         if statistics is None:
             chosen.fit_on_sampled_text(model)

@@ -1,15 +1,8 @@
-"""What commands show, and what they were given."""
+"""What commands were given."""
 
 from __future__ import annotations
 
 from typing import Any
-
-
-def print_line(line: str) -> None:
-    """Prints a line as it is: texts of users are no markup, and paths are not broken."""
-    from rich.console import Console
-
-    Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def given_options(**values: Any) -> dict[str, Any]:

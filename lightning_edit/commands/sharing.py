@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from lightning_edit.commands.output import print_line
 from lightning_edit.errors import ConfigurationError
+from lightning_edit.printing import print_line
 
 
 def merge(

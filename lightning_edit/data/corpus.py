@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from lightning_edit import ranges
-from lightning_edit.data.reading import decode_json
+from lightning_edit.data.reading import decode_json, read_json
 from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
+from lightning_edit.hub import could_be_hub_id
+from lightning_edit.words import has_lone_surrogate
 
 _LOG = logging.getLogger(__name__)
 _LONG = 2**22
@@ -86,8 +88,9 @@ class TextCorpus:
     out.
 
     Args:
-        source: A .txt file (documents are parted by empty lines), a .jsonl or .parquet file, or a Hub data set.
-        field: Name of the text in .jsonl, .parquet and Hub data sets.
+        source: A .txt file (documents are parted by empty lines), a .jsonl, .ndjson, .json or .parquet file, or a Hub
+            data set.
+        field: Name of the text in records.
         split: Split of a Hub data set.
         configuration: Name of a Hub data set's configuration, such as "20220301.en", where it has several.
         tokens: Number of tokens to read, at most.
@@ -184,8 +187,10 @@ def documents(source: str, field: str, split: str, configuration: str | None = N
     path = Path(source).expanduser()
     if not path.is_file():
         yield from _from_hub(source, field, split, configuration)
-    elif path.suffix == ".jsonl":
+    elif path.suffix in (".jsonl", ".ndjson"):
         yield from _from_jsonl(path, field)
+    elif path.suffix == ".json":
+        yield from _from_json(path, field)
     elif path.suffix == ".parquet":
         yield from _from_parquet(path, field)
     else:
@@ -199,7 +204,8 @@ def _from_text(path: Path) -> Iterator[str]:
     long document also ends at such a line.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        # A byte order mark, which some editors write, is no part of the text.
+        with path.open(encoding="utf-8-sig") as file:
             lines: list[str] = []
             size = 0
             for line in file:
@@ -225,10 +231,15 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
         for number, line in enumerate(file):
             if not line.strip():
                 continue
-            record = decode_json(line, path, number)
-            if not isinstance(record, dict) or not isinstance(record.get(field), str):
-                raise DataFormatError("expected a text", path, number, field)
-            yield record[field]
+            yield _text_of(decode_json(line, path, number), path, number, field)
+
+
+def _from_json(path: Path, field: str) -> Iterator[str]:
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataFormatError("expected a list of texts, or of records with one", path)
+    for number, record in enumerate(content):
+        yield _text_of({field: record} if isinstance(record, str) else record, path, number, field)
 
 
 def _from_parquet(path: Path, field: str) -> Iterator[str]:
@@ -247,8 +258,10 @@ def _from_parquet(path: Path, field: str) -> Iterator[str]:
 
 
 def _from_hub(source: str, field: str, split: str, configuration: str | None) -> Iterator[str]:
-    if source.count("/") > 1 or source.startswith((".", "/", "~")):
-        raise SourceNotFoundError(f"{source}: no such file; pass a .txt, .jsonl or .parquet file or a Hub data set")
+    if not could_be_hub_id(source):
+        raise SourceNotFoundError(
+            f"{source}: no such file; pass a .txt, .jsonl, .json or .parquet file, or a Hub data set"
+        )
     if importlib.util.find_spec("datasets") is None:
         raise ConfigurationError(
             f"the corpus {source!r} is no local file, and the Hub needs the package datasets: pip install datasets, or "
@@ -268,6 +281,19 @@ def _from_hub(source: str, field: str, split: str, configuration: str | None) ->
 
 def _texts(records: Any, source: str | Path, field: str) -> Iterator[str]:
     for number, record in enumerate(records):
-        if not isinstance(record.get(field), str):
-            raise DataFormatError(f"expected a text; the fields are {sorted(record)}", source, number, field)
-        yield record[field]
+        yield _text_of(record, source, number, field)
+
+
+def _text_of(record: Any, source: str | Path, number: int, field: str) -> str:
+    """The text of a record.
+
+    Raises:
+        DataFormatError: If it has none, or one that no file in UTF-8 can hold.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        fields = f"; the fields are {sorted(record)}" if isinstance(record, dict) else ""
+        raise DataFormatError(f"expected a text{fields}", source, number, field)
+    text: str = record[field]
+    if has_lone_surrogate(text):
+        raise DataFormatError("the text holds half of a surrogate pair", source, number, field)
+    return text

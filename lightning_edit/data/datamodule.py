@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_edit import ranges
 from lightning_edit.data.batches import RecordGroups, TrainingBatch, TrainingCollator, TrainingRecords
 from lightning_edit.data.corpus import TextCorpus
-from lightning_edit.data.reading import ReadReport, RecordSource
+from lightning_edit.data.reading import ReadReport, RecordSource, with_unique_ids
 from lightning_edit.data.sampling import EvaluationBatches, TrainingBatches
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.records import EditRecord, ProbeKind, group_names
@@ -81,6 +82,7 @@ class EditDataModule(LightningDataModule):
             eval_batch_size=eval_batch_size,
             eval_requests_per_edit=eval_requests_per_edit,
         )
+        ranges.at_least(0, "data", num_workers=num_workers)
         self.sources = {
             "fit": train,
             "validate": validation,
@@ -111,6 +113,7 @@ class EditDataModule(LightningDataModule):
             if name in self.reports or source is None:
                 continue
             report = source.read()
+            report.records = with_unique_ids(report)
             if self.skip_seen_subjects and name != "fit":
                 self._skip_seen(report)
             self.reports[name] = report
@@ -142,8 +145,11 @@ class EditDataModule(LightningDataModule):
         records, unit = self.records(stage), self.eval_requests_per_edit
         return [records[at : at + unit] for at in range(0, len(records), unit)]
 
-    def corpus_rows(self) -> Tensor:
-        """(N, L) int32 the packed corpus.
+    def corpus_rows(self, encoder: PromptEncoder | None = None) -> Tensor:
+        """(N, L) int32 the packed corpus, read once.
+
+        Args:
+            encoder: How it becomes tokens; as the Trainer's module reads texts if none is given.
 
         Raises:
             ConfigurationError: If none is configured.
@@ -151,7 +157,7 @@ class EditDataModule(LightningDataModule):
         if self.corpus is None:
             raise ConfigurationError("data.corpus: fitting statistics takes a text corpus, and none is configured")
         if self._rows is None:
-            self._rows = self.corpus.read(self._encoder().tokenizer)
+            self._rows = self.corpus.read((encoder or self._encoder()).tokenizer)
         return self._rows
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -185,6 +191,13 @@ class EditDataModule(LightningDataModule):
             [encoder.encode(*text) for neighbourhood, _ in drawn for text in neighbourhood],
             [encoder.encode(*text) for _, locality in drawn for text in locality],
         )
+
+    def training_prompts(self) -> Iterator[tuple[str, str]]:
+        """Every prompt that training can draw, with its answer."""
+        dataset = TrainingRecords(self.records("fit"), self.seed)
+        for record in dataset.records:
+            for texts in dataset.candidates(record):
+                yield from texts
 
     def training_neighbourhoods(self) -> list[tuple[EditRecord, list[tuple[str, str]]]]:
         """Every training record with the prompts and answers that a rephrase can be drawn from."""
@@ -237,13 +250,20 @@ class EditDataModule(LightningDataModule):
 
     def _order(self) -> dict[str, Any]:
         """What the order of the training batches follows from."""
-        requests = [[r.prompt, r.target] for record in self.records("fit") for r in record.requests]
+        texts = [
+            (
+                [(request.prompt, request.target) for request in record.requests],
+                [(probe.prompt, probe.answers) for probe in record.probes],
+            )
+            for record in self.records("fit")
+        ]
         return {
             "seed": self.seed,
             "batch_size": self.batch_size,
             "requests_per_edit": self.requests_per_edit,
+            "locality_draws": self.locality_draws,
             "processes": self._process()[1],
-            "records": hashlib.sha256(json.dumps(requests).encode()).hexdigest(),
+            "records": hashlib.sha256(json.dumps(texts).encode("utf-8", "surrogatepass")).hexdigest(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,9 @@ from lightning_edit.errors import (
     RequestError,
     SourceNotFoundError,
 )
+from lightning_edit.hub import could_be_hub_id
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind, find_subject
+from lightning_edit.words import has_lone_surrogate
 
 
 @dataclass
@@ -48,6 +51,9 @@ class ReadReport:
         return "; ".join(parts)
 
 
+_PLACE = re.compile(r"\[\d+\]")
+
+
 class Entry:
     """One record of a file as it was read, with typed access that says where a value is wrong.
 
@@ -65,6 +71,7 @@ class Entry:
             raise DataFormatError(f"expected an object, found {_kind(values)}", path, index, trail or None)
         self.values: dict[str, Any] = values
         self._asked: set[str] = set()
+        self._children: dict[str, Entry] = {}
 
     def __contains__(self, name: str) -> bool:
         self._asked.add(name)
@@ -75,9 +82,13 @@ class Entry:
         return name in self.values and name not in self._asked
 
     def note_unread_fields(self) -> None:
-        """Counts the fields that the reader did not look at, by name."""
+        """Counts the fields that the reader did not look at, by name, here and in the objects that it opened."""
         for name in sorted(set(self.values) - self._asked):
-            self.report.noted[f"field {name!r} not read"] += 1
+            # Without places in lists, so that the same field of many items is one line.
+            full = _PLACE.sub("", self._trail(name))
+            self.report.noted[f"field {full!r} not read"] += 1
+        for child in self._children.values():
+            child.note_unread_fields()
 
     def error(self, name: str, problem: str) -> DataFormatError:
         """An error about one field of this record."""
@@ -101,7 +112,7 @@ class Entry:
         """``value`` without white space around it, counted where there was any."""
         if value != value.strip():
             self.report.changed["white space around a text stripped"] += 1
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if has_lone_surrogate(value):
             raise DataFormatError(f"a text holds half of a surrogate pair: {value!a}", self.path, self.index)
         return value.strip()
 
@@ -119,15 +130,18 @@ class Entry:
 
     def child(self, name: str) -> Entry:
         """An object inside this one."""
-        return Entry(self._typed(name, (dict,), "an object"), self.path, self.index, self.report, self._trail(name))
+        return self._opened(name, self._typed(name, (dict,), "an object"))
 
     def children(self, name: str) -> list[Entry]:
         """A list of objects inside this one."""
         values = self._typed(name, (list,), "a list of objects")
-        return [
-            Entry(value, self.path, self.index, self.report, self._trail(f"{name}[{position}]"))
-            for position, value in enumerate(values)
-        ]
+        return [self._opened(f"{name}[{position}]", value) for position, value in enumerate(values)]
+
+    def _opened(self, name: str, values: object) -> Entry:
+        """An object inside this one; the same however often it is asked for, to know which of its fields were read."""
+        if name not in self._children:
+            self._children[name] = Entry(values, self.path, self.index, self.report, self._trail(name))
+        return self._children[name]
 
     def answers(self, name: str) -> tuple[tuple[str, ...], ...]:
         """Acceptable answers in any published form: one string, aliases of one object, or objects with aliases.
@@ -231,7 +245,7 @@ def locate(source: str, names: Sequence[str]) -> Path:
             if found:
                 return found[0]
         raise SourceNotFoundError(f"{path}: the folder has none of {list(names)}; pass the file itself")
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if "/" not in source or not could_be_hub_id(source):
         raise SourceNotFoundError(f"{source}: no such file or folder; pass a local path or a Hub id (owner/name)")
     return _download(source, names)
 
@@ -330,8 +344,19 @@ def with_extra_probes(records: Iterable[EditRecord], entry: Entry) -> list[EditR
     kept = list(records)
     if not kept:
         return []
-    probes = tuple(_extra_probes(entry, kept[0].requests[0].target))
+    probes = _without_own_prompts(entry, kept[0], _extra_probes(entry, kept[0].requests[0].target))
     return [replace(kept[0], probes=kept[0].probes + probes), *kept[1:]]
+
+
+def _without_own_prompts(entry: Entry, record: EditRecord, probes: Iterable[Probe]) -> tuple[Probe, ...]:
+    """Leaves out locality probes that ask the edit itself."""
+    edited, kept = {request.prompt for request in record.requests}, []
+    for probe in probes:
+        if probe.kind is ProbeKind.LOCALITY and probe.prompt in edited:
+            entry.report.dropped["locality probe that asks the edit itself"] += 1
+        else:
+            kept.append(probe)
+    return tuple(kept)
 
 
 def _extra_probes(entry: Entry, target: str) -> Iterator[Probe]:

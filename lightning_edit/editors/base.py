@@ -244,6 +244,7 @@ class Editor(nn.Module, ABC):
         Raises:
             EditError: If the editor cannot do what is asked, or requests contradict one another and
                 ``contradictions`` is "error".
+            TokenizationError: If a request does not survive the tokenizer, or is longer than the model's positions.
         """
         name, can = type(self).__name__, self.capabilities
         if not groups or not all(groups):
@@ -263,6 +264,8 @@ class Editor(nn.Module, ABC):
                     f"(the first is {missing[0].prompt!r}); give the subject as it stands in the prompt"
                 )
         for group in groups:
+            for request in group:
+                model.check_text(request.prompt, request.target)
             report_contradictions(group, self.contradictions)
         self.validate(model, [without_contradictions(group, self.contradictions) for group in groups])
 

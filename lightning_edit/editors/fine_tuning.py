@@ -60,6 +60,7 @@ class FineTuning(Editor):
     ) -> None:
         super().__init__()
         ranges.above(0, "editor", norm_constraint=norm_constraint)
+        ranges.not_empty("editor", sites=sites)
         self.sites, self.norm_constraint = list(sites), norm_constraint
         self.tuning, self.contradictions = tuning, contradictions
 

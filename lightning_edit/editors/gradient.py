@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.base import Editor, GroupChanges, Groups, name_of
 from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.factor_cache import FactorCache
@@ -39,6 +40,7 @@ class GradientEditor(Editor):
     def __init__(self, sites: Sequence[int | str], tokens: Tokens = "all", end_token: bool = False) -> None:
         super().__init__()
         self.end_token = end_token
+        ranges.not_empty("editor", sites=sites)
         self.sites = list(sites)
         if tokens not in get_args(Tokens):
             raise ConfigurationError(f"editor.tokens: expected one of {get_args(Tokens)}, found {tokens!r}")

@@ -133,9 +133,10 @@ class LocateEditor(Editor):
                 self._statistics = IdentityStatistics()
             elif self.statistics is None:
                 raise ConfigurationError(
-                    f"{type(self).__name__} needs statistics of the model's keys: fit them and name their folder "
-                    "(editor.statistics), collect some on text that the model samples (fit_on_sampled_text), or set "
-                    "covariance: identity for a trial"
+                    f"{type(self).__name__} needs statistics of the model's keys. Fit them with: lightning-edit fit "
+                    "--config YOUR.yaml (with data.corpus, and model.editor.init_args.statistics naming their folder; "
+                    "@rome-smollm2-counterfact shows how). Or collect some on text that the model samples "
+                    "(fit_on_sampled_text), or set covariance: identity for a trial"
                 )
             else:
                 self._statistics = KeyStatistics.load(self.statistics)

@@ -124,6 +124,7 @@ class LoRA(Editor):
     ) -> None:
         super().__init__()
         ranges.layer_numbers("editor", layers)
+        ranges.not_empty("editor", targets=targets)
         ranges.at_least(1, "editor", rank=rank)
         ranges.above(0, "editor", alpha=alpha)
         ranges.between(0, 1, "editor", dropout=dropout)

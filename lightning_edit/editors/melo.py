@@ -147,6 +147,7 @@ class MELO(Editor):
         super().__init__()
         ranges.above(0, "editor", radius=radius, scale=scale)
         ranges.at_least(1, "editor", rank=rank, edits_per_block=edits_per_block)
+        ranges.not_empty("editor", sites=sites)
         self.key_site, self.sites, self.radius, self.rank = key_site, list(sites), radius, rank
         self.edits_per_block, self.scale, self.tuning, self.seed = edits_per_block, scale, tuning, seed
         self.contradictions = contradictions

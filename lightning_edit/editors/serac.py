@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
 from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.edits import CounterfactualResponder, EditSequence, Match, Memory, RoutedChanges, Router
@@ -71,6 +72,11 @@ class SERAC(Editor):
         threshold: float = 0.5,
     ) -> None:
         super().__init__()
+        ranges.at_least(-1, "editor", encoder_layers=encoder_layers)
+        ranges.at_least(1, "editor", rank=rank, adapted_layers=adapted_layers)
+        ranges.above(0, "editor", alpha=alpha)
+        ranges.at_least(0, "editor", threshold=threshold)
+        ranges.at_most(1, "editor", threshold=threshold)
         self.encoder, self.encoder_layers, self.cross_attention = encoder, encoder_layers, cross_attention
         self.counterfactual, self.rank, self.alpha = counterfactual, rank, alpha
         self.adapted_layers, self.threshold = adapted_layers, threshold

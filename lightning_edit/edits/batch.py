@@ -58,11 +58,12 @@ class EditBatch:
 
         Raises:
             BaseModelMismatchError: If the edits were made for another base model.
-            EditError: If ``rows`` names an edit that does not exist.
+            EditError: If ``rows`` names an edit that does not exist, or one that is applied already.
         """
         check_rows(rows, len(self))
         for provenance in self.provenances[:1]:
             base = provenance.base
             model.check_base(base.fingerprint, "edit", base.name, base.chat_template)
-        with self.changes.layered(model, rows) as scorer:
+        ids = [self.provenances[row].id for row in sorted(set(rows))]
+        with model.marked_as_applied(ids), self.changes.layered(model, rows) as scorer:
             yield scorer

@@ -31,6 +31,7 @@ class BaseModel:
         dtype: Precision of its hidden states, such as "float32".
         chat_template: Whether prompts were rendered with the tokenizer's chat template.
         site: Name pattern of the edit site, for models whose structure is ambiguous.
+        separator: What joins prompt and target.
     """
 
     name: str
@@ -39,6 +40,7 @@ class BaseModel:
     dtype: str = "float32"
     chat_template: bool = False
     site: str | None = None
+    separator: str = " "
 
     @classmethod
     def of(cls, model: LanguageModel) -> BaseModel:
@@ -50,6 +52,7 @@ class BaseModel:
             str(model.dtype).removeprefix("torch."),
             model.encoder.chat_template,
             model.layer_map.site_pattern,
+            model.encoder.separator,
         )
 
     @classmethod

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich.console import Console
 from tqdm.auto import tqdm
 
 from lightning_edit import ranges
@@ -23,6 +22,7 @@ from lightning_edit.locate.tracing import (
     trace_fact,
 )
 from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.printing import print_line
 from lightning_edit.records import EditRequest
 
 PICTURES = 5
@@ -73,17 +73,16 @@ def trace_facts(
         pictures.append(draw_averages(traces, folder / f"averages{suffix}.png", severed))
     if to_wandb:
         _send(pictures)
-    console = Console()
-    console.print(f"traced {len(traces)} facts that the model says, of {asked} asked and {len(requests)} given")
+    print_line(f"traced {len(traces)} facts that the model says, of {asked} asked and {len(requests)} given")
     if not severed:
         [[one], several] = layers
-        console.print(
+        print_line(
             f"suggested layers {one}, or {several[0]} to {several[-1]} for methods that edit several: there MLP "
             f"outputs at the subject's last token restore the answer most (window of {settings.window}, mean of "
             f"{len(traces)} fact{'s' * (len(traces) > 1)})"
         )
     for path in (numbers, *pictures):
-        console.print(f"written          {path}", soft_wrap=True)
+        print_line(f"written          {path}")
     return traces
 
 

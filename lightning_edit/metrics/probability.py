@@ -24,8 +24,13 @@ def probability_score(log_probs: Sequence[float], rival_log_probs: Sequence[floa
     Args:
         log_probs: Natural logarithms of the probabilities of the answer's tokens.
         rival_log_probs: The same for the rival's tokens.
+
+    Returns:
+        NaN where one of the probabilities is.
     """
-    return float(mean_probability(log_probs) > mean_probability(rival_log_probs))
+    answer, rival = mean_probability(log_probs), mean_probability(rival_log_probs)
+    # A comparison with NaN is false, which would count as an answer that lost.
+    return float(answer > rival) if math.isfinite(answer) and math.isfinite(rival) else math.nan
 
 
 def probability_magnitude(log_probs: Sequence[float], rival_log_probs: Sequence[float]) -> float:

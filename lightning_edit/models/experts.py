@@ -3,7 +3,9 @@
 There, the output projections of E experts are one parameter ``down_proj`` of shape (E, fan_out, fan_in), or
 (E, fan_in, fan_out), of a module that computes all experts at once. :func:`expert_slice` gives one expert's part of it
 as a linear map with an input, an output and a weight, so that it is an edit site like any other. Modules with such a
-map compute their experts one after the other; all other modules keep the implementation that they had.
+map compute their experts one after the other; all other modules keep the implementation that they had. Modules
+outside transformers' interface of implementations that give each expert all tokens, weighted before (Llama 4), keep
+theirs, too; there a hook puts the slice's output in the place of the expert's.
 """
 
 from __future__ import annotations
@@ -45,12 +47,12 @@ class ExpertSlice(nn.Module):
     def weight(self) -> Tensor:
         """(fan_out, fan_in), a view."""
         weight: Tensor = self._experts[0].down_proj[self.index]
-        return weight.T if self._experts[0].is_transposed else weight
+        return weight.T if _is_transposed(self._experts[0]) else weight
 
     @property
     def bias(self) -> Tensor | None:
         """(fan_out), a view, or None."""
-        return self._experts[0].down_proj_bias[self.index] if self._experts[0].has_bias else None
+        return self._experts[0].down_proj_bias[self.index] if getattr(self._experts[0], "has_bias", False) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, fan_in) to (N, fan_out)."""
@@ -59,11 +61,25 @@ class ExpertSlice(nn.Module):
 
 def has_slices(module: nn.Module) -> bool:
     """Whether a module holds the experts of a layer in a form that :func:`expert_slice` can address."""
-    known = all(hasattr(module, name) for name in ("is_transposed", "has_bias", "has_gate", "_apply_gate"))
     weight = getattr(module, PARAMETER, None)
     # A norm between the projection and the residual stream would make the slice's output something else.
     is_plain = not getattr(module, "has_post_expert_norm", False)
+    known = _chooses_implementation(module) or _gives_all_tokens(module)
     return known and is_plain and isinstance(weight, Tensor) and weight.dim() == 3
+
+
+def _chooses_implementation(module: nn.Module) -> bool:
+    """Whether a mixture is computed by one of transformers' interchangeable implementations."""
+    return all(hasattr(module, name) for name in ("is_transposed", "has_bias", "has_gate", "_apply_gate"))
+
+
+def _gives_all_tokens(module: nn.Module) -> bool:
+    """Whether a mixture's forward takes, for each expert, all tokens, as Llama 4's: (E · N, hidden size)."""
+    return all(hasattr(module, name) for name in ("num_experts", "expert_dim", "gate_up_proj", "act_fn"))
+
+
+def _is_transposed(experts: Any) -> bool:
+    return bool(getattr(experts, "is_transposed", True))
 
 
 def expert_slice(experts: Any, index: int) -> ExpertSlice:
@@ -81,7 +97,10 @@ def expert_slice(experts: Any, index: int) -> ExpertSlice:
         raise LayerMapError(f"expert {index} does not exist: the layer has the experts 0 to {count - 1}")
     if not hasattr(experts, _SLICES):
         experts.add_module(_SLICES, nn.ModuleDict())
-        _use_slices(experts.config)
+        if _chooses_implementation(experts):
+            _use_slices(experts.config)
+        else:
+            experts.register_forward_hook(_with_outputs_of_slices)
     slices: nn.ModuleDict = getattr(experts, _SLICES)
     if str(index) not in slices:
         slices[str(index)] = ExpertSlice(experts, index)
@@ -135,6 +154,16 @@ def experts_forward(
             weighted = ExpertSlice(self, index)(key) * top_k_weights[tokens, choices, None]
             total = total.index_add(0, tokens, weighted.to(total.dtype))
     return total
+
+
+def _with_outputs_of_slices(experts: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Puts the outputs of slices in the place of those that their experts computed: (E · N, hidden size)."""
+    inputs = args[0].view(len(experts.down_proj), -1, args[0].shape[-1])
+    outputs = list(output.view(len(inputs), -1, output.shape[-1]))
+    for index, part in getattr(experts, _SLICES).items():
+        gate, up = (inputs[int(index)] @ experts.gate_up_proj[int(index)]).chunk(2, dim=-1)
+        outputs[int(index)] = part(up * experts.act_fn(gate))
+    return torch.cat(outputs)
 
 
 def _key(experts: Any, hidden_states: Tensor, index: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_edit import ranges
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, TokenizationError
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
 from lightning_edit.models.head import rate
@@ -46,6 +47,8 @@ class BatchRows:
         return columns >= self.prompt_ends[:, None]
 
 
+_MOST_SPECIAL_TOKENS = 8
+"""More than any tokenizer puts around a text."""
 _SAMPLED_AT_ONCE = 64
 """Texts that are sampled side by side."""
 _POSITION_OFFSET = 2
@@ -185,11 +188,13 @@ class LanguageModel:
                     "generate() of what applied() yields"
                 )
 
-        handle = self.model.register_forward_pre_hook(refuse)
+        inner: Any = self.model.base_model
+        handles = [module.register_forward_pre_hook(refuse) for module in {self.model, inner}]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _own_call(self) -> Iterator[None]:
@@ -273,6 +278,26 @@ class LanguageModel:
         if self.has_position_table:
             raise TokenizationError(f"{message}; shorten it")
         warnings.warn(f"{message}; what it says beyond them may be of no use", stacklevel=3)
+
+    def check_text(self, prompt: str, target: str = "", new_tokens: int = 0) -> None:
+        """Refuses a text that cannot be used, before a run begins that would stop at it.
+
+        Only texts that may be too long, or that a tokenizer may change, are tokenised: no token is shorter than a byte.
+
+        Args:
+            prompt: The prompt.
+            target: The target behind it, if any.
+            new_tokens: Tokens that are to be generated behind it.
+
+        Raises:
+            TokenizationError: If the text does not survive the tokenizer, or the model has no positions for it.
+        """
+        text = f"{prompt}{target}"
+        rendered = self.encoder.render(prompt) if self.encoder.chat_template else prompt
+        length = len(rendered.encode()) + len(target.encode()) + new_tokens + _MOST_SPECIAL_TOKENS
+        is_short = self.positions is None or length <= self.positions
+        if not (text.isascii() and is_short):
+            self.check_length(self.encoder.encode(prompt, target), new_tokens)
 
     @cached_property
     def takes_position_ids(self) -> bool:
@@ -516,7 +541,7 @@ class LanguageModel:
             P continuations, without the prompts.
 
         Raises:
-            ConfigurationError: If ``settings`` ask for several continuations of a prompt.
+            ConfigurationError: If ``settings`` ask for several continuations of a prompt, or a length is less than one.
             TokenizationError: If a prompt has no tokens.
         """
         if int(settings.get("num_return_sequences") or 1) != 1:
@@ -524,6 +549,7 @@ class LanguageModel:
                 "num_return_sequences: one continuation of each prompt is returned; repeat prompts"
             )
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        ranges.at_least(1, "generate", max_new_tokens=min(limits, default=1))
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         if any(not text.ids for text in encoded):
             raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")

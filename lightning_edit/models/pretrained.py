@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,14 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.hub import could_be_hub_id
 
 _POINTER = b"version https://git-lfs"
+_UNUSABLE = (
+    ValueError, KeyError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error, SafetensorError,
+)  # fmt: skip
+"""What transformers raises for truncated weights, unknown architectures, missing packages and encoder-decoders."""
+_NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 
 
 def load_pretrained(
@@ -37,6 +45,8 @@ def load_pretrained(
             raise SourceNotFoundError(f"{path}: no such GGUF file; pass the path of an existing one")
         where, source = str(file.parent), {"gguf_file": file.name}
     _refuse_pointers(file)
+    if not file.exists() and not could_be_hub_id(path):
+        raise SourceNotFoundError(f"{path}: no such folder or file; pass {instead}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(where, **source, **options, output_loading_info=True)
@@ -45,11 +55,11 @@ def load_pretrained(
             f"the model {path!r} is neither a local folder or GGUF file nor reachable on the Hub "
             f"({_first_line(error)}); pass {instead}"
         ) from error
-    except (ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        # What transformers raises for truncated weights, unknown architectures, missing packages and encoder-decoders.
-        raise ConfigurationError(f"the model {path!r} cannot be loaded: {_first_line(error)}") from error
+    except _UNUSABLE as error:
+        raise ConfigurationError(f"the model {path!r} cannot be loaded: {_reason(error)}") from error
     model, information = loaded
     _refuse_incomplete(path, information)
+    _refuse_offloaded(path, model)
     return model, tokenizer
 
 
@@ -71,19 +81,42 @@ def _refuse_incomplete(path: str, loading: Mapping[str, Any]) -> None:
 
 
 def _refuse_pointers(folder: Path) -> None:
-    """Refuses a folder whose weights are Git LFS pointers.
+    """Refuses a file, or a folder with one, that is a Git LFS pointer.
 
     Raises:
-        ConfigurationError: If they are.
+        ConfigurationError: If there is one.
     """
-    if not folder.is_dir():
-        return
-    for file in folder.glob("*.safetensors"):
+    files = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    for file in files:
+        if not file.is_file():
+            continue
         with file.open("rb") as content:
             if content.read(len(_POINTER)) == _POINTER:
                 raise ConfigurationError(
-                    f"{file} is a Git LFS pointer, not the weights; run git lfs pull in its folder"
+                    f"{file} is a Git LFS pointer, not the file itself; run git lfs pull in its folder"
                 )
+
+
+def _refuse_offloaded(path: str, model: PreTrainedModel) -> None:
+    """Refuses a model that device_map put on the disk in part, where edits and fingerprints cannot reach its weights.
+
+    Raises:
+        ConfigurationError: If it did.
+    """
+    devices: dict[str, Any] = getattr(model, "hf_device_map", None) or {}
+    offloaded = [name for name, device in devices.items() if str(device) == "disk"]
+    if offloaded:
+        raise ConfigurationError(
+            f"the model {path!r} does not fit: {len(offloaded)} of its modules, such as {offloaded[0]}, would lie on "
+            "the disk, where they cannot be edited; use a device_map without disk, a smaller dtype, or quantization"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    text = _first_line(error)
+    if text.startswith(_NO_TOKENIZER):
+        return "it has no tokenizer that can be read; put its tokenizer.json, or tokenizer.model, beside the weights"
+    return text
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings, load_language_model
 from lightning_edit.modules.costs import Costs
 from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings, UneditedAnswers
-from lightning_edit.modules.sequential import SequentialRun, flat
+from lightning_edit.modules.sequential import SequentialRun, flat, perplexity_text
 from lightning_edit.records import EditOutcome, EditRecord, ProbeKind
 from lightning_edit.tokenization import PromptEncoder
 
@@ -139,6 +139,38 @@ class EditingModule(LightningModule):
         self.language_model.place(self.trainer.strategy.root_device)
         self.editor.setup(self.language_model)
         self.prepare_measures(stage)
+
+    def check_inputs(self, datamodule: Any, stage: str) -> None:
+        """Reads and checks everything that a stage of the Trainer is given, before it makes folders.
+
+        Args:
+            datamodule: An EditDataModule that was set up for the stage.
+            stage: "fit", "validate", "test" or "predict".
+
+        Raises:
+            LightningEditError: If a file cannot be read, or a text cannot be used.
+        """
+        self.check_texts(datamodule, stage)
+        if stage == "fit" and datamodule.corpus is not None:
+            datamodule.corpus_rows(self.encoder)
+        settings = self.evaluation.sequential
+        text = None if stage == "fit" or settings is None else perplexity_text(settings)
+        if text is not None:
+            text.read(self.language_model.tokenizer)
+
+    def check_texts(self, datamodule: Any, stage: str) -> None:
+        """Refuses records with a text that does not survive the tokenizer, or is longer than the model's positions.
+
+        Raises:
+            TokenizationError: If there is one.
+        """
+        model, name = self.language_model, "validate" if stage == "fit" else stage
+        if name in datamodule.reports:
+            settings = self.validation if stage == "fit" else self.evaluation
+            Evaluator(model, settings).check(datamodule.records(name))
+        if "fit" in datamodule.reports and stage == "fit":
+            for prompt, answer in datamodule.training_prompts():
+                model.check_text(prompt, answer)
 
     def prepare_measures(self, stage: str) -> None:
         """Prepares the evaluation of a stage of the Trainer."""
@@ -260,12 +292,14 @@ class EditingModule(LightningModule):
 
     def _check_all(self, stage: str) -> None:
         self.left_out = []
+        if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
+            self.check_texts(datamodule, stage)
         # A sequence was checked when it was prepared; of a run that is cut, each batch is checked when its time comes.
         limit = getattr(self.trainer, _LIMITS[stage])
         is_cut = limit is not None and (isinstance(limit, int) or limit < 1)
         if stage in self._runs or is_cut:
             return
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        assert datamodule is not None
         groups = datamodule.evaluation_groups(stage) if stage in self._evaluators else []
         if groups:
             requests = [[request for record in group for request in record.requests] for group in groups]

@@ -71,6 +71,9 @@ class EvaluationSettings:
             changes are made and evaluated in parts that fit.
         sequential: Edit one after another in the order of the records, each on top of all before, instead of each on
             the clean model; ``data.eval_requests_per_edit`` records make one edit.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
     """
 
     generate: bool = True
@@ -80,6 +83,12 @@ class EvaluationSettings:
     trunk_gigabytes: float = 0.5
     change_gigabytes: float = 1.0
     sequential: SequentialSettings | None = None
+
+    def __post_init__(self) -> None:
+        where = "evaluation"
+        ranges.at_least(0, where, generate_records=self.generate_records, extra_tokens=self.extra_tokens)
+        ranges.at_least(0, where, fluency_tokens=self.fluency_tokens, trunk_gigabytes=self.trunk_gigabytes)
+        ranges.above(0, where, change_gigabytes=self.change_gigabytes)
 
     @property
     def change_bytes(self) -> int:
@@ -258,6 +267,16 @@ class Evaluator:
             for index, (record, generates) in enumerate((record, self._generates(record)) for record in records)
             for probe in self._probes(record)
         ]
+
+    def check(self, records: Sequence[EditRecord]) -> None:
+        """Refuses records with a text that the model cannot be asked, before the first of them is.
+
+        Raises:
+            TokenizationError: If a probe does not survive the tokenizer, or is longer than the model's positions.
+        """
+        for record in records:
+            for probe in self._probes(record):
+                self.model.check_text(probe.prompt, probe.answer, self._limit(probe) if self.settings.generate else 0)
 
     def _generates(self, record: EditRecord) -> bool:
         """Whether the model generates after a record's probes."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit import ranges
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import mean_over_processes
 from lightning_edit.editors.factor_cache import FactorCache
@@ -170,6 +171,9 @@ class HypernetworkEditing(TrainedEditing):
         super().__init__(
             editor, language_model, evaluation, validation, average, metrics, warmup_steps, schedule, trunk, start
         )
+        ranges.at_least(0, "model", edit_weight=edit_weight, locality_weight=locality_weight)
+        ranges.at_least(0, "model", learning_rate=learning_rate, step_size_learning_rate=step_size_learning_rate)
+        ranges.at_least(0, "model", factor_gigabytes=factor_gigabytes)
         self._factors = FactorCache(int(factor_gigabytes * 2**30))
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate

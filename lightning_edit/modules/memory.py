@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit import ranges
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import lists_of_all_processes, mean_over_processes
 from lightning_edit.editors.serac import SERAC
@@ -96,6 +97,9 @@ class MemoryEditing(TrainedEditing):
         )
         if not (train_scope or train_counterfactual):
             raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
+        ranges.one_of(("supervised", "mixed"), "model", objective=objective)
+        ranges.at_least(0, "model", scope_weight=scope_weight, scope_learning_rate=scope_learning_rate)
+        ranges.at_least(0, "model", learning_rate=learning_rate, encoder_learning_rate=encoder_learning_rate)
         self.objective, self.subject_examples = objective, subject_examples
         self.hardest_negatives = hardest_negatives
         self.train_scope, self.train_counterfactual = train_scope, train_counterfactual

@@ -17,7 +17,7 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.edits import EditSequence, load_edit
 from lightning_edit.edits.base import perplexity_of
 from lightning_edit.errors import ConfigurationError
-from lightning_edit.files import replace_file
+from lightning_edit.files import finite_json, replace_file
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.perplexity import perplexity
@@ -103,10 +103,8 @@ class SequentialRun:
         self._lock.release()
 
     def _read_text(self) -> Tensor | None:
-        if self.settings.text is None:
-            return None
-        length = min(_ROW, self.settings.tokens)
-        return TextCorpus(self.settings.text, tokens=self.settings.tokens, length=length).read(self.model.tokenizer)
+        corpus = perplexity_text(self.settings)
+        return None if corpus is None else corpus.read(self.model.tokenizer)
 
     def _take_up_edits(self) -> None:
         """Takes up the edits that the folder holds.
@@ -233,7 +231,8 @@ class SequentialRun:
             self._check(now / self._perplexity_before)
         self.rows = [*(own for own in self.rows if own["edits"] < self.edited), row]
         with replace_file(self.folder / SCHEDULE_FILE) as temporary:
-            temporary.write_text("".join(json.dumps(own) + "\n" for own in self.rows), encoding="utf-8")
+            lines = [json.dumps(finite_json(own), allow_nan=False) for own in self.rows]
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return outcomes
 
     def _check(self, ratio: float) -> None:
@@ -251,6 +250,13 @@ class SequentialRun:
         metrics.update(outcomes)
         values = {name: float(value) for name, value in metrics.compute().items()}
         return {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
+
+
+def perplexity_text(settings: SequentialSettings) -> TextCorpus | None:
+    """The text that perplexity is measured on; None where none is."""
+    if settings.text is None:
+        return None
+    return TextCorpus(settings.text, tokens=settings.tokens, length=min(_ROW, settings.tokens))
 
 
 def _row(line: str, place: str) -> dict[str, Any]:
@@ -278,8 +284,8 @@ def flat(row: dict[str, Any]) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            values.update({f"{name}/{inner}": own for inner, own in value.items()})
-        else:
+            values.update({f"{name}/{inner}": own for inner, own in value.items() if own is not None})
+        elif value is not None:
             values[name] = value
     return values
 

@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit import ranges
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import load_weights
 from lightning_edit.files import cache_folder
@@ -24,6 +25,10 @@ from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
 
 Schedule = Literal["constant", "cosine"]
+
+
+_GRADIENTS = "lightning_edit_gradients"
+"""Key of a checkpoint under which the gradients of an incomplete step are kept."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ class TrunkSettings:
     on_disk: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     folder: str | None = None
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, "trunk", gigabytes=self.gigabytes)
 
 
 class TrainedEditing(EditingModule, ABC):
@@ -77,9 +85,12 @@ class TrainedEditing(EditingModule, ABC):
         start: str | None,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average, metrics)
+        ranges.at_least(0, "model", warmup_steps=warmup_steps)
+        ranges.one_of(get_args(Schedule), "model", schedule=schedule)
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.trunk_settings, self.start = trunk, start
         self._kept: Trunk | None = None
+        self._gradients: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         """See :meth:`EditingModule.setup`; in fit, the editor gets the weights that training starts from."""
@@ -122,6 +133,25 @@ class TrainedEditing(EditingModule, ABC):
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and not getattr(self.trainer, "fast_dev_run", False):
             self.fill_caches(datamodule)
+
+    def on_train_start(self) -> None:
+        """Puts back the gradients of a run that was stopped between two batches of one step."""
+        for name, parameter in self.editor.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter)
+        self._gradients = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`EditingModule.on_save_checkpoint`; with the gradients of a step that is not complete."""
+        super().on_save_checkpoint(checkpoint)
+        if self.trainer.accumulate_grad_batches > 1:
+            gradients = {name: parameter.grad for name, parameter in self.editor.named_parameters()}
+            checkpoint[_GRADIENTS] = {name: own for name, own in gradients.items() if own is not None}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`EditingModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self._gradients = checkpoint.get(_GRADIENTS, {})
 
     def log_step(self, values: dict[str, Tensor | float], batch_size: int, bar: tuple[str, ...]) -> None:
         """Logs values of a training step as "train/…", some of them in the progress bar."""

@@ -121,3 +121,41 @@ def test_packing_keeps_every_token_in_order():
         TextCorpus("x", length=0)
     with pytest.raises(ConfigurationError, match=r"7 tokens are asked for, fewer than the 8 of one row"):
         TextCorpus("x", tokens=7, length=8).read(tokenizer)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".ndjson"])
+def test_the_ending_says_how_records_are_parted(tmp_path, ending):
+    path = tmp_path / f"corpus{ending}"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n{"text": "two"}\n')
+    assert list(documents(str(path), "text", "train")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("content", ['[{"text": "one"}, {"text": "two"}]', '["one", "two"]'])
+def test_a_list_in_json_is_a_corpus(tmp_path, content):
+    path = tmp_path / "corpus.json"
+    path.write_text(content)
+    assert list(documents(str(path), "text", "train")) == ["one", "two"]
+
+
+def test_json_that_is_no_corpus_is_an_error(tmp_path):
+    path = tmp_path / "corpus.json"
+    path.write_text('{"text": "one"}')
+    with pytest.raises(DataFormatError, match="expected a list of texts"):
+        list(documents(str(path), "text", "train"))
+    path.write_text('[{"other": "one"}]')
+    with pytest.raises(DataFormatError, match=r"the fields are \['other'\]"):
+        list(documents(str(path), "text", "train"))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes("\ufeffone\n\ntwo".encode())
+    assert list(documents(str(path), "text", "train")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_half_of_a_surrogate_pair_is_an_error_with_its_record(tmp_path, ending):
+    path = tmp_path / f"corpus{ending}"
+    path.write_text('{"text": "\\udcff"}\n' if ending == ".jsonl" else '[{"text": "\\udcff"}]')
+    with pytest.raises(DataFormatError, match=r"record 0.*surrogate"):
+        list(documents(str(path), "text", "train"))

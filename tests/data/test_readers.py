@@ -401,3 +401,35 @@ def test_requests_from_json_lines(tmp_path):
     # A separator of lines in Unicode, but none of JSON Lines.
     path.write_text('{"prompt": "A\u2028is", "target": "b"}\r\n', encoding="utf-8")
     assert [request.prompt for request in read_requests(path)] == ["A\u2028is"]
+
+
+def test_fields_that_nothing_reads_are_counted_wherever_they_are(write):
+    original = json.loads(json.dumps(TestCounterFact.original))
+    original["requested_rewrite"]["extra_probe"] = "Who?"
+    report = CounterFact(write([original, {**original, "case_id": 7}])).read()
+    assert report.noted["field 'requested_rewrite.extra_probe' not read"] == 2
+    extended = knowedit()
+    for items in extended["portability"].values():
+        for item in items:
+            item["source_url"] = "x"
+    report = WikiCounterfact(write([extended])).read()
+    assert any("portability" in note and "source_url" in note for note in report.noted)
+
+
+def test_a_locality_probe_that_asks_the_edit_is_dropped(write):
+    extended = knowedit()
+    extended |= {"locality_prompt": extended["prompt"], "locality_ground_truth": "Initech"}
+    report = WikiCounterfact(write([extended])).read()
+    assert report.dropped["locality probe that asks the edit itself"] == 1
+
+
+@pytest.mark.parametrize("name", ["nothing/zsre_eval.json", "data/x.jsonl", "x/y/z"])
+def test_a_misspelled_path_is_not_looked_up_on_the_hub(name, monkeypatch):
+    import huggingface_hub
+
+    def look_up(*arguments, **named):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", look_up)
+    with pytest.raises(SourceNotFoundError, match="no such file or folder"):
+        ZsRE(name).read()

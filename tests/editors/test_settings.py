@@ -3,7 +3,21 @@
 import pytest
 import torch
 
-from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, KnowledgeNeurons
+from lightning_edit.editors import (
+    EMMET,
+    MALMEN,
+    MELO,
+    MEMIT,
+    MEND,
+    PMET,
+    ROME,
+    SERAC,
+    AlphaEdit,
+    FineTuning,
+    GradientStep,
+    KnowledgeNeurons,
+    LoRA,
+)
 from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
 from lightning_edit.models.statistics import Corpus, IdentityStatistics, KeyStatistics
 from lightning_edit.records import EditRequest
@@ -40,6 +54,13 @@ KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
         (KnowledgeNeurons, {"target_weight": "8"}, "editor.target_weight: expected a number, found '8'"),
         (KnowledgeNeurons, {"threshold": 1.0}, "editor.threshold: expected a share below 1"),
         (ROME, {"contexts": [["{}"], []]}, "a group without templates"),
+        *((kind, {"sites": []}, "editor.sites: name at least one") for kind in (MEND, MALMEN, GradientStep, MELO)),
+        (FineTuning, {"sites": []}, "editor.sites: name at least one"),
+        (LoRA, {"targets": []}, "editor.targets: name at least one"),
+        *((kind, {"rank": 0}, "rank: expected at least 1, found 0") for kind in (MEND, MALMEN, SERAC, LoRA, MELO)),
+        (SERAC, {"threshold": 2}, "editor.threshold: expected at most 1, found 2"),
+        (SERAC, {"threshold": float("nan")}, "editor.threshold: expected at least 0, found nan"),
+        (SERAC, {"adapted_layers": 0}, "editor.adapted_layers: expected at least 1"),
     ],
 )
 def test_a_setting_out_of_its_range_is_refused(kind, settings, message):

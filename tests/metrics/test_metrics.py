@@ -425,3 +425,10 @@ def test_consistency_against_a_hand_computed_cosine():
     probe = Probe("p", (), ProbeKind.FLUENCY, references=tuple(references))
     metric.update([EditOutcome("r", probe, (), Answer(), Answer(generation=generation))])
     assert float(metric.compute()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("answer", [math.nan, -0.5])
+@pytest.mark.parametrize("rival", [math.nan, -1.0])
+def test_a_comparison_with_a_probability_that_is_no_number_is_none(answer, rival):
+    value = m.probability_score([answer], [rival])
+    assert math.isnan(value) == (math.isnan(answer) or math.isnan(rival))

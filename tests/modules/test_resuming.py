@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 from lightning_edit.cli import main
 from tests.modules.test_training import write_config
@@ -65,7 +66,13 @@ def test_a_run_stopped_by_its_number_of_steps_goes_on_within_the_epoch(tiny_fold
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--data.batch_size", "3"), ("--data.seed", "5"), ("--data.train.init_args.limit", "30")]
+    ("option", "value"),
+    [
+        ("--data.batch_size", "3"),
+        ("--data.seed", "5"),
+        ("--data.train.init_args.limit", "30"),
+        ("--data.locality_draws", "2"),
+    ],
 )
 def test_a_run_with_other_batches_is_refused(tiny_folder, tmp_path, capsys, option, value):
     config = configured(tmp_path, tiny_folder)
@@ -184,3 +191,77 @@ def test_a_broken_checkpoint_is_an_error_in_words(tiny_folder, tmp_path, capsys,
     assert "no such checkpoint" in capsys.readouterr().err
     assert main(["validate", "--config", str(config), "--ckpt_path", "http://127.0.0.1:9/x.ckpt"]) == 1
     assert "checkpoints are read from local files" in capsys.readouterr().err
+
+
+class StopBehind(Callback):
+    """Interrupts a run behind a batch, once."""
+
+    def __init__(self, batch: int, marker: str) -> None:
+        self.batch, self.marker = batch, Path(marker)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == self.batch and not self.marker.exists():
+            self.marker.touch()
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_run_stopped_between_the_batches_of_a_step_goes_on_within_it(tiny_folder, tmp_path, batch):
+    whole, folder = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    folder.mkdir()
+    assert main(["fit", "--config", configured(whole, tiny_folder, max_epochs=1, accumulate_grad_batches=2)]) == 0
+    config = configured(folder, tiny_folder, max_epochs=1, accumulate_grad_batches=2)
+    content = yaml.safe_load(Path(config).read_text())
+    stop = {
+        "class_path": f"{__name__}.StopBehind",
+        "init_args": {"batch": batch, "marker": str(folder / "stopped")},
+    }
+    content["trainer"]["callbacks"].insert(0, stop)
+    Path(config).write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", config]) == 130
+    assert weights(folder)[0] < 5
+    assert main(["fit", "--config", config, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]) == 0
+    assert_same(weights(folder), weights(whole))
+
+
+class StopLikeATimer(Callback):
+    """Ends a run behind a batch as the Trainer's ``max_time`` does, once."""
+
+    def __init__(self, batch: int, marker: str) -> None:
+        self.batch, self.marker = batch, Path(marker)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == self.batch and not self.marker.exists():
+            self.marker.touch()
+            trainer.should_stop = True
+
+
+def test_a_run_stopped_by_its_time_goes_on_within_the_epoch(tiny_folder, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    folder.mkdir()
+    assert main(["fit", "--config", configured(whole, tiny_folder, max_epochs=2)]) == 0
+    config, last = configured(folder, tiny_folder, max_epochs=2), str(folder / "checkpoints" / "last.ckpt")
+    content = yaml.safe_load(Path(config).read_text())
+    arguments = {"batch": 3, "marker": str(folder / "stopped")}
+    content["trainer"]["callbacks"].insert(0, {"class_path": f"{__name__}.StopLikeATimer", "init_args": arguments})
+    Path(config).write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", config]) == 0
+    assert weights(folder)[0] == 4
+    assert main(["fit", "--config", config, "--ckpt_path", last]) == 0
+    assert_same(weights(folder), weights(whole))
+
+
+def test_last_does_not_take_the_checkpoint_of_another_run(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configured(tmp_path, tiny_folder)
+    content = yaml.safe_load(Path(config).read_text())
+    content["trainer"]["callbacks"] = [{"class_path": "lightning_edit.callbacks.LastCheckpoint"}]
+    content["trainer"]["enable_checkpointing"] = False
+    Path(config).write_text(yaml.safe_dump(content))
+    # Written by something else that shares the current folder.
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"another run's")
+    assert main(["fit", "--config", config, "--ckpt_path", "last"]) == 1
+    assert "no earlier run in" in capsys.readouterr().err

@@ -345,3 +345,14 @@ def test_on_the_command_line(tmp_path, tiny_folder, text, capsys):
     assert "GradientStep in EditingModule has nothing to fit" in capsys.readouterr().err
     records = WorldFacts("validation", limit=5).read().records
     assert set(edit_metrics(group_names(records)).keys()) >= set(rows[-1]["all"])
+
+
+def test_measures_of_a_model_that_broke_are_written_as_null(records, tmp_path):
+    sequence_of(records[:1], tmp_path, step_size=1e38, every=1).step(0)
+    lines = (tmp_path / SCHEDULE_FILE).read_text().splitlines()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert None in [value for row in rows for value in row["all"].values()]
