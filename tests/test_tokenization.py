@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 from lightning_edit.errors import ConfigurationError, TokenizationError
 from lightning_edit.tokenization import PromptEncoder
@@ -121,3 +122,17 @@ def test_a_chat_template_that_changes_the_prompt_is_told_of():
     assert encoder.encode("The capital of France is", "Rome", (15, 21)).subject is not None
     with pytest.raises(TokenizationError, match="take it off the prompt's ends"):
         encoder.encode("  The capital of France is", "Rome", (17, 23))
+
+
+def test_a_slow_tokenizer_that_ends_every_text_puts_no_end_between_prompt_and_target():
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    assert tokenizer("The capital of France is")["input_ids"][-1] == tokenizer.eos_token_id
+    encoder = PromptEncoder(tokenizer)
+    prompt, text = encoder.encode("The capital of France is"), encoder.encode("The capital of France is", "Rome")
+    assert text.ids == tuple(byte + 3 for byte in b"The capital of France is Rome")
+    assert text.target == (24, 29)
+    assert prompt.ids == text.ids[:24]
+    ended = encoder.with_end_token().encode("The capital of France is", "Rome")
+    assert ended.ids == (*text.ids, tokenizer.eos_token_id)
+    assert ended.target == (24, 30)

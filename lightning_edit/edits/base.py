@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lightning_edit.edits.deltas import Delta
 from lightning_edit.edits.provenance import Provenance
@@ -191,6 +192,15 @@ class Edit(ABC):
         from lightning_edit.export import adapter_of, save_adapter
 
         return save_adapter(adapter_of(self, model, rank, max_error), folder)
+
+    def as_hf(self, model: LanguageModel) -> PreTrainedModel:
+        """The edited model as a transformers model, whose generate and forward follow the edit.
+
+        See :class:`lightning_edit.export.transformers_model.EditedCausalLM`.
+        """
+        from lightning_edit.export.transformers_model import EditedCausalLM
+
+        return EditedCausalLM(self, model)
 
     @abstractmethod
     def write(self, folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lightning_edit.edits.base import Edit, Scorer
 from lightning_edit.edits.deltas import Delta, add_deltas
@@ -148,3 +149,12 @@ class EditSequence:
         deltas: Mapping[str, Delta] = self.weight_deltas()
         if deltas:
             write_deltas(model, deltas)
+
+    def as_hf(self, model: LanguageModel) -> PreTrainedModel:
+        """The edited model as a transformers model, whose generate and forward follow the edit.
+
+        See :class:`lightning_edit.export.transformers_model.EditedCausalLM`.
+        """
+        from lightning_edit.export.transformers_model import EditedCausalLM
+
+        return EditedCausalLM(self, model)

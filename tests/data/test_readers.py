@@ -17,7 +17,8 @@ from lightning_edit.data import (
     read_requests,
 )
 from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
-from lightning_edit.records import ProbeKind
+from lightning_edit.metrics import TokenAccuracy
+from lightning_edit.records import Answer, EditOutcome, ProbeKind, find_subject
 
 
 @pytest.fixture
@@ -433,3 +434,43 @@ def test_a_misspelled_path_is_not_looked_up_on_the_hub(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", look_up)
     with pytest.raises(SourceNotFoundError, match="no such file or folder"):
         ZsRE(name).read()
+
+
+def test_a_subject_in_another_case_is_found_behind_letters_that_grow_in_lower_case(write):
+    report = ZsRE(write([zsre(src="İİİ asks which range MOUNT DOE, in the west, is in.")])).read()
+    [request] = report.records[0].requests
+    assert request.subject == "MOUNT DOE"
+    assert request.subject_span == (21, 30)
+    assert report.changed["subject takes its form in the prompt"] == 1
+    assert find_subject("İİİ asks: Mount Doe", "Mount Doe") == (10, 19)
+
+
+def test_a_repeated_case_gives_two_records_that_measures_count_apart(write):
+    once = {**TestCounterFact.compact, "rephrase_prompt": ""}
+    report = CounterFact(write([once, TestCounterFact.compact, {**once, "case_id": 5}])).read()
+    assert [record.id for record in report.records] == ["counterfact-4", "counterfact-4#2", "counterfact-5"]
+    assert [record.requests[0].id for record in report.records] == [record.id for record in report.records]
+    assert report.changed["record id that another record has, numbered"] == 1
+    measure = TokenAccuracy(average="record")
+    for record, right in zip(report.records, (True, False, False), strict=True):
+        answer = Answer(predicted_ids=(1 if right else 0,), log_probs=(-1.0,))
+        measure.update([EditOutcome(record.id, probe, (1,), answer, answer) for probe in record.all_probes])
+    assert float(measure.compute()) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("original", [True, False], ids=["original", "compact"])
+def test_another_subject_in_a_counterfact_file_is_counted_as_not_read(write, original):
+    record = TestCounterFact.original if original else TestCounterFact.compact
+    report = CounterFact(write([{**record, "alternative_subject": "Al Roe"}])).read()
+    assert report.noted["field 'alternative_subject' not read"] == 1
+    assert report.records == CounterFact(write([record])).read().records
+
+
+@pytest.mark.parametrize(
+    ("reader", "content"), [(ZsRE, zsre()), (CounterFact, TestCounterFact.original), (WikiCounterfact, knowedit())]
+)
+def test_a_byte_order_mark_before_a_benchmark_changes_nothing(write, tmp_path, reader, content):
+    plain = reader(write([content])).read()
+    marked = tmp_path / "marked.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + json.dumps([content]).encode())
+    assert reader(str(marked)).read().records == plain.records

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from lightning_edit.editors import MEMIT, ROME
+from lightning_edit.editors.prompts import STARTED_SAMPLES, sampled_contexts
 from lightning_edit.edits import EditSequence, FactoredDelta, WeightEdit
 from lightning_edit.models import LanguageModel
 from tests.editors.locating import SEARCH, ready
+from tests.models.test_language_model import PUBLISHED
 from tests.testers import REQUESTS
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
 
@@ -94,3 +96,11 @@ def test_the_bare_prompt_weighs_as_much_as_is_asked_for(kind, apart, groups):
     assert [len(group) for group in other.groups] == groups
     assert other.templates == usual.templates
     assert float(other.weights[0]) == pytest.approx(1 / 2 if apart else 1 / 6)
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: next(iter(published)))
+def test_published_generation_settings_do_not_change_what_is_sampled(published):
+    model = language_model("llama")
+    expected = sampled_contexts(model, STARTED_SAMPLES, seed=0)
+    model.model.generation_config.update(**published)
+    assert sampled_contexts(model, STARTED_SAMPLES, seed=0) == expected

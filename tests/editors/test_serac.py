@@ -401,3 +401,29 @@ def test_the_target_becomes_likelier(model, editor):
     before = log_prob(model, REQUESTS[0])
     with editor.edit(model, REQUESTS[:1]).applied(model) as edited:
         assert log_prob(edited, REQUESTS[0]) > before
+
+
+def test_cross_attention_reads_the_end_of_a_prompt_beyond_its_positions(model, bert_folder, monkeypatch):
+    torch.manual_seed(0)
+    editor = SERAC(cross_attention=str(bert_folder), rank=4, adapted_layers=2)
+    editor.setup(model)
+    editor.eval()
+    edit = editor.edit(model, REQUESTS[:1])
+    scope, read = editor.scope_classifier, []
+    forward = scope.classifier.forward
+    monkeypatch.setattr(
+        scope.classifier, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs)
+    )
+    end = "the capital of france is rome"
+    with edit.applied(model) as edited, pytest.warns(UserWarning, match="fills or exceeds the 512 tokens"):
+        [route] = edited.routes(["the " * 600 + end])
+    assert 0 < route.score < 1
+    [ids] = read
+    assert ids.shape == (1, 512)
+    words = scope.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    assert words[-7:] == [*end.split(), "[SEP]"]
+    memory = scope.remember(["the " * 600 + end])
+    with pytest.warns(UserWarning, match="fills or exceeds the 512 tokens"):
+        assert scope.log_similarity(["rome is"], memory).shape == (1, 1)
+    words = scope.tokenizer.convert_ids_to_tokens(read[-1][0].tolist())
+    assert words[-10:] == [*end.split(), "[SEP]", "rome", "is", "[SEP]"]

@@ -432,3 +432,18 @@ def test_consistency_against_a_hand_computed_cosine():
 def test_a_comparison_with_a_probability_that_is_no_number_is_none(answer, rival):
     value = m.probability_score([answer], [rival])
     assert math.isnan(value) == (math.isnan(answer) or math.isnan(rival))
+
+
+@pytest.mark.parametrize(
+    ("generation", "references"),
+    [("東京は日本の首都", ["東京都は日本にある"]), ("กรุงเทพเป็นเมืองหลวง", ["กรุงเทพเป็นเมือง"])],
+)
+def test_consistency_of_scripts_without_spaces_compares_characters(generation, references):
+    """Regular expressions find one word in each text, and so nothing in common."""
+    value = m.tfidf_similarity(generation, references)
+    assert 0.2 < value < 0.99
+    assert m.tfidf_similarity(generation, [generation]) == pytest.approx(1)
+    assert m.tfidf_similarity(generation, ["Ω"]) == 0
+    spaced = [" ".join(text) for text in (generation, *references)]
+    if generation.startswith("東"):
+        assert value == pytest.approx(m.tfidf_similarity(spaced[0], spaced[1:]), rel=1e-9)

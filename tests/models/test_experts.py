@@ -162,3 +162,15 @@ def test_adapters_cannot_address_an_expert():
     edit = GradientStep(sites=[1], step_size=0.05).edit(model, REQUESTS[:1])
     with pytest.raises(EditError, match="one expert of a mixture"):
         adapter_of(edit, model)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_the_site_of_a_mixture_is_not_chosen_for_the_user(family):
+    make, experts = MIXTURES[family]
+    config = make()
+    with pytest.raises(LayerMapError, match=f"layer 1 of {config.model_type} is a mixture of experts") as caught:
+        LayerMap(build(config)).site(1)
+    message = str(caught.value)
+    for expert in (0, 3):
+        assert f"'model.layers.{{}}.{experts}.down_proj.{expert}'" in message
+    assert "q_proj" not in message

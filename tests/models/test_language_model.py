@@ -103,3 +103,29 @@ def test_padding_beyond_a_sliding_window_harms_nothing(family):
     together = model.score([PROMPTS[0], long], ["Paris", "Paris"])[0]
     [alone] = model.score(PROMPTS[:1], ["Paris"])
     torch.testing.assert_close(together.log_probs, alone.log_probs, rtol=1e-4, atol=2e-4)
+
+
+PUBLISHED = [
+    {"max_time": 1e-9},
+    {"repetition_penalty": 5.0},
+    {"num_beams": 3},
+    {"no_repeat_ngram_size": 1},
+    {"suppress_tokens": list(range(3, 400))},
+    {"bad_words_ids": [[token] for token in range(3, 400)]},
+    {"forced_eos_token_id": 2},
+]
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: next(iter(published)))
+def test_published_generation_settings_change_neither_greedy_decoding_nor_samples(published):
+    model, starts = language_model("llama"), torch.full((3, 1), 5)
+
+    def said():
+        torch.manual_seed(0)
+        return model.generate(PROMPTS, 8), model.sample(starts, 12).tolist()
+
+    expected = said()
+    assert {len(sample) for sample in expected[1]} == {12}
+    model.model.generation_config.update(**published)
+    assert said() == expected
+    assert getattr(model.model.generation_config, next(iter(published))) == next(iter(published.values()))

@@ -1,5 +1,6 @@
 """Runs that are stopped in whatever way go on as if they had not been."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -7,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
 
+from lightning_edit.callbacks import LastCheckpoint
 from lightning_edit.cli import main
+from lightning_edit.modules import EditingModule
 from tests.modules.test_training import write_config
 
 
@@ -265,3 +269,78 @@ def test_last_does_not_take_the_checkpoint_of_another_run(tiny_folder, tmp_path,
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"another run's")
     assert main(["fit", "--config", config, "--ckpt_path", "last"]) == 1
     assert "no earlier run in" in capsys.readouterr().err
+
+
+class TouchBehindTestBatch(Callback):
+    """Says by a file that a test has measured its first batch."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.marker.touch()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_test_and_is_the_exit_status(tiny_folder, tmp_path, number, status):
+    marker = tmp_path / "measured"
+    config = write_config(tmp_path, tiny_folder)
+    content = yaml.safe_load(config.read_text())
+    content["model"] = {
+        "class_path": "lightning_edit.modules.EditingModule",
+        "init_args": {
+            "language_model": {"name_or_path": str(tiny_folder)},
+            "editor": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [1]}},
+        },
+    }
+    content["data"] = {"test": {"class_path": "lightning_edit.data.WorldFacts"}, "eval_batch_size": 2}
+    callback = {"class_path": f"{__name__}.TouchBehindTestBatch", "init_args": {"marker": str(marker)}}
+    content["trainer"]["callbacks"] = [callback, {"class_path": "lightning_edit.callbacks.TestReport"}]
+    config.write_text(yaml.safe_dump(content))
+    run = subprocess.Popen(
+        [sys.executable, "-m", "lightning_edit.cli", "test", "--config", str(config)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not marker.exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.1)
+    assert marker.exists()
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == status, errors
+    assert errors.endswith("lightning-edit test: stopped; run the same command again to go on\n")
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_a_recent_checkpoint_is_saved_at_its_interval_before_the_first_validation(tiny_folder, tmp_path, monkeypatch):
+    """The clock goes on by a second whenever it is read: once behind each batch, and once more behind a save."""
+    seconds, events = itertools.count(), []
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr("lightning_edit.callbacks.last_checkpoint.time", clock)
+    save, started = LastCheckpoint.save, EditingModule.on_validation_start
+
+    def saving(self, trainer):
+        save(self, trainer)
+        assert self.path.is_file()
+        events.append(("saved", torch.load(self.path, weights_only=True)["global_step"]))
+
+    def starting(self):
+        events.append(("validated", self.trainer.global_step))
+        started(self)
+
+    monkeypatch.setattr(LastCheckpoint, "save", saving)
+    monkeypatch.setattr(EditingModule, "on_validation_start", starting)
+    config = write_config(tmp_path, tiny_folder, max_epochs=1)
+    content = yaml.safe_load(config.read_text())
+    content["data"]["num_workers"] = 0
+    content["data"]["validation"]["init_args"]["limit"] = 1
+    content["trainer"].update(callbacks=[], enable_checkpointing=False)
+    last = {"class_path": "lightning_edit.callbacks.LastCheckpoint", "init_args": {"every_seconds": 3}}
+    content["trainer"]["callbacks"] = [last]
+    config.write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", str(config)]) == 0
+    assert events == [("saved", 3), ("saved", 6), ("saved", 9), ("validated", 10), ("saved", 10)]

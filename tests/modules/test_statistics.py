@@ -361,3 +361,30 @@ def test_the_module_has_nothing_to_optimise():
     from lightning_edit.editors import ROME
 
     assert LocateEditing(ROME(layers=[0])).configure_optimizers() is None
+
+
+def test_sigterm_keeps_the_sums_and_is_the_exit_status(run, tiny_folder, text, tmp_path):
+    """A corpus of ten batches, behind the third of which the process is told to stop."""
+    config = write_config(tmp_path, tiny_folder, text)
+    script = tmp_path / "stopping.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from lightning_edit.cli import main\n"
+        "from lightning_edit.modules import LocateEditing\n"
+        "step = LocateEditing.training_step\n"
+        "def stopping(self, batch, batch_idx):\n"
+        "    step(self, batch, batch_idx)\n"
+        "    if batch_idx == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "LocateEditing.training_step = stopping\n"
+        f"sys.exit(main(['fit', '--config', {str(config)!r}]))\n"
+    )
+    stopped = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert stopped.returncode == 143, stopped.stderr[-3000:]
+    assert stopped.stderr.endswith("lightning-edit fit: stopped; run the same command again to go on\n")
+    assert not (tmp_path / "statistics").exists()
+    assert len(list(tmp_path.glob("*.partial-*-0.safetensors"))) == 1
+    assert main(["fit", "--config", str(config)]) == 0
+    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert found.corpus == whole.corpus
+    assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())

@@ -1,0 +1,169 @@
+"""Edited models that transformers can call: generate and forward follow the edit's route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from lightning_edit.edits.base import Edit, Scorer
+from lightning_edit.edits.sequence import EditSequence
+from lightning_edit.errors import EditError
+from lightning_edit.models.language_model import LanguageModel
+
+_IGNORED = -100
+"""Label of positions without a loss, as in transformers."""
+_DEFAULT_NEW_TOKENS = 20
+"""Length of a generation that nothing is said about, as in transformers."""
+_SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_beams", "stop_strings")
+"""Settings of a generation that routed edits pass on."""
+_NEXT = " the"
+"""A text that a tokenizer does not join with what is in front of it."""
+
+
+class EditedCausalLM(PreTrainedModel):
+    """A base model with an edit, as a transformers model for inference.
+
+    Edits of the weights are applied for the length of each call, so the base model stays what it is. Routed edits
+    decide once per row on its prompt. They work on text: prompts are decoded and read again by the base's tokenizer.
+
+    Args:
+        edit: An edit, or a sequence of edits.
+        model: The base model.
+
+    Raises:
+        BaseModelMismatchError: If the edit was made for another base model.
+        EditError: If prompts are rendered with the chat template: rows hold its marks already.
+    """
+
+    main_input_name = "input_ids"
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, edit: Edit | EditSequence, model: LanguageModel) -> None:
+        if model.encoder.chat_template:
+            raise EditError(
+                "as_hf: the model renders prompts with its chat template, but what it is given here is rendered "
+                "already; load it without, or use lightning-edit serve, which renders chats itself"
+            )
+        super().__init__(model.model.config)
+        # In a tuple, the base model's parameters do not become this one's.
+        self._parts = (edit, model)
+        self.generation_config = model.model.generation_config
+        with edit.applied(model):
+            pass
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return self._parts[1].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the hidden states."""
+        return self._parts[1].dtype
+
+    def can_generate(self) -> bool:  # type: ignore[override]
+        """Whether transformers may call :meth:`generate`."""
+        return True
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        **arguments: Any,
+    ) -> CausalLMOutput:
+        """Logits of the edited model.
+
+        Args:
+            input_ids: (R, S) int64.
+            attention_mask: (R, S) 0 for padding.
+            labels: (R, S) int64, -100 where there is no loss; the mean negative log-likelihood is returned with them.
+            prompt_lengths: (R) tokens of each row, without padding, on which a routed edit decides; by default all.
+                Its logits are those of the answer: from the prompt's last token on. Before, they are the base's.
+            arguments: For edits of the weights, further arguments of the base model's own forward.
+        """
+        edit, model = self._parts
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        with edit.applied(model) as scorer:
+            if scorer is model:
+                output = model.model(input_ids=input_ids, attention_mask=attention_mask, **arguments)
+                logits: Tensor = output.logits
+        if scorer is not model:
+            logits = self._routed_logits(input_ids, mask, prompt_lengths)
+        return CausalLMOutput(loss=_loss(logits, labels), logits=logits)  # type: ignore[arg-type]
+
+    def _routed_logits(self, input_ids: Tensor, mask: Tensor, prompt_lengths: Tensor | None) -> Tensor:
+        edit, model = self._parts
+        logits: Tensor = model.model(input_ids=input_ids, attention_mask=mask).logits.clone()
+        lengths = mask.sum(1) if prompt_lengths is None else prompt_lengths
+        with edit.applied(model) as scorer:
+            for row in range(len(input_ids)):
+                places = mask[row].nonzero()[:, 0]
+                ids, prompt = input_ids[row, places].tolist(), int(lengths[row])
+                answered = _answer_logits(scorer, model, ids, prompt)
+                logits[row, places[prompt - 1 : prompt - 1 + len(answered)]] = answered.to(logits)
+        return logits
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Continues rows of token ids (R, S), greedily unless the settings say otherwise.
+
+        Returns:
+            (R, S + T) int64: the rows and their continuations, padded at the end.
+        """
+        edit, model = self._parts
+        rows = settings.pop("inputs", input_ids)
+        if rows is None:
+            raise EditError("generate: give input_ids")
+        with edit.applied(model) as scorer:
+            if scorer is model:
+                output: Tensor = model.model.generate(  # type: ignore[operator]
+                    input_ids=rows, attention_mask=attention_mask, generation_config=generation_config, **settings
+                )
+                return output
+            chosen = {**(generation_config.to_diff_dict() if generation_config is not None else {}), **settings}
+            wanted = {name: value for name, value in chosen.items() if name in _SETTINGS and value is not None}
+            length = int(wanted.pop("max_new_tokens", None) or _DEFAULT_NEW_TOKENS)
+            mask = torch.ones_like(rows) if attention_mask is None else attention_mask
+            prompts = [model.encoder.decode(ids[kept.bool()].tolist()) for ids, kept in zip(rows, mask, strict=True)]
+            texts = scorer.generate(prompts, length, **wanted)
+        continued = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        longest = max(map(len, continued), default=0)
+        padded = [[*ids, *([model.encoder.pad_id] * (longest - len(ids)))] for ids in continued]
+        return torch.cat([rows, torch.tensor(padded, dtype=rows.dtype, device=rows.device).view(len(rows), longest)], 1)
+
+
+def _answer_logits(scorer: Scorer, model: LanguageModel, ids: list[int], prompt_length: int) -> Tensor:
+    """(T + 1, vocabulary) logits behind a prompt and behind each of the T tokens that follow it.
+
+    Raises:
+        EditError: If the tokens are not those that the tokenizer makes of their text, or another model answers.
+    """
+    prompt, rest = model.encoder.decode(ids[:prompt_length]), ids[prompt_length:]
+    # One token more, so that there is a position behind the last one.
+    text = model.encoder.decode(rest) + _NEXT
+    [score] = scorer.score([prompt], [text], None, True)
+    if score.head_input is None:
+        raise EditError("as_hf: another model answers for this prompt, so that it has no logits here; call generate")
+    if tuple(rest) != score.target_ids[: len(rest)]:
+        raise EditError(f"as_hf: the tokens behind the prompt {prompt!r} are not those of their text")
+    return model.logits_of(score.head_input[: len(rest) + 1])
+
+
+def _loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    if labels is None:
+        return None
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=_IGNORED)
