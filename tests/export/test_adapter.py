@@ -12,7 +12,7 @@ from lightning_edit.cli import main
 from lightning_edit.editors import ICE
 from lightning_edit.edits import DenseDelta, EditSequence, FactoredDelta, Provenance, WeightEdit
 from lightning_edit.errors import EditError
-from lightning_edit.export import RANKS, adapter_of, save_adapter, save_gguf_adapter
+from lightning_edit.export import RANKS, adapter_of, save_adapter, save_gguf_adapter, save_merged_gguf
 from lightning_edit.models import load_language_model
 from lightning_edit.records import EditRequest
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer
@@ -169,3 +169,99 @@ def test_gguf_adapter(base, tmp_path):
         a, b = adapter.factors[name]
         torch.testing.assert_close(tensors[f"blk.{layer}.ffn_down.weight.lora_a"], a.T)
         torch.testing.assert_close(tensors[f"blk.{layer}.ffn_down.weight.lora_b"], b.T)
+
+
+def gguf_of(model, path):
+    """A GGUF file of a tiny Llama, as llama.cpp's converter writes it: rows of queries and keys in turn."""
+    import gguf
+    import numpy as np
+
+    config = model.model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_file_type(0)
+    writer.add_token_list([f"token {index}" for index in range(8)])
+    writer.add_rope_freq_base(10000.0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.model.state_dict().items():
+        values = tensor.numpy()
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        for projection, count in heads.items():
+            if projection in name:
+                rows, columns = values.shape
+                values = values.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        key = names.get_name(name, try_suffixes=(".weight",))
+        writer.add_tensor(key, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def llama(tmp_path):
+    build(FAMILIES["llama"][0]()).save_pretrained(tmp_path / "llama")
+    byte_level_tokenizer().save_pretrained(tmp_path / "llama")
+    return load_language_model(str(tmp_path / "llama"))
+
+
+def edit_of_sites(model, names):
+    generator, deltas = torch.Generator().manual_seed(1), {}
+    for name in names:
+        site = model.layer_map.named_site(name)
+        deltas[name] = DenseDelta(torch.randn(site.fan_in, site.fan_out, generator=generator) * 0.2)
+    return WeightEdit(deltas, Provenance.of(model, "ROME", {}, [EditRequest("a", "b", id="r")]))
+
+
+SITES = ["model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.k_proj"]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 1e-6), ("f16", 2e-3), ("q8_0", 2e-2)])
+def test_a_merged_gguf_file_holds_the_edited_weights(llama, tmp_path, precision, tolerance):
+    gguf = pytest.importorskip("gguf")
+    base = gguf_of(llama, tmp_path / "base.gguf")
+    edit = edit_of_sites(llama, SITES)
+    path = save_merged_gguf(EditSequence([edit]), llama, base, tmp_path / "merged.gguf", precision)
+    edit.merge(llama)
+    expected = gguf.GGUFReader(gguf_of(llama, tmp_path / "expected.gguf"))
+    written = gguf.GGUFReader(path)
+    assert [tensor.name for tensor in written.tensors] == [tensor.name for tensor in expected.tensors]
+    for mine, theirs in zip(written.tensors, expected.tensors, strict=True):
+        values = torch.from_numpy(gguf.quants.dequantize(mine.data, mine.tensor_type))
+        reference = torch.from_numpy(gguf.quants.dequantize(theirs.data, theirs.tensor_type))
+        assert (values - reference).abs().max() <= tolerance * reference.abs().max(), mine.name
+    same = set(expected.fields) - {"general.file_type", "GGUF.kv_count"}
+    assert same <= set(written.fields)
+    for name in same:
+        assert written.fields[name].contents() == expected.fields[name].contents(), name
+    assert written.fields["general.file_type"].contents() == {"f32": 0, "f16": 1, "q8_0": 7}[precision]
+
+
+def test_a_gguf_file_of_another_model_is_refused(llama, tmp_path):
+    pytest.importorskip("gguf")
+    edit = edit_of_sites(llama, SITES[:1])
+    with torch.no_grad():
+        llama.layer_map.named_site(SITES[0]).weight.mul_(1.01)
+    other = gguf_of(llama, tmp_path / "other.gguf")
+    with torch.no_grad():
+        llama.layer_map.named_site(SITES[0]).weight.div_(1.01)
+    with pytest.raises(EditError, match=r"is not model\.layers\.1\.mlp\.down_proj of the base model"):
+        save_merged_gguf(EditSequence([edit]), llama, other, tmp_path / "merged.gguf")
+    assert not (tmp_path / "merged.gguf").exists()
+
+
+def test_merging_to_gguf_on_the_command_line(llama, tmp_path, capsys):
+    gguf = pytest.importorskip("gguf")
+    base = gguf_of(llama, tmp_path / "base.gguf")
+    saved = str(edit_of_sites(llama, SITES).save(tmp_path / "edit"))
+    output = ["--output", str(tmp_path / "merged.gguf")]
+    assert main(["merge", "--edits", saved, *output]) == 1
+    assert "name that of the base model" in capsys.readouterr().err
+    assert main(["merge", "--edits", saved, *output, "--gguf", str(base), "--precision", "q8_0"]) == 0
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "merged.gguf").tensors}
+    assert tensors["blk.0.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert tensors["blk.0.attn_q.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
+    assert main(["merge", "--edits", saved, *output, "--gguf", str(base)]) == 1
+    assert "exists already" in capsys.readouterr().err

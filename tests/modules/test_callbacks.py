@@ -52,8 +52,9 @@ def test_the_table_shows_what_is_generated_before_and_after():
             assert [row["before"], row["after"]] == forced
             continue
         length = len(model.encoder.tokenizer(max(outcome.probe.aliases, key=len))["input_ids"]) + 8
+        texts = model.generate([outcome.probe.prompt], length)
         with edits[0].applied(model) as edited:
-            texts = [scorer.generate([outcome.probe.prompt], length)[0] for scorer in (model, edited)]
+            texts += edited.generate([outcome.probe.prompt], length)
         assert [row["before"], row["after"]] == texts
         assert texts != forced
         changed += texts[0] != texts[1]

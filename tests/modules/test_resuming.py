@@ -293,26 +293,30 @@ def test_a_signal_ends_a_test_and_is_the_exit_status(tiny_folder, tmp_path, numb
             "editor": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [1]}},
         },
     }
-    content["data"] = {"test": {"class_path": "lightning_edit.data.WorldFacts"}, "eval_batch_size": 2}
+    facts = {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"limit": 400}}
+    content["data"] = {"test": facts, "eval_batch_size": 2}
     callback = {"class_path": f"{__name__}.TouchBehindTestBatch", "init_args": {"marker": str(marker)}}
     content["trainer"]["callbacks"] = [callback, {"class_path": "lightning_edit.callbacks.TestReport"}]
     config.write_text(yaml.safe_dump(content))
-    run = subprocess.Popen(
-        [sys.executable, "-m", "lightning_edit.cli", "test", "--config", str(config)],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not marker.exists() and time.monotonic() < deadline and run.poll() is None:
-        time.sleep(0.1)
-    assert marker.exists()
-    run.send_signal(number)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == status, errors
-    assert errors.endswith("lightning-edit test: stopped; run the same command again to go on\n")
-    assert "Traceback" not in errors
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "lightning_edit.cli", "test", "--config", str(config)],
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            stderr=file,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not marker.exists() and time.monotonic() < deadline and run.poll() is None:
+            time.sleep(0.1)
+        assert marker.exists(), errors.read_text()
+        run.send_signal(number)
+        assert run.wait(timeout=60) == status, errors.read_text()
+    finally:
+        run.kill()
+    assert errors.read_text().endswith("lightning-edit test: stopped; run the same command again to go on\n")
+    assert "Traceback" not in errors.read_text()
     assert not list(tmp_path.rglob("metrics.json"))
 
 
