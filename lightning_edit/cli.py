@@ -20,6 +20,7 @@ _COMMANDS = {
     "trace": "show by causal tracing where a model keeps facts",
     "merge": "write an edit into the weights and save a Hugging Face model",
     "export-adapter": "write an edit as a LoRA adapter for peft, vLLM or llama.cpp",
+    "push": "upload an edit, an editor or statistics to the Hugging Face Hub",
     "serve": "serve a model with edits, which can be changed while it runs",
     "compare": "run a grid of editors, data sets and protocols, and write its report",
     "report": "write the report of test runs",

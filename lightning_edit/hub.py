@@ -1,9 +1,12 @@
-"""Tells ids on the Hugging Face Hub from paths that do not exist, so that a misspelled path fails at once."""
+"""Repositories on the Hugging Face Hub: what is an id of one, uploads, and local copies."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 
 _ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _FILES = (
@@ -25,3 +28,63 @@ def could_be_hub_id(name: str) -> bool:
     if not _ID.fullmatch(name) or name.startswith(".") or name.lower().endswith(_FILES):
         return False
     return not (slash and Path(owner).exists())
+
+
+def local_copy(name: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
+    """A local path as it is, or the local copy of a repository on the Hub.
+
+    Args:
+        name: Path of a file or folder, or a repository's id (owner/name).
+        files: Patterns of the files that are fetched.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        SourceNotFoundError: If the repository cannot be reached.
+    """
+    text = str(name)
+    if Path(text).exists() or "/" not in text or not could_be_hub_id(text):
+        return Path(text)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=list(files)))
+    except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
+        raise SourceNotFoundError(
+            f"{text!r} is neither a local path nor a repository that can be reached on the Hub "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def upload(folder: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+    """Uploads a folder to a repository on the Hub, which is created if there is none.
+
+    Args:
+        folder: The folder.
+        repo_id: The repository, owner/name.
+        private: Whether a new repository is private.
+        token: A token with the right to write; the one of the login if none is given.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ConfigurationError: If the Hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    if "/" not in repo_id:
+        raise ConfigurationError(f"repo: expected owner/name, found {repo_id!r}")
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload by lightning_edit")
+    except Exception as error:  # as above
+        raise ConfigurationError(
+            f"{repo_id} cannot be written on the Hub ({type(error).__name__}: {_first_line(error)}); log in with "
+            "hf auth login, or give a token"
+        ) from error
+    return str(commit.commit_url)

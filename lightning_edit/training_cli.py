@@ -16,7 +16,7 @@ from lightning_edit.callbacks.interrupts import Interrupts
 from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 from lightning_edit.callbacks.progress_lines import ProgressLines
 from lightning_edit.data.datamodule import EditDataModule
-from lightning_edit.editors.checkpoint import read_checkpoint
+from lightning_edit.editors.checkpoint import checkpoint_file, read_checkpoint
 from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
 from lightning_edit.files import remove_unfinished
 from lightning_edit.modules.base import EditingModule
@@ -167,6 +167,7 @@ class EditingCLI(LightningCLI):
         if config.get("ckpt_path") == LAST:
             config.ckpt_path = str(newest_checkpoint(config))
         if config.get("ckpt_path"):
+            config.ckpt_path = str(checkpoint_file(config.ckpt_path))
             remove_unfinished(Path(config.ckpt_path))
 
     def _parse_ckpt_path(self) -> None:

@@ -5,7 +5,7 @@ Everything heavy is imported inside them, so that their help appears at once.
 
 from lightning_edit.commands.comparing import compare, configs, report
 from lightning_edit.commands.editing import edit, generate, trace
-from lightning_edit.commands.sharing import export, export_adapter, merge, serve
+from lightning_edit.commands.sharing import export, export_adapter, merge, push, serve
 
 __all__ = [
     "compare",
@@ -15,6 +15,7 @@ __all__ = [
     "export_adapter",
     "generate",
     "merge",
+    "push",
     "report",
     "serve",
     "trace",

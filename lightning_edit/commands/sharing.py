@@ -138,6 +138,49 @@ def export(
     print_line(f"editor written   {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
+def push(
+    path: str,
+    repo: str,
+    private: bool = False,
+    token: str | None = None,
+    licence: str | None = None,
+    metrics: str | None = None,
+) -> None:
+    """Uploads an edit, a trained editor or statistics to the Hugging Face Hub, with a card.
+
+    --edits, --ckpt_path and --statistics take the repository's id afterwards.
+
+    Args:
+        path: Folder of a saved edit or of statistics, or the checkpoint of an editor.
+        repo: The repository, owner/name; it is created if there is none.
+        private: Whether a new repository is private.
+        token: A token with the right to write; the one of the login if none is given.
+        licence: Licence of the upload, as the Hub names it, such as "apache-2.0".
+        metrics: The metrics.json of a test run, whose measures the card shows.
+
+    Raises:
+        ConfigurationError: If the path is none of these, or the Hub refuses.
+    """
+    from lightning_edit.editors.checkpoint import KEY, load_editor, read_checkpoint
+    from lightning_edit.edits import load_edit
+    from lightning_edit.edits.base import MANIFEST as EDIT
+    from lightning_edit.export.publishing import push_edit, push_editor, push_statistics, read_measures
+    from lightning_edit.models.loading import load_language_model
+    from lightning_edit.models.statistics import MANIFEST, KeyStatistics
+
+    measures = None if metrics is None else read_measures(metrics)
+    if (Path(path) / EDIT).is_file():
+        address = push_edit(load_edit(path), repo, private, token, licence, measures)
+    elif (Path(path) / MANIFEST).is_file():
+        address = push_statistics(KeyStatistics.load(path), repo, private, token, licence)
+    elif Path(path).is_file():
+        model = load_language_model(**read_checkpoint(path)[KEY]["base"]["settings"])
+        address = push_editor(load_editor(path, model), model, repo, private, token, licence, measures)
+    else:
+        raise ConfigurationError(f"path: {path} is neither a saved edit, statistics, nor a checkpoint")
+    print_line(f"pushed       {address}")
+
+
 def serve(
     edits: list[str] | None = None,
     edits_folder: str | None = None,

@@ -8,14 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
 from lightning_edit.components import init_arguments
 from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
 from lightning_edit.edits import Changes, Edit, EditBatch, EditSequence, Provenance
-from lightning_edit.errors import EditError, EditorNotFittedError
+from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.records import EditRequest
 
@@ -62,6 +63,9 @@ class GroupChanges:
 
     changes: Changes
     problems: Mapping[int, str] = field(default_factory=dict)
+
+
+EditorT = TypeVar("EditorT", bound="Editor")
 
 
 class Editor(nn.Module, ABC):
@@ -268,6 +272,38 @@ class Editor(nn.Module, ABC):
                 model.check_text(request.prompt, request.target)
             report_contradictions(group, self.contradictions)
         self.validate(model, [without_contradictions(group, self.contradictions) for group in groups])
+
+    @classmethod
+    def from_checkpoint(cls: type[EditorT], path: str | Path, model: LanguageModel) -> EditorT:
+        """Loads a trained editor from a checkpoint of a run, for the base model that it was trained on.
+
+        Args:
+            path: The file, or a repository on the Hub (owner/name) that holds one.
+            model: The base model.
+
+        Raises:
+            BaseModelMismatchError: If the checkpoint belongs to another base model.
+            ConfigurationError: If it holds another editor.
+            SourceNotFoundError: If there is none.
+        """
+        from lightning_edit.editors.checkpoint import load_editor
+
+        editor = load_editor(path, model)
+        if not isinstance(editor, cls):
+            raise ConfigurationError(f"{path} holds a {type(editor).__name__}, not a {cls.__name__}; use load_editor")
+        return editor
+
+    from_pretrained = from_checkpoint
+
+    def push_to_hub(self, repo_id: str, model: LanguageModel, **options: Any) -> str:
+        """Uploads the trained editor to the Hub; see :func:`lightning_edit.export.publishing.push_editor`."""
+        from lightning_edit.export.publishing import push_editor
+
+        return push_editor(self, model, repo_id, **options)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())
+        return f"{type(self).__name__}({settings})"
 
     def not_ready(self) -> EditorNotFittedError:
         """The error for an editor that was never set up."""

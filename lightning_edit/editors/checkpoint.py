@@ -13,6 +13,7 @@ from lightning_edit import components
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.files import replace_file
+from lightning_edit.hub import local_copy
 from lightning_edit.models.fingerprint import Fingerprint
 from lightning_edit.models.language_model import LanguageModel
 
@@ -52,9 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if "://" in str(path):
         raise SourceNotFoundError(f"{path}: checkpoints are read from local files; download it first")
-    path = Path(path)
-    if not path.is_file():
-        raise SourceNotFoundError(f"{path}: no such checkpoint; pass the path of a .ckpt file")
+    path = checkpoint_file(path)
     try:
         _check_sums(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -66,6 +65,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content[KEY], dict) or content[KEY].get(DIGEST) != state_digest(content.get("state_dict", {})):
         raise ConfigurationError(f"{path}: the weights do not match their digest; the file is damaged")
     return content
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """A checkpoint's file: a local one, or that of a repository on the Hub (owner/name).
+
+    Raises:
+        SourceNotFoundError: If there is none.
+    """
+    local = local_copy(path, ["*.ckpt"])
+    files = [local] if local.is_file() else sorted(local.glob("*.ckpt"))
+    if not files:
+        raise SourceNotFoundError(
+            f"{path}: no such checkpoint; pass the path of a .ckpt file, or a repository that holds one"
+        )
+    if len(files) > 1:
+        raise SourceNotFoundError(f"{path}: holds {[file.name for file in files]}; pass the path of one of them")
+    return files[0]
 
 
 def _check_sums(path: Path) -> None:
@@ -122,6 +138,22 @@ def export_checkpoint(path: str | Path, output: str | Path, model: LanguageModel
     with replace_file(Path(output), sum(value.nbytes for value in state.values())) as temporary:
         torch.save({**kept_entries, "state_dict": state}, temporary)
     return Path(output)
+
+
+def save_editor(editor: Editor, model: LanguageModel, path: str | Path) -> Path:
+    """Writes an editor as a checkpoint that :func:`load_editor` reads; not one to train on.
+
+    Args:
+        editor: The editor, set up on ``model``.
+        model: The base model.
+        path: The file; it appears whole or not at all.
+    """
+    settings = {"name_or_path": model.name, "revision": model.revision}
+    state = {PREFIX + name: value for name, value in editor.state_dict().items()}
+    content = {KEY: {**describe(editor, model, settings), DIGEST: state_digest(state)}, "state_dict": state}
+    with replace_file(Path(path), sum(value.nbytes for value in state.values())) as temporary:
+        torch.save(content, temporary)
+    return Path(path)
 
 
 def load_editor(path: str | Path, model: LanguageModel) -> Editor:

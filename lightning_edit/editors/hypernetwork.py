@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,9 @@ from torch import Tensor, nn
 from lightning_edit import ranges
 from lightning_edit.distributed import moments_of_all_processes
 from lightning_edit.editors.base import Capabilities
-from lightning_edit.editors.checkpoint import load_editor
 from lightning_edit.editors.factors import FactorChunk, FactorStore
 from lightning_edit.editors.gradient import GradientEditor, Tokens
 from lightning_edit.edits import StackedDelta
-from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.moments import Moments, merge_moments, moments, standard_deviation
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -86,7 +83,6 @@ class LowRankLayer(nn.Module):
         self.shift = nn.Parameter(torch.zeros(sites, size))
 
 
-EditorT = TypeVar("EditorT", bound="HypernetworkEditor")
 LayerFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Maps h, U, V, b, s, o to the next h; see :func:`lightning_edit.functional.low_rank.low_rank_residual`."""
 
@@ -253,19 +249,6 @@ class HypernetworkEditor(GradientEditor):
             for name, sites in self._members.items():
                 network = cast(FactorNetwork, self.networks[name])
                 network.update_statistics(part for site in sites for part in store.chunks(site, 4096))
-
-    @classmethod
-    def from_checkpoint(cls: type[EditorT], path: str | Path, model: LanguageModel) -> EditorT:
-        """Loads a trained editor from a checkpoint of a run, for the base model that it was trained on.
-
-        Raises:
-            BaseModelMismatchError: If the checkpoint belongs to another base model.
-            ConfigurationError: If it holds another editor.
-        """
-        editor = load_editor(path, model)
-        if not isinstance(editor, cls):
-            raise ConfigurationError(f"{path} holds a {type(editor).__name__}, not a {cls.__name__}; use load_editor")
-        return editor
 
 
 def site_key(site: str) -> str:

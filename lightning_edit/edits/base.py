@@ -193,6 +193,19 @@ class Edit(ABC):
 
         return save_adapter(adapter_of(self, model, rank, max_error), folder)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the edit to the Hub; see :func:`lightning_edit.export.publishing.push_edit`."""
+        from lightning_edit.export.publishing import push_edit
+
+        return push_edit(self, repo_id, **options)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, revision: str | None = None) -> Edit:
+        """Loads a saved edit of any kind; see :func:`lightning_edit.edits.load_edit`."""
+        from lightning_edit.edits.loading import load_edit
+
+        return load_edit(folder, revision)
+
     def as_hf(self, model: LanguageModel) -> PreTrainedModel:
         """The edited model as a transformers model, whose generate and forward follow the edit.
 

@@ -10,17 +10,22 @@ from lightning_edit.edits.base import FORMAT, MANIFEST, Edit
 from lightning_edit.edits.provenance import Provenance
 from lightning_edit.errors import EditError, LightningEditError, SourceNotFoundError
 from lightning_edit.files import read_folder
+from lightning_edit.hub import local_copy
 from lightning_edit.manifests import read_manifest
 
 
-def load_edit(folder: str | Path) -> Edit:
+def load_edit(folder: str | Path, revision: str | None = None) -> Edit:
     """Loads a saved edit; a kind defined outside this package is known once its module is imported.
 
+    Args:
+        folder: The folder, or a repository on the Hub (owner/name).
+        revision: Branch, tag or commit on the Hub.
+
     Raises:
-        SourceNotFoundError: If the folder holds no edit.
+        SourceNotFoundError: If the folder holds no edit, or there is no such repository.
         EditError: If the manifest is broken, or of a kind or format that is not known.
     """
-    folder = Path(folder)
+    folder = local_copy(folder, [MANIFEST, "*.safetensors"], revision)
     return read_folder(folder, lambda: _read(folder))
 
 

@@ -20,6 +20,7 @@ from lightning_edit.errors import (
     SourceNotFoundError,
 )
 from lightning_edit.files import holds_something_else, read_folder, replace_folder
+from lightning_edit.hub import local_copy
 from lightning_edit.manifests import read_manifest, write_manifest
 from lightning_edit.models.fingerprint import Fingerprint, Likeness
 from lightning_edit.models.language_model import LanguageModel
@@ -169,16 +170,31 @@ class KeyStatistics:
             write_manifest(temporary / MANIFEST, manifest, [TENSORS])
         return folder
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the statistics to the Hub; see :func:`lightning_edit.export.publishing.push_statistics`."""
+        from lightning_edit.export.publishing import push_statistics
+
+        return push_statistics(self, repo_id, **options)
+
     @classmethod
-    def load(cls, folder: str | Path) -> KeyStatistics:
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> KeyStatistics:
+        """Loads saved statistics; see :meth:`load`."""
+        return cls.load(folder, revision)
+
+    @classmethod
+    def load(cls, folder: str | Path, revision: str | None = None) -> KeyStatistics:
         """Loads saved statistics.
+
+        Args:
+            folder: The folder, or a repository on the Hub (owner/name).
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
             SourceNotFoundError: If there are none in the folder.
             ConfigurationError: If they are broken.
             NonFiniteError: If a moment is not finite.
         """
-        folder = Path(folder)
+        folder = local_copy(folder, [MANIFEST, TENSORS], revision)
         return read_folder(folder, lambda: cls._read(folder))
 
     @classmethod
