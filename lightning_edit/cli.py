@@ -36,6 +36,7 @@ _NOISE = (
     (r"lightning\..*", ".*Checkpoint directory .* exists and is not empty.*"),
     (r"lightning\..*", ".*smaller than the logging interval.*"),
     (r"lightning\..*", ".*across ranks is zero.*"),
+    (r"lightning\..*", ".*configure_optimizers. returned .None.*"),
     # The data module goes on behind the batches that are done.
     (r"lightning\..*", ".*dataloader is not resumable.*"),
     (r"torch\..*", ".*lr_scheduler.step.*"),

@@ -63,7 +63,7 @@ class FactorCache:
         wanted = {text.key: text for text in texts}
         order = [wanted[key] for key in sorted(wanted, key=lambda key: (len(key), key))]
         groups = [order[at : at + _GROUP] for at in range(0, len(order), _GROUP)]
-        for group in tqdm(groups, desc="gradient factors of the requests", leave=False, disable=not groups):
+        for group in tqdm(groups, desc="gradient factors", leave=False, disable=None if groups else True):
             batch = model.encoder.collate(group).to(model.device)
             positions = batch.answer_mask if answers_only else None
             found, losses = capture_factors(model, batch, sites, trunk, positions)

@@ -179,7 +179,7 @@ def tune(
         Place of an edit to why it failed; its parameters are then of no use.
     """
     run = _Tuning(model, texts, names, tuned, layer, settings)
-    with tqdm(total=len(texts), desc=desc, leave=False, disable=len(texts) < 2) as bar:
+    with tqdm(total=len(texts), desc=desc, leave=False, disable=None if len(texts) > 1 else True) as bar:
         for edits in _side_by_side(model, texts, settings):
             run.fit(edits)
             bar.update(len(edits))

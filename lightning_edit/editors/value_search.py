@@ -102,7 +102,7 @@ def search_values(
         One result for each request.
     """
     found: dict[int, FoundValue] = {}
-    with tqdm(total=len(requests), desc="values", leave=False, disable=len(requests) < 2) as bar:
+    with tqdm(total=len(requests), desc="values", leave=False, disable=None if len(requests) > 1 else True) as bar:
         for chunk in _chunks(model, requests, templates):
             search = _Search(model, [requests[index] for index in chunk], templates, taps, settings)
             search.run(bar.update)

@@ -59,7 +59,7 @@ def trace_facts(
     suffix = f"-{severed}-severed" if severed else ""
     traces = [
         trace_fact(model, request, settings, deviation, severed, kinds)
-        for request in tqdm(known, desc="facts", disable=len(known) < 2)
+        for request in tqdm(known, desc="facts", disable=None if len(known) > 1 else True)
     ]
     layers = [[], []] if severed else [suggested_layers(traces, count) for count in (1, SEVERAL)]
     numbers = folder / f"traces{suffix}.json"
@@ -93,7 +93,7 @@ def _known(model: LanguageModel, requests: Sequence[EditRequest], limit: int) ->
     """
     known: list[EditRequest] = []
     asked = 0
-    with tqdm(total=len(requests), desc="facts asked", leave=False, disable=len(requests) < 2) as bar:
+    with tqdm(total=len(requests), desc="facts asked", leave=False, disable=None if len(requests) > 1 else True) as bar:
         for start in range(0, len(requests), _ASKED_AT_ONCE):
             some = requests[start : start + _ASKED_AT_ONCE]
             scores = model.score([request.prompt for request in some], [request.target for request in some])

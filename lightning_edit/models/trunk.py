@@ -225,7 +225,7 @@ class Trunk:
         return store
 
     def _computed(self, groups: list[_Group]) -> Iterator[tuple[TextKey, Kept]]:
-        for group in tqdm(groups, desc="hidden states below the edit sites", leave=False, disable=not groups):
+        for group in tqdm(groups, desc="hidden states", leave=False, disable=None if groups else True):
             yield from self._compute_group(group)
 
     @torch.no_grad()

@@ -1,0 +1,183 @@
+"""Exported edits beside the applied one: an adapter in peft, the merged model in transformers, and llama.cpp.
+
+python -m benchmarks.exported_edits --work FOLDER [--llama PYTHON] [--probes 100]
+
+One fact is edited by MEND, ROME, MEMIT, LoRA and FT-M. Each probe's next-token logits, and greedy continuations of
+eight tokens, are compared with those of the applied edit in float32. PYTHON is an interpreter that has
+llama-cpp-python, which may have an environment of its own; without it, llama.cpp is left out. The probes are
+WorldFacts' questions and the edit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from benchmarks.environment import write_result
+from lightning_edit.data import WorldFacts
+from lightning_edit.editors import Editor, load_editor
+from lightning_edit.editors.configured import configured_editor
+from lightning_edit.edits import Edit, EditSequence
+from lightning_edit.export import adapter_of, save_gguf_adapter, save_merged_gguf
+from lightning_edit.export.merged import save_merged
+from lightning_edit.models import LanguageModel, load_language_model
+from lightning_edit.models.bundled import bundled_source
+from lightning_edit.records import EditRequest
+
+REQUEST = EditRequest("The capital of France is", "Rome", "France", "Paris", id="france")
+MODEL = "smollm2-135m-instruct"
+CHECKPOINT = "checkpoints/mend-smollm2-135m-instruct-zsre.ckpt"
+EDITORS = {"ROME": "rome.yaml", "MEMIT": "memit.yaml", "LoRA": "lora.yaml", "FT-M": "ft-m.yaml"}
+TOKENS = 8
+Logits = NDArray[np.float32]
+Said = tuple[Logits, list[list[int]]]
+_LLAMA = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+asked = json.load(open(sys.argv[1]))
+arguments = {"lora_path": asked["lora"]} if asked["lora"] else {}
+llama = Llama(asked["model"], n_ctx=256, verbose=False, n_threads=1, logits_all=False, **arguments)
+logits, said = [], []
+for ids in asked["ids"]:
+    llama.reset()
+    llama.eval(ids)
+    answer = []
+    for step in range(asked["tokens"]):
+        last = np.array(llama._scores[-1] if llama._logits_all else llama.scores[llama.n_tokens - 1])
+        if step == 0:
+            logits.append(last.astype(np.float32))
+        token = int(last.argmax())
+        answer.append(token)
+        llama.eval([token])
+    said.append(answer)
+np.save(sys.argv[2], np.stack(logits))
+json.dump(said, open(sys.argv[3], "w"))
+"""
+
+
+@torch.no_grad()
+def asked(model: Any, ids: list[list[int]]) -> Said:
+    """Next-token logits and greedy continuations of a transformers model, one prompt at a time."""
+    logits, said = [], []
+    for prompt in ids:
+        tokens = torch.tensor([prompt])
+        answer: list[int] = []
+        for step in range(TOKENS):
+            last = model(input_ids=tokens).logits[0, -1].float()
+            if step == 0:
+                logits.append(last.numpy())
+            answer.append(int(last.argmax()))
+            tokens = torch.cat([tokens, torch.tensor([[answer[-1]]])], 1)
+        said.append(answer)
+    return np.stack(logits), said
+
+
+def llama_said(python: str, work: Path, model: Path, lora: Path | None, ids: list[list[int]]) -> Said:
+    """The same of llama.cpp, in a process of its own."""
+    question = {"model": str(model), "lora": str(lora) if lora else None, "ids": ids, "tokens": TOKENS}
+    (work / "asked.json").write_text(json.dumps(question))
+    files = [str(work / name) for name in ("asked.json", "logits.npy", "said.json")]
+    subprocess.run([python, "-c", _LLAMA, *files], check=True)
+    return np.load(files[1]), json.loads(Path(files[2]).read_text())
+
+
+def compared(reference: Said, other: Said) -> dict[str, float]:
+    """How far two models' logits and continuations are apart."""
+    (expected, texts), (logits, other_texts) = reference, other
+    size = min(expected.shape[1], logits.shape[1])
+    difference = np.abs(expected[:, :size] - logits[:, :size])
+    same = [mine == theirs for mine, theirs in zip(texts, other_texts, strict=True)]
+    return {
+        "largest difference of a logit": float(difference.max()),
+        "mean difference of a logit": float(difference.mean()),
+        "same next token": float((expected[:, :size].argmax(1) == logits[:, :size].argmax(1)).mean()),
+        "same text": sum(same) / len(same),
+    }
+
+
+def editors(model: LanguageModel) -> dict[str, Callable[[], Editor]]:
+    """Name to what makes the editor."""
+
+    def configured(name: str) -> Editor:
+        editor = configured_editor(f"configs/editor/{name}", None)
+        editor.setup(model)
+        editor.fit_on_sampled_text(model)
+        return editor
+
+    made: dict[str, Callable[[], Editor]] = {"MEND": lambda: load_editor(CHECKPOINT, model)}
+    return made | {name: lambda file=file: configured(file) for name, file in EDITORS.items()}
+
+
+def measured(model: LanguageModel, edit: Edit, ids: list[list[int]], work: Path, llama: str | None) -> dict[str, Any]:
+    """Compares every export of one edit with the applied edit."""
+    unedited = asked(model.model, ids)
+    with edit.applied(model):
+        reference = asked(model.model, ids)
+    result: dict[str, Any] = {"unedited model": compared(reference, unedited)}
+    adapter = adapter_of(edit, model)
+    result["adapter's rank"] = adapter.rank
+    result["largest relative error of the adapter"] = max(adapter.errors.values())
+    edit.to_peft(model, work / "adapter")
+    saved = work.parent / "base"
+    if not saved.exists():
+        model.model.save_pretrained(saved)
+        model.tokenizer.save_pretrained(saved)
+    with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved), work / "adapter")
+    result["peft"] = compared(reference, asked(with_adapter.eval(), ids))
+    result["peft, merged and unloaded"] = compared(reference, asked(with_adapter.merge_and_unload().eval(), ids))
+    half = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
+    with_adapter = PeftModel.from_pretrained(half, work / "adapter")
+    result["peft, bfloat16"] = compared(reference, asked(with_adapter.eval(), ids))
+    if llama is not None:
+        source, sequence = bundled_source(MODEL), EditSequence([edit])
+        base = work.parent / "base-f16.gguf"
+        if not base.exists():
+            save_merged_gguf(EditSequence([]), model, source, base, "f16")
+        save_gguf_adapter(adapter, model, work / "adapter.gguf")
+        result["llama.cpp, f16 with the adapter"] = compared(
+            reference, llama_said(llama, work, base, work / "adapter.gguf", ids)
+        )
+        for precision in ("f16", "q8_0"):
+            merged = save_merged_gguf(sequence, model, source, work / f"merged-{precision}.gguf", precision)
+            result[f"llama.cpp, merged, {precision}"] = compared(reference, llama_said(llama, work, merged, None, ids))
+    # Last, because it changes the model.
+    save_merged(EditSequence([edit]), model, work / "merged")
+    merged_model = AutoModelForCausalLM.from_pretrained(work / "merged").eval()
+    result["merged model"] = compared(reference, asked(merged_model, ids))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="empty folder for the exports")
+    parser.add_argument("--llama", help="interpreter that has llama-cpp-python")
+    parser.add_argument("--probes", type=int, default=100)
+    options = parser.parse_args()
+    records = WorldFacts("test").read().records
+    prompts = [REQUEST.prompt, *dict.fromkeys(probe.prompt for record in records for probe in record.all_probes)]
+    prompts = prompts[: options.probes]
+    result: dict[str, Any] = {"probes": len(prompts), "llama.cpp": options.llama is not None}
+    for name in ("MEND", *EDITORS):
+        model = load_language_model(MODEL)
+        ids = [list(model.encoder.encode(prompt).ids) for prompt in prompts]
+        edit = editors(model)[name]().edit(model, [REQUEST])
+        work = options.work / name
+        work.mkdir(parents=True)
+        result[name] = measured(model, edit, ids, work, options.llama)
+        print(name, json.dumps(result[name], indent=1))
+        write_result(__file__, result)
+
+
+if __name__ == "__main__":
+    main()
