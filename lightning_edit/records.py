@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from lightning_edit.errors import RequestError
 from lightning_edit.words import find_words, has_lone_surrogate
@@ -12,7 +12,7 @@ from lightning_edit.words import find_words, has_lone_surrogate
 Span = tuple[int, int]
 
 
-class ProbeKind(str, Enum):
+class ProbeKind(StrEnum):
     """What a probe tests, in the terms of KnowEdit (Zhang et al. 2024, arXiv 2401.01286, section 4)."""
 
     EDIT_SUCCESS = "edit_success"

@@ -12,7 +12,7 @@ from tests.modules.test_training import write_config
 
 
 def test_fit_says_nothing_of_libraries_and_of_machines_that_are_not_there(tiny_folder, tmp_path):
-    config = write_config(tmp_path, tiny_folder, max_steps=2, logger=False)
+    config = write_config(tmp_path, tiny_folder, max_steps=2, logger=False, default_root_dir=str(tmp_path / "run"))
     content = yaml.safe_load(config.read_text())
     content["trainer"].pop("accelerator")
     config.write_text(yaml.safe_dump(content))

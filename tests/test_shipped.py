@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import lightning_edit
 from lightning_edit.cli import main
@@ -109,3 +113,21 @@ def test_an_installed_wheel_works_without_a_checkout(wheel, tmp_path):
     assert "MEND" in shown
     assert "--config @mend-smollm2-zsre" in run("-m", "lightning_edit", "configs")
     assert "train an editor" in run("-m", "lightning_edit", "--help")
+
+
+def test_the_package_allows_no_versions_older_than_the_tested_ones():
+    """The lowest version of each requirement is the one that the tests run with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    )
+    names = {canonicalize_name(name): Version(version) for name, version in pins.items()}
+    # Needed for what cannot be tested without the Hub and without a GPU.
+    untested = {"datasets", "bitsandbytes"}
+    for requirement in map(Requirement, (one for group in groups for one in group)):
+        if requirement.name in untested:
+            continue
+        [bound] = requirement.specifier
+        assert bound.operator == ">="
+        assert Version(bound.version) == names[canonicalize_name(requirement.name)], requirement.name

@@ -6,7 +6,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ _SAMPLES_PER_TENSOR = 4
 _TENSORS_KEPT = 64
 
 
-class Likeness(str, Enum):
+class Likeness(StrEnum):
     """How two base models compare."""
 
     SAME = "same"

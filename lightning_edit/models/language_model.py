@@ -121,6 +121,7 @@ class LanguageModel:
         self._block_returns: int | None = None
         self._applied: set[str] = set()
         self._running = 0
+        self._told_of_length = False
         self.proofs: dict[tuple[str, int], int] = {}
         """Fast paths, by kind and layer, that gave what the full forward pass gives, for texts up to so many tokens."""
 
@@ -277,7 +278,11 @@ class LanguageModel:
         )
         if self.has_position_table:
             raise TokenizationError(f"{message}; shorten it")
-        warnings.warn(f"{message}; what it says beyond them may be of no use", stacklevel=3)
+        if not self._told_of_length:
+            self._told_of_length = True
+            warnings.warn(
+                f"{message}; what it says beyond them may be of no use (other such texts are not named)", stacklevel=3
+            )
 
     def check_text(self, prompt: str, target: str = "", new_tokens: int = 0) -> None:
         """Refuses a text that cannot be used, before a run begins that would stop at it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lightning_edit.errors import LayerMapError
 from lightning_edit.models.experts import PARAMETER, expert_slice, has_slices
 
 
-class Orientation(str, Enum):
+class Orientation(StrEnum):
     """How a module stores its weight."""
 
     LINEAR = "linear"

@@ -103,7 +103,16 @@ def test_a_terminal_gets_no_lines(clock, caplog, monkeypatch):
 
 
 def test_fit_writes_progress_where_the_output_is_no_terminal(tiny_folder, tmp_path, capsys):
-    config = str(write_config(tmp_path, tiny_folder, max_steps=4, logger=False, limit_val_batches=0))
+    config = str(
+        write_config(
+            tmp_path,
+            tiny_folder,
+            max_steps=4,
+            logger=False,
+            default_root_dir=str(tmp_path / "run"),
+            limit_val_batches=0,
+        )
+    )
     assert main(["fit", "--config", config, "--progress.every_seconds", "1e-9"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert len(lines) == 4
