@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import get_type_hints
 
-_COMMANDS = {
+COMMANDS = {
     "fit": "train an editor, or collect what it needs",
     "validate": "measure on the validation records",
     "test": "measure on the test records; writes metrics.json and predictions.jsonl",
@@ -25,6 +25,7 @@ _COMMANDS = {
     "compare": "run a grid of editors, data sets and protocols, and write its report",
     "report": "write the report of test runs",
     "configs": "list the configurations that come with the package, or copy them",
+    "completion": "print a script with which a shell completes commands and options",
     "export": "write a trained editor alone, in a file small enough to ship",
 }
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -42,12 +43,12 @@ _NOISE = (
     (r"torch\..*", ".*lr_scheduler.step.*"),
 )
 """Module and message of warnings of libraries that users can do nothing about."""
-_TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def usage() -> str:
     """The text of ``lightning-edit --help``."""
-    lines = [f"  {name:<14} {summary}" for name, summary in _COMMANDS.items()]
+    lines = [f"  {name:<14} {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
             "usage: lightning-edit COMMAND [OPTIONS]",
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("lightning-edit"))
         return 0
     command = arguments[0]
-    if command not in _COMMANDS:
+    if command not in COMMANDS:
         print(f"lightning-edit: unknown command {command!r}\n\n{usage()}", file=sys.stderr)
         return 2
     # Imported only now: the help of the whole program needs none of the heavy packages.
@@ -129,7 +130,7 @@ def _with_allowed_modules(arguments: list[str]) -> list[str]:
 
 def _run(command: str, arguments: list[str]) -> None:
     _show_notes()
-    if command in _TRAINER_COMMANDS:
+    if command in TRAINER_COMMANDS:
         from lightning_edit.training_cli import run
 
         run(arguments)

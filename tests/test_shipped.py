@@ -13,6 +13,7 @@ from packaging.version import Version
 
 import lightning_edit
 from lightning_edit.cli import main
+from lightning_edit.commands.completing import completion_script
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.shipped import configs_folder, shipped_file, shipped_names, with_shipped_files
 
@@ -131,3 +132,22 @@ def test_the_package_allows_no_versions_older_than_the_tested_ones():
         [bound] = requirement.specifier
         assert bound.operator == ">="
         assert Version(bound.version) == names[canonicalize_name(requirement.name)], requirement.name
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["com"], ["compare", "completion"]),
+        (["edit", "--over"], ["--overwrite"]),
+        (["fit", "--ck"], ["--ckpt_path"]),
+        (["fit", "--config", "@mend-smollm2-w"], ["@mend-smollm2-worldfacts"]),
+        (["export-adapter", "--swi"], ["--switchable"]),
+    ],
+)
+def test_bash_completes_commands_options_and_configurations(tmp_path, typed, expected):
+    script = tmp_path / "completion.bash"
+    script.write_text(completion_script())
+    words = " ".join(f"'{word}'" for word in ["lightning-edit", *typed])
+    asked = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _lightning_edit; echo ${{COMPREPLY[@]}}"
+    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == expected

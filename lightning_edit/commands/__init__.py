@@ -4,11 +4,13 @@ Everything heavy is imported inside them, so that their help appears at once.
 """
 
 from lightning_edit.commands.comparing import compare, configs, report
+from lightning_edit.commands.completing import completion
 from lightning_edit.commands.editing import edit, generate, trace
 from lightning_edit.commands.sharing import export, export_adapter, merge, push, serve
 
 __all__ = [
     "compare",
+    "completion",
     "configs",
     "edit",
     "export",
