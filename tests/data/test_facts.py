@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,12 @@ def test_the_schema_is_the_documented_one_and_knows_every_field():
     assert json.loads((Path(__file__).parents[2] / "docs" / "facts.schema.json").read_text()) == schema
     assert set(schema["properties"]) == set(FIELDS)
     assert set(FACT) <= set(schema["properties"])
+
+
+def test_a_subject_in_another_normal_form_is_an_error_when_the_file_is_read(tmp_path):
+    subject = "Zoë Müller"
+    fact = {"prompt": f"{subject} lives in", "target": "Rome", "subject": unicodedata.normalize("NFD", subject)}
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([fact]))
+    with pytest.raises(DataFormatError, match=r"record 0: the subject .* is not in the prompt"):
+        Facts(str(path)).read()

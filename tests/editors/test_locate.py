@@ -174,7 +174,9 @@ def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(locate, "search_values", None)
     monkeypatch.setattr(locate, "sampled_contexts", None)
     model = language_model("llama")
-    with pytest.raises(ConfigurationError, match="needs statistics of the model's keys"):
+    with pytest.raises(
+        ConfigurationError, match=r"needs statistics of the model's keys. Fit them with: lightning-edit fit"
+    ):
         kind(layers=[1]).edit(model, REQUESTS[:1])
     with pytest.raises(SourceNotFoundError, match="no statistics here"):
         kind(layers=[1], statistics=str(tmp_path)).edit(model, REQUESTS[:1])
