@@ -24,6 +24,8 @@ COMMANDS = {
     "serve": "serve a model with edits, which can be changed while it runs",
     "compare": "run a grid of editors, data sets and protocols, and write its report",
     "report": "write the report of test runs",
+    "plot": "draw the learning curves of runs",
+    "dashboard": "create a W&B workspace from a file",
     "configs": "list the configurations that come with the package, or copy them",
     "completion": "print a script with which a shell completes commands and options",
     "export": "write a trained editor alone, in a file small enough to ship",

@@ -12,7 +12,8 @@ from lightning_edit.errors import ConfigurationError
 
 MARK = "@"
 """What the name of a shipped configuration begins with on the command line."""
-_FOLDERS = {"--config": ("experiment", "comparison"), "-c": ("experiment", "comparison"), "--editor": ("editor",)}
+_CONFIGS = ("experiment", "comparison", "dashboard")
+_FOLDERS = {"--config": _CONFIGS, "-c": _CONFIGS, "--editor": ("editor",)}
 """Option to the folders in which its names are looked up."""
 
 

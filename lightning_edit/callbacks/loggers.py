@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 
-
-def has_wandb_key() -> bool:
-    """Whether a W&B API key is set in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+from lightning_edit.dashboards import has_wandb_key
 
 
 class WandbDashboard(WandbLogger):

@@ -87,7 +87,8 @@ def configs(copy: str | None = None) -> None:
     if copy is not None:
         print_line(f"configurations {copy_configs(copy)}")
         return
-    for folder, option in (("experiment", "--config"), ("comparison", "--config"), ("editor", "--editor")):
+    options = {"experiment": "--config", "comparison": "--config", "dashboard": "--config", "editor": "--editor"}
+    for folder, option in options.items():
         for name in shipped_names(folder):
             first = (configs_folder() / folder / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
             print_line(f"{option} @{name}  {first.removeprefix('#').strip() if first.startswith('#') else ''}")

@@ -1,0 +1,82 @@
+"""Learning curves from the metrics.csv of runs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+
+DEFAULT_MEASURES = (
+    "train/loss",
+    "val/edit_success/token_accuracy",
+    "val/generalization/token_accuracy",
+    "val/locality/self_agreement",
+)
+"""What is drawn where nothing is asked for, as far as a run has it."""
+Curve = tuple[list[int], list[float]]
+
+
+def read_curves(run: str | Path) -> dict[str, Curve]:
+    """The values of a run by name: the steps at which they were logged, and the values; those not finite are left out.
+
+    Args:
+        run: Folder with metrics.csv, or a folder above exactly one.
+
+    Raises:
+        SourceNotFoundError: If there is none, or there are several.
+        ConfigurationError: If it cannot be read.
+    """
+    folder = Path(run)
+    files = [folder / "metrics.csv"] if (folder / "metrics.csv").is_file() else sorted(folder.rglob("metrics.csv"))
+    if len(files) != 1:
+        found = f"{len(files)} runs, such as {files[0].parent} and {files[1].parent}" if files else "no metrics.csv"
+        raise SourceNotFoundError(f"{folder}: {found}; name the folder of one run")
+    curves: dict[str, Curve] = {}
+    try:
+        with files[0].open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(float(row["step"]))
+                for name, text in row.items():
+                    if name not in ("step", "epoch") and text and math.isfinite(float(text)):
+                        steps, values = curves.setdefault(name, ([], []))
+                        steps.append(step)
+                        values.append(float(text))
+    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{files[0]}: not the metrics of a run ({error!r})") from error
+    return curves
+
+
+def draw_curves(runs: Mapping[str, Mapping[str, Curve]], measures: Sequence[str], path: str | Path) -> Path:
+    """Draws learning curves, one picture for each measure and one line for each run.
+
+    Args:
+        runs: Name of a run to its curves.
+        measures: What to draw; the names of groups of locality probes may follow "val/locality/".
+        path: The file to write, such as curves.png.
+
+    Raises:
+        ConfigurationError: If matplotlib is not installed, or no run has one of the measures.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigurationError("plots need the package matplotlib: pip install 'lightning-edit[plot]'") from error
+    known = sorted({name for curves in runs.values() for name in curves})
+    drawn = [name for name in measures if name in known]
+    if not drawn:
+        raise ConfigurationError(f"measures: none of {list(measures)} was logged; there are {', '.join(known)}")
+    figure = Figure(figsize=(4.5 * len(drawn), 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        for run, curves in runs.items():
+            if name in curves:
+                axes.plot(*curves[name], label=run, marker="." if len(curves[name][0]) < 20 else None)
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    if len(runs) > 1:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 4))
+    figure.savefig(path, dpi=120)
+    return Path(path)
