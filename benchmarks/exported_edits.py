@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--llama", help="interpreter that has llama-cpp-python")
     parser.add_argument("--probes", type=int, default=100)
     options = parser.parse_args()
-    records = WorldFacts("test").read().records
+    records = WorldFacts("validation").read().records
     prompts = [REQUEST.prompt, *dict.fromkeys(probe.prompt for record in records for probe in record.all_probes)]
     prompts = prompts[: options.probes]
     result: dict[str, Any] = {"probes": len(prompts), "llama.cpp": options.llama is not None}

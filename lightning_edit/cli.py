@@ -94,7 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from lightning_edit.shipped import with_shipped_files
 
-        _run(command, with_shipped_files(_with_allowed_modules(arguments)))
+        given = with_shipped_files(_with_allowed_modules(arguments))
+        _show_notes()
+        if os.environ.get("LIGHTNING_EDIT_ALLOW"):
+            from lightning_edit.components import import_allowed
+
+            import_allowed()
+        _run(command, given)
     except RunInterruptedError as error:
         print(f"lightning-edit {command}: {error}", file=sys.stderr)
         return error.status
@@ -131,7 +137,6 @@ def _with_allowed_modules(arguments: list[str]) -> list[str]:
 
 
 def _run(command: str, arguments: list[str]) -> None:
-    _show_notes()
     if command in TRAINER_COMMANDS:
         from lightning_edit.training_cli import run
 

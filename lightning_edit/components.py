@@ -21,6 +21,27 @@ ALLOWED = "LIGHTNING_EDIT_ALLOW"
 _PACKAGE = "lightning_edit"
 
 
+def import_allowed() -> None:
+    """Imports the modules that the environment allows, so that kinds of edits that they define are known.
+
+    Modules of the current folder are found behind all installed ones.
+
+    Raises:
+        ConfigurationError: If one cannot be imported.
+    """
+    modules = [name for name in os.environ.get(ALLOWED, "").split(",") if name]
+    if modules and os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigurationError(
+                f"allow: the module {name} cannot be imported ({error}); it is looked for among the installed ones and "
+                "in the current folder"
+            ) from error
+
+
 def init_arguments(part: object) -> dict[str, Any]:
     """The constructor's arguments, read from the attributes of the same names; settings classes become dictionaries."""
     values = {name: getattr(part, name) for name in argument_names(type(part))}
@@ -88,7 +109,7 @@ def _class_of(class_path: str, where: str) -> object:
     if not known:
         raise ConfigurationError(
             f"{where}: {class_path} is not a class of this package, and its module is not imported on the word of a "
-            f"file; if you trust it, set {ALLOWED}={module} in the environment, or import it first"
+            f"file; if you trust it, add --allow {module}, set {ALLOWED}={module} in the environment, or import it first"
         )
     try:
         return getattr(importlib.import_module(module), name, None)

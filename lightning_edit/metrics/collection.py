@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torchmetrics import Metric, MetricCollection
 
@@ -45,7 +46,12 @@ class Measure:
 
     def of(self, outcome: EditOutcome) -> float | None:
         """Its value for one outcome; None where it does not apply."""
-        return self.metric(side=self.side).value(outcome) if outcome.probe.kind in self.kinds else None
+        return self._judge.value(outcome) if outcome.probe.kind in self.kinds else None
+
+    @cached_property
+    def _judge(self) -> OutcomeMetric:
+        # Building a metric takes longer than asking it.
+        return self.metric(side=self.side)
 
 
 MEASURES = (

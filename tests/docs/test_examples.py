@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,6 +72,13 @@ def test_an_edit_of_its_own_kind(examples, tiny_folder):
     assert edit.kind == "bias"
     assert len(EditSequence([edit]).layers) == 1
     assert set(json.loads(Path("edit/edit.json").read_text())) <= documented("edits.md")
+    # In a process that has not imported the module, and without a path to it.
+    command = [sys.executable, "-P", "-m", "lightning_edit", "generate", "--edits", "edit", "--prompts", "Answer:"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["LIGHTNING_EDIT_ALLOW"] = ""
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "kind 'bias'; known are ['routed', 'weight']" in refused.stderr
+    subprocess.run([*command, "--allow", "my_extension"], env=environment, check=True, capture_output=True)
 
 
 def test_a_file_that_is_not_allowed_is_refused(examples, tiny_folder, capsys):

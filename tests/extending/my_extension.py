@@ -44,8 +44,8 @@ class BiasEdit(Edit):
             return None
         return BiasEdit(self.site, self.bias + later.bias, later.provenance)
 
-    def check_mergeable(self) -> None:
-        raise EditError("this edit cannot be merged: the site has no bias")
+    def check_mergeable(self, action: str = "merged") -> None:
+        raise EditError(f"this edit cannot be {action}: the site has no bias")
 
     def write(self, folder: Path) -> dict[str, Any]:
         save_file({"bias": self.bias}, folder / TENSORS)
