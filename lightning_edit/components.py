@@ -109,7 +109,8 @@ def _class_of(class_path: str, where: str) -> object:
     if not known:
         raise ConfigurationError(
             f"{where}: {class_path} is not a class of this package, and its module is not imported on the word of a "
-            f"file; if you trust it, add --allow {module}, set {ALLOWED}={module} in the environment, or import it first"
+            f"file; if you trust it, add --allow {module}, set {ALLOWED}={module} in the environment, or import it "
+            "first"
         )
     try:
         return getattr(importlib.import_module(module), name, None)
