@@ -6,23 +6,31 @@ experiment=$1
 folder=$2
 export TOKENIZERS_PARALLELISM=false
 
-echo "== 1/4  train MEND on the built-in facts"
+echo "== 1/6  train MEND on the built-in facts"
 lightning-edit fit --config "$experiment"
 run=$(ls -td runs/mend/version_* | head -n 1)
 checkpoint=$(ls -t "$run"/checkpoints/best*.ckpt | head -n 1)
+mkdir -p "$folder"
+lightning-edit plot --runs "$run" --output "$folder/curves.png"
 
-echo "== 2/4  measure on held-out countries and cities, with held-out wordings"
+echo "== 2/6  measure on held-out countries and cities, with held-out wordings"
 lightning-edit test --config "$experiment" --ckpt_path "$checkpoint"
 report=$(ls -td runs/mend/version_* | head -n 1)
 
-echo "== 3/4  edit one fact and save the change"
-rm -rf "$folder/edit"
-lightning-edit edit --ckpt_path "$checkpoint" \
-  --prompt "The capital of France is" --subject France --target Rome \
-  --ask '["What is the capital city of France? It is", "The capital of Japan is", "Water is made of hydrogen and"]' \
-  --save "$folder/edit"
+fact=(--prompt "The capital of France is" --subject France --target Rome)
+others=(--ask "What is the capital city of France? It is" "The capital of Japan is" "The capital of Germany is"
+  "Water is made of hydrogen and")
+echo "== 3/6  edit one fact and save the change"
+lightning-edit edit --ckpt_path "$checkpoint" "${fact[@]}" "${others[@]}" --save "$folder/edit" --overwrite true
 
-echo "== 4/4  where everything is"
+echo "== 4/6  the same edit by ROME, which is not trained: it searches"
+lightning-edit edit --editor configs/editor/rome.yaml "${fact[@]}" "${others[@]}" --save "$folder/rome" --overwrite true
+
+echo "== 5/6  ship MEND's edit as a LoRA adapter"
+rm -rf "$folder/adapter"
+lightning-edit export-adapter --edits "$folder/edit" --output "$folder/adapter"
+
+echo "== 6/6  where everything is"
 dashboard=$(ls -td runs/wandb/offline-run-* 2>/dev/null | sed -n 2p || true)
 cat <<END
 
@@ -30,12 +38,16 @@ cat <<END
   measures      $report/metrics.json
   predictions   $report/predictions.jsonl
   training log  $run/metrics.csv
+  curves        $folder/curves.png
   W&B run       ${dashboard:-runs/wandb}
-  saved edit    $folder/edit
+  saved edits   $folder/edit, $folder/rome
+  LoRA adapter  $folder/adapter
+
+  Undo: the weights were never written. The model without the folder of an edit is the model as it was:
+    lightning-edit generate --edits $folder/edit --prompts "The capital of France is"      (before and after)
 
   Next:
-    lightning-edit generate --edits '["$folder/edit"]' --prompts '["The capital of France is"]'
-    lightning-edit merge --edits '["$folder/edit"]' --output $folder/merged
+    lightning-edit merge --edits $folder/edit --output $folder/merged
     wandb leet ${dashboard:-runs/wandb/latest-run}
     wandb sync ${dashboard:-runs/wandb/latest-run}      (needs a W&B account)
     lightning-edit fit --help
