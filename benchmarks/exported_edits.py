@@ -71,14 +71,15 @@ def asked(model: Any, ids: list[list[int]]) -> Said:
     """Next-token logits and greedy continuations of a transformers model, one prompt at a time."""
     logits, said = [], []
     for prompt in ids:
-        tokens = torch.tensor([prompt])
+        tokens, past = torch.tensor([prompt]), None
         answer: list[int] = []
         for step in range(TOKENS):
-            last = model(input_ids=tokens).logits[0, -1].float()
+            output = model(input_ids=tokens, past_key_values=past, use_cache=True)
+            last, past = output.logits[0, -1].float(), output.past_key_values
             if step == 0:
                 logits.append(last.numpy())
             answer.append(int(last.argmax()))
-            tokens = torch.cat([tokens, torch.tensor([[answer[-1]]])], 1)
+            tokens = torch.tensor([answer[-1:]])
         said.append(answer)
     return np.stack(logits), said
 
