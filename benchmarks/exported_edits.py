@@ -3,7 +3,7 @@
 python -m benchmarks.exported_edits --work FOLDER [--llama PYTHON] [--probes 100]
 
 One fact is edited by MEND, ROME, MEMIT, LoRA and FT-M. Each probe's next-token logits, and greedy continuations of
-eight tokens, are compared with those of the applied edit in float32. PYTHON is an interpreter that has
+four tokens, are compared with those of the applied edit in float32. PYTHON is an interpreter that has
 llama-cpp-python, which may have an environment of its own; without it, llama.cpp is left out. The probes are
 WorldFacts' questions and the edit.
 """
@@ -38,7 +38,7 @@ REQUEST = EditRequest("The capital of France is", "Rome", "France", "Paris", id=
 MODEL = "smollm2-135m-instruct"
 CHECKPOINT = "checkpoints/mend-smollm2-135m-instruct-zsre.ckpt"
 EDITORS = {"ROME": "rome.yaml", "MEMIT": "memit.yaml", "LoRA": "lora.yaml", "FT-M": "ft-m.yaml"}
-TOKENS = 8
+TOKENS = 4
 Logits = NDArray[np.float32]
 Said = tuple[Logits, list[list[int]]]
 _LLAMA = """
