@@ -9,6 +9,8 @@ from pathlib import Path
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 
 _ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+MARK = "hf://"
+"""In front of a repository's id where a path may stand as well."""
 _FILES = (
     ".json", ".jsonl", ".ndjson", ".csv", ".txt", ".parquet", ".gguf", ".safetensors", ".bin", ".pt", ".ckpt", ".yaml",
     ".yml",
@@ -30,27 +32,39 @@ def could_be_hub_id(name: str) -> bool:
     return not (slash and Path(owner).exists())
 
 
+def marked(name: str | Path) -> str:
+    """A path as it is where it exists; otherwise taken for a repository's id, with the mark.
+
+    Args:
+        name: A path, or an id with or without the mark.
+    """
+    text = str(name)
+    is_id = not Path(text).exists() and "/" in text and could_be_hub_id(text)
+    return f"{MARK}{text}" if is_id else text
+
+
 def local_copy(name: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
     """A local path as it is, or the local copy of a repository on the Hub.
 
     Args:
-        name: Path of a file or folder, or a repository's id (owner/name).
+        name: Path of a file or folder, or a repository's id behind "hf://": without the mark, a misspelled path such as
+            "runs/edit" would be looked for on the Hub.
         files: Patterns of the files that are fetched.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
         SourceNotFoundError: If the repository cannot be reached.
     """
-    text = str(name)
-    if Path(text).exists() or "/" not in text or not could_be_hub_id(text):
-        return Path(text)
+    if not str(name).startswith(MARK):
+        return Path(name)
     from huggingface_hub import snapshot_download
 
+    repository = str(name).removeprefix(MARK)
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=list(files)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
         raise SourceNotFoundError(
-            f"{text!r} is neither a local path nor a repository that can be reached on the Hub "
+            f"{repository!r} is no repository that can be reached on the Hub "
             f"({type(error).__name__}: {_first_line(error)})"
         ) from error
 

@@ -148,7 +148,7 @@ def push(
 ) -> None:
     """Uploads an edit, a trained editor or statistics to the Hugging Face Hub, with a card.
 
-    --edits, --ckpt_path and --statistics take the repository's id afterwards.
+    --edits, --ckpt_path and --statistics take the repository afterwards, as hf://owner/name.
 
     Args:
         path: Folder of a saved edit or of statistics, or the checkpoint of an editor.

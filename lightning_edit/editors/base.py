@@ -17,6 +17,7 @@ from lightning_edit.components import init_arguments
 from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
 from lightning_edit.edits import Changes, Edit, EditBatch, EditSequence, Provenance
 from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError
+from lightning_edit.hub import marked
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.records import EditRequest
 
@@ -278,7 +279,7 @@ class Editor(nn.Module, ABC):
         """Loads a trained editor from a checkpoint of a run, for the base model that it was trained on.
 
         Args:
-            path: The file, or a repository on the Hub (owner/name) that holds one.
+            path: The file, or a repository on the Hub (hf://owner/name) that holds one.
             model: The base model.
 
         Raises:
@@ -293,7 +294,10 @@ class Editor(nn.Module, ABC):
             raise ConfigurationError(f"{path} holds a {type(editor).__name__}, not a {cls.__name__}; use load_editor")
         return editor
 
-    from_pretrained = from_checkpoint
+    @classmethod
+    def from_pretrained(cls: type[EditorT], name: str | Path, model: LanguageModel) -> EditorT:
+        """:meth:`from_checkpoint`, for a path or for the id of a repository on the Hub (owner/name)."""
+        return cls.from_checkpoint(marked(name), model)
 
     def push_to_hub(self, repo_id: str, model: LanguageModel, **options: Any) -> str:
         """Uploads the trained editor to the Hub; see :func:`lightning_edit.export.publishing.push_editor`."""

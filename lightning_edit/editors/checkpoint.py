@@ -13,7 +13,7 @@ from lightning_edit import components
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.files import replace_file
-from lightning_edit.hub import local_copy
+from lightning_edit.hub import MARK, local_copy
 from lightning_edit.models.fingerprint import Fingerprint
 from lightning_edit.models.language_model import LanguageModel
 
@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         SourceNotFoundError: If there is no such file.
         ConfigurationError: If it is not a checkpoint of this package.
     """
-    if "://" in str(path):
+    if "://" in str(path) and not str(path).startswith(MARK):
         raise SourceNotFoundError(f"{path}: checkpoints are read from local files; download it first")
     path = checkpoint_file(path)
     try:
@@ -68,7 +68,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """A checkpoint's file: a local one, or that of a repository on the Hub (owner/name).
+    """A checkpoint's file: a local one, or that of a repository on the Hub (hf://owner/name).
 
     Raises:
         SourceNotFoundError: If there is none.

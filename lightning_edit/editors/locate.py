@@ -28,7 +28,7 @@ from lightning_edit.editors.prompts import (
 from lightning_edit.editors.value_search import ValueSettings, search_values
 from lightning_edit.edits import EditSequence, Provenance, StackedFactors, WeightChanges
 from lightning_edit.errors import ConfigurationError
-from lightning_edit.hub import could_be_hub_id
+from lightning_edit.hub import MARK
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.record import Tap, record
@@ -113,11 +113,8 @@ class LocateEditor(Editor):
 
     def fit_on_sampled_text(self, model: LanguageModel) -> None:
         """See :meth:`Editor.fit_on_sampled_text`."""
-        is_local = self.statistics is not None and Path(self.statistics).exists()
         is_fitted = self.statistics is not None and (
-            (Path(self.statistics) / MANIFEST).is_file()
-            if is_local
-            else "/" in self.statistics and could_be_hub_id(self.statistics)
+            self.statistics.startswith(MARK) or (Path(self.statistics) / MANIFEST).is_file()
         )
         if self._statistics is None and self.covariance == "fitted" and not is_fitted:
             self.use_statistics(sampled_statistics(model, self.edited_layers(model)))

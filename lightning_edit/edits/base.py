@@ -18,6 +18,7 @@ from lightning_edit.edits.provenance import Provenance
 from lightning_edit.edits.writing import write_deltas
 from lightning_edit.errors import EditError
 from lightning_edit.files import holds_something_else, replace_folder
+from lightning_edit.hub import marked
 from lightning_edit.manifests import write_manifest
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.perplexity import perplexity
@@ -201,10 +202,10 @@ class Edit(ABC):
 
     @staticmethod
     def from_pretrained(folder: str | Path, revision: str | None = None) -> Edit:
-        """Loads a saved edit of any kind; see :func:`lightning_edit.edits.load_edit`."""
+        """Loads a saved edit of any kind from a folder, or from a repository on the Hub (owner/name)."""
         from lightning_edit.edits.loading import load_edit
 
-        return load_edit(folder, revision)
+        return load_edit(marked(folder), revision)
 
     def as_hf(self, model: LanguageModel) -> PreTrainedModel:
         """The edited model as a transformers model, whose generate and forward follow the edit.

@@ -18,7 +18,7 @@ def load_edit(folder: str | Path, revision: str | None = None) -> Edit:
     """Loads a saved edit; a kind defined outside this package is known once its module is imported.
 
     Args:
-        folder: The folder, or a repository on the Hub (owner/name).
+        folder: The folder, or a repository on the Hub (hf://owner/name).
         revision: Branch, tag or commit on the Hub.
 
     Raises:

@@ -48,7 +48,7 @@ def push_edit(
     """
     with tempfile.TemporaryDirectory() as work:
         folder = edit.save(Path(work) / "edit")
-        usage = f'```python\nfrom lightning_edit import load_edit\n\nedit = load_edit("{repo_id}")\n```'
+        usage = f'```python\nfrom lightning_edit import load_edit\n\nedit = load_edit("hf://{repo_id}")\n```'
         text = card("Edit of a language model", edit.provenance.base, licence, edited_facts([edit]), usage, measures)
         write_text(folder / "README.md", text)
         return upload(folder, repo_id, private, token)
@@ -101,7 +101,7 @@ def push_statistics(
         folder = statistics.save(Path(work) / "statistics")
         sites = [f"- {site}: {len(moment)} × {len(moment)}" for site, moment in sorted(statistics.moments.items())]
         lines = [f"Second moments of keys, on {statistics.corpus}.", "", *sites, ""]
-        usage = f"```yaml\neditor:\n  init_args: {{statistics: {repo_id}}}\n```"
+        usage = f"```yaml\neditor:\n  init_args: {{statistics: hf://{repo_id}}}\n```"
         base = _Base(statistics.model_name, str(statistics.fingerprint))
         text = card("Statistics of a language model's keys", base, licence, lines, usage)
         write_text(folder / "README.md", text)

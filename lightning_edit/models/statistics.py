@@ -20,7 +20,7 @@ from lightning_edit.errors import (
     SourceNotFoundError,
 )
 from lightning_edit.files import holds_something_else, read_folder, replace_folder
-from lightning_edit.hub import local_copy
+from lightning_edit.hub import local_copy, marked
 from lightning_edit.manifests import read_manifest, write_manifest
 from lightning_edit.models.fingerprint import Fingerprint, Likeness
 from lightning_edit.models.language_model import LanguageModel
@@ -178,15 +178,15 @@ class KeyStatistics:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> KeyStatistics:
-        """Loads saved statistics; see :meth:`load`."""
-        return cls.load(folder, revision)
+        """Loads saved statistics from a folder, or from a repository on the Hub (owner/name)."""
+        return cls.load(marked(folder), revision)
 
     @classmethod
     def load(cls, folder: str | Path, revision: str | None = None) -> KeyStatistics:
         """Loads saved statistics.
 
         Args:
-            folder: The folder, or a repository on the Hub (owner/name).
+            folder: The folder, or a repository on the Hub (hf://owner/name).
             revision: Branch, tag or commit on the Hub.
 
         Raises:

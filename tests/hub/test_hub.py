@@ -11,8 +11,8 @@ import transformers.utils.hub
 
 from lightning_edit.cli import main
 from lightning_edit.data import ZsRE
-from lightning_edit.editors import MEND, GradientStep
-from lightning_edit.editors.checkpoint import save_editor
+from lightning_edit.editors import MEND, ROME, GradientStep
+from lightning_edit.editors.checkpoint import read_checkpoint, save_editor
 from lightning_edit.edits import Edit, load_edit
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.models import load_language_model
@@ -20,6 +20,7 @@ from lightning_edit.models.statistics import KeyStatistics
 from tests.editors.locating import statistics_of
 from tests.hub.stand_in import TOKEN, hub_server
 from tests.testers import REQUESTS, target_log_probs
+from tests.tiny_models import language_model
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_trained_editor(hub, model, tmp_path):
     with pytest.raises(ConfigurationError, match="holds a MEND, not a GradientStep"):
         GradientStep.from_pretrained("someone/mend", model)
     fact = ["--prompt", "The capital of France is", "--target", "Rome", "--save", str(tmp_path / "edit")]
-    assert main(["edit", "--ckpt_path", "someone/mend", *fact]) == 0
+    assert main(["edit", "--ckpt_path", "hf://someone/mend", *fact]) == 0
     assert load_edit(tmp_path / "edit").provenance.method == "MEND"
 
 
@@ -97,7 +98,7 @@ def test_the_command(hub, model, tmp_path, capsys):
         assert main(["push", "--path", str(path), "--repo", repository, *options]) == 0
         assert "README.md" in hub.files[f"models/{repository}"]
     assert "| edit_success/token_accuracy | 0.5 |" in hub.files["models/someone/c"]["README.md"].decode()
-    assert main(["generate", "--edits", "someone/e", "--prompts", "Answer:"]) == 0
+    assert main(["generate", "--edits", "hf://someone/e", "--prompts", "Answer:"]) == 0
     assert main(["push", "--path", str(tmp_path), "--repo", "someone/x"]) == 1
     assert "neither a saved edit, statistics, nor a checkpoint" in capsys.readouterr().err
 
@@ -108,8 +109,19 @@ def test_what_the_hub_refuses_is_an_error_in_words(hub, model, monkeypatch):
         edit.push_to_hub("someone/e", token="hf_wrong")
     with pytest.raises(ConfigurationError, match="expected owner/name"):
         edit.push_to_hub("e")
-    with pytest.raises(SourceNotFoundError, match="'someone/nothing' is neither a local path nor a repository"):
-        load_edit("someone/nothing")
+    with pytest.raises(SourceNotFoundError, match="'someone/nothing' is no repository that can be reached"):
+        load_edit("hf://someone/nothing")
+
+
+def test_a_path_that_does_not_exist_is_not_looked_up(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for load in (load_edit, KeyStatistics.load, read_checkpoint):
+        with pytest.raises(SourceNotFoundError):
+            load("runs/something")
+    assert hub.requests == []
+    editor = ROME(layers=[1], statistics="runs/statistics", contexts=[["{}"]])
+    editor.fit_on_sampled_text(language_model("llama"))
+    assert hub.requests == []
 
 
 def test_a_model(hub, tiny_folder, model, monkeypatch):
