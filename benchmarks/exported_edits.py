@@ -44,17 +44,18 @@ Said = tuple[Logits, list[list[int]]]
 _LLAMA = """
 import json, sys
 import numpy as np
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_get_logits_ith
 asked = json.load(open(sys.argv[1]))
 arguments = {"lora_path": asked["lora"]} if asked["lora"] else {}
-llama = Llama(asked["model"], n_ctx=256, verbose=False, n_threads=1, logits_all=False, **arguments)
+llama = Llama(asked["model"], n_ctx=256, verbose=False, n_threads=1, **arguments)
 logits, said = [], []
 for ids in asked["ids"]:
     llama.reset()
     llama.eval(ids)
     answer = []
     for step in range(asked["tokens"]):
-        last = np.array(llama._scores[-1] if llama._logits_all else llama.scores[llama.n_tokens - 1])
+        pointer = llama_get_logits_ith(llama._ctx.ctx, -1)
+        last = np.array(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)))
         if step == 0:
             logits.append(last.astype(np.float32))
         token = int(last.argmax())
