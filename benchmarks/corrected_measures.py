@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--earlier", type=Path, required=True, help="checkout of the earlier commit")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of test runs")
     options = parser.parse_args()
-    result = {run.name: compared(run, options.earlier) for run in options.runs}
+    result = {"/".join(run.parts[-2:]): compared(run, options.earlier) for run in options.runs}
     for name, entry in result.items():
         print(f"{name}: {entry['outcomes']} outcomes, {entry['moved']} judged otherwise")
         for measure, values in entry["measures"].items():
