@@ -1,7 +1,10 @@
 """Learning curves, W&B dashboards and the sweep file."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -109,3 +112,15 @@ def test_every_parameter_of_the_sweep_is_an_option(capsys):
     for name, own in sweep["parameters"].items():
         values = shown["model"]["init_args"] if name.startswith("model.") else shown["data"]
         assert values[name.partition(".")[2]] == (own.get("values") or [own.get("min")])[0]
+
+
+def test_a_run_of_wandb_begins_without_warnings(tmp_path):
+    code = (
+        "from lightning_edit.callbacks import WandbDashboard\n"
+        f"logger = WandbDashboard(save_dir={str(tmp_path)!r}, name='run', offline=True)\n"
+        "logger.log_metrics({'a': 1.0})\n"
+        "logger.experiment.finish()\n"
+    )
+    environment = {**os.environ, "WANDB_SILENT": "true"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "WARNING" not in ran.stdout + ran.stderr

@@ -41,6 +41,8 @@ class WandbDashboard(WandbLogger):
         super().__init__(
             name=name, save_dir=save_dir, project=project, offline=chosen, mode=mode, group=group, tags=tags
         )
+        # wandb warns of this setting whatever its value.
+        self._wandb_init.pop("anonymous", None)
 
     @property
     def folder(self) -> str:
