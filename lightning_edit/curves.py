@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ DEFAULT_MEASURES = (
     "train/loss",
     "val/edit_success/token_accuracy",
     "val/generalization/token_accuracy",
-    "val/locality/self_agreement",
+    "val/locality*/self_agreement",
 )
-"""What is drawn where nothing is asked for, as far as a run has it."""
+"""What is drawn where nothing is asked for, as far as a run has it; "*" stands for any text."""
+_COLUMNS = 3
 Curve = tuple[list[int], list[float]]
 
 
@@ -54,7 +56,7 @@ def draw_curves(runs: Mapping[str, Mapping[str, Curve]], measures: Sequence[str]
 
     Args:
         runs: Name of a run to its curves.
-        measures: What to draw; the names of groups of locality probes may follow "val/locality/".
+        measures: Names of what to draw; "*" stands for any text.
         path: The file to write, such as curves.png.
 
     Raises:
@@ -65,14 +67,21 @@ def draw_curves(runs: Mapping[str, Mapping[str, Curve]], measures: Sequence[str]
     except ImportError as error:
         raise ConfigurationError("plots need the package matplotlib: pip install 'lightning-edit[plot]'") from error
     known = sorted({name for curves in runs.values() for name in curves})
-    drawn = [name for name in measures if name in known]
+    drawn = list(dict.fromkeys(name for wanted in measures for name in fnmatch.filter(known, wanted)))
     if not drawn:
         raise ConfigurationError(f"measures: none of {list(measures)} was logged; there are {', '.join(known)}")
-    figure = Figure(figsize=(4.5 * len(drawn), 3.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+    columns = min(len(drawn), _COLUMNS)
+    rows = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(4.5 * columns, 3.2 * rows), layout="constrained")
+    for place, name in enumerate(drawn, 1):
+        axes = figure.add_subplot(rows, columns, place)
         for run, curves in runs.items():
             if name in curves:
                 axes.plot(*curves[name], label=run, marker="." if len(curves[name][0]) < 20 else None)
+        values = [value for curves in runs.values() for value in curves.get(name, ([], []))[1]]
+        if name.startswith("val/") and all(0 <= value <= 1 for value in values):
+            # Shares: small changes are to look small.
+            axes.set_ylim(-0.02, 1.02)
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
