@@ -45,15 +45,15 @@ _LLAMA = """
 import json, sys
 import numpy as np
 from llama_cpp import Llama, llama_get_logits_ith
-asked = json.load(open(sys.argv[1]))
-arguments = {"lora_path": asked["lora"]} if asked["lora"] else {}
-llama = Llama(asked["model"], n_ctx=256, verbose=False, n_threads=1, **arguments)
+question = json.load(open(sys.argv[1]))
+arguments = {"lora_path": question["lora"]} if question["lora"] else {}
+llama = Llama(question["model"], n_ctx=256, verbose=False, n_threads=1, **arguments)
 logits, said = [], []
-for ids in asked["ids"]:
+for ids in question["ids"]:
     llama.reset()
     llama.eval(ids)
     answer = []
-    for step in range(asked["tokens"]):
+    for step in range(question["tokens"]):
         pointer = llama_get_logits_ith(llama._ctx.ctx, -1)
         last = np.array(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)))
         if step == 0:

@@ -34,8 +34,8 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     folder = Path(run)
     files = [folder / "metrics.csv"] if (folder / "metrics.csv").is_file() else sorted(folder.rglob("metrics.csv"))
     if len(files) != 1:
-        found = f"{len(files)} runs, such as {files[0].parent} and {files[1].parent}" if files else "no metrics.csv"
-        raise SourceNotFoundError(f"{folder}: {found}; name the folder of one run")
+        problem = f"{len(files)} runs, such as {files[0].parent} and {files[1].parent}" if files else "no metrics.csv"
+        raise SourceNotFoundError(f"{folder}: {problem}; name the folder of one run")
     curves: dict[str, Curve] = {}
     try:
         with files[0].open(encoding="utf-8", newline="") as file:

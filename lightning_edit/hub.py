@@ -96,7 +96,7 @@ def upload(folder: Path, repo_id: str, private: bool = False, token: str | None 
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload by lightning_edit")
-    except Exception as error:  # as above
+    except Exception as error:  # the Hub client raises many kinds; each one means: not written, for the reason shown
         raise ConfigurationError(
             f"{repo_id} cannot be written on the Hub ({type(error).__name__}: {_first_line(error)}); log in with "
             "hf auth login, or give a token"

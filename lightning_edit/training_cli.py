@@ -239,15 +239,15 @@ def newest_checkpoint(config: Any) -> Path:
         directory = getattr(callback, "init_args", {}).get("dirpath")
         folders += [Path(directory)] if directory else []
     patterns = (f"{LAST}.ckpt", f"checkpoints/{LAST}.ckpt", f"version_*/checkpoints/{LAST}.ckpt")
-    found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
-    if not found and not named:
-        found = [path for pattern in patterns for path in default.glob(pattern)]
-    if not found:
+    checkpoints = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    if not checkpoints and not named:
+        checkpoints = [path for pattern in patterns for path in default.glob(pattern)]
+    if not checkpoints:
         raise ConfigurationError(
             f"ckpt_path: last: no earlier run in {', '.join(map(str, folders or [default]))} has a checkpoint; start "
             "without --ckpt_path, or name a file"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(checkpoints, key=lambda path: path.stat().st_mtime)
 
 
 class RunConfig(SaveConfigCallback):

@@ -148,6 +148,6 @@ def test_bash_completes_commands_options_and_configurations(tmp_path, typed, exp
     script = tmp_path / "completion.bash"
     script.write_text(completion_script())
     words = " ".join(f"'{word}'" for word in ["lightning-edit", *typed])
-    asked = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _lightning_edit; echo ${{COMPREPLY[@]}}"
-    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    command = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _lightning_edit; echo ${{COMPREPLY[@]}}"
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert said.stdout.split() == expected

@@ -46,8 +46,8 @@ class NormalizedStep(GradientEditor):
         """The changes of B independent edits, site by site."""
         stacked = {}
         for site in store.sites:
-            own = store.whole(site)
-            x, delta = pack_rows(own.x, own.group, store.edits), pack_rows(own.delta, own.group, store.edits)
+            factors = store.whole(site)
+            x, delta = (pack_rows(rows, factors.group, store.edits) for rows in (factors.x, factors.delta))
             norms = StackedFactors(x.mT, delta).norms()
             stacked[site] = StackedFactors(x.mT, -self.step_size * delta / norms[:, None, None])
         return stacked
@@ -167,11 +167,11 @@ class _SideBySide:
         self.model, self.changes, self.rows = model, changes, rows
 
     def _around(self, batch: BatchRows, repeats: int) -> AbstractContextManager[None]:
-        own = self.changes.biases[[self.rows[index] for index in batch.indices]]
+        biases = self.changes.biases[[self.rows[index] for index in batch.indices]]
 
         def term(x: Tensor, output: Tensor) -> Tensor:
-            split = split_rows(output, len(own), repeats)  # beams repeat rows
-            each = own.repeat_interleave(len(split) // len(own), 0)
+            split = split_rows(output, len(biases), repeats)  # beams repeat rows
+            each = biases.repeat_interleave(len(split) // len(biases), 0)
             return each[:, None].expand_as(split).reshape(output.shape)
 
         return added_terms(self.model, {self.changes.site: term})

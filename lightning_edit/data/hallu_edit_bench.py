@@ -80,7 +80,7 @@ class HalluEditBench(RecordSource):
         if request is None:
             return []
         choices = f"{question} {entry.text('multiple_choice_with_letters')}"
-        asked = [
+        generalization = [
             (entry.text("paraphrased_question"), target, ""),
             (entry.text("yes_question"), "Yes", "Yes_Question"),
             (entry.text("no_question"), "No", "No_Question"),
@@ -88,7 +88,7 @@ class HalluEditBench(RecordSource):
             (entry.text("reversed_relation_question"), entry.text("subject"), "Reversed_Relation"),
         ]
         probes: list[Probe] = []
-        for prompt, answer, group in asked:
+        for prompt, answer, group in generalization:
             probes += make_probe(entry, prompt, _answers(answer), ProbeKind.GENERALIZATION, group)
         for hops in _HOPS:
             prompt, answer = entry.text(f"question_{hops}hop"), entry.text(f"answer_{hops}hop")

@@ -66,6 +66,7 @@ class EditedCausalLM(PreTrainedModel):
         """Precision of the hidden states."""
         return self._parts[1].dtype
 
+    # transformers asks the class, but this answer is the same for every instance.
     def can_generate(self) -> bool:  # type: ignore[override]
         """Whether transformers may call :meth:`generate`."""
         return True
@@ -97,6 +98,7 @@ class EditedCausalLM(PreTrainedModel):
                 logits: Tensor = output.logits
         if scorer is not model:
             logits = self._routed_logits(input_ids, mask, prompt_lengths)
+        # transformers annotates both as FloatTensor, which no function of torch returns.
         return CausalLMOutput(loss=_loss(logits, labels), logits=logits)  # type: ignore[arg-type]
 
     def _routed_logits(self, input_ids: Tensor, mask: Tensor, prompt_lengths: Tensor | None) -> Tensor:
@@ -130,6 +132,7 @@ class EditedCausalLM(PreTrainedModel):
             raise EditError("generate: give input_ids")
         with edit.applied(model) as scorer:
             if scorer is model:
+                # transformers leaves generate untyped on PreTrainedModel.
                 output: Tensor = model.model.generate(  # type: ignore[operator]
                     input_ids=rows, attention_mask=attention_mask, generation_config=generation_config, **settings
                 )

@@ -136,9 +136,9 @@ def test_settings_that_the_pages_name_exist(path):
 
 
 def editors_of_the_package() -> dict[str, type[Editor]]:
-    found = {name: getattr(lightning_edit, name) for name in lightning_edit.__all__}
+    public = {name: getattr(lightning_edit, name) for name in lightning_edit.__all__}
     return {
         name: one
-        for name, one in found.items()
+        for name, one in public.items()
         if isinstance(one, type) and issubclass(one, Editor) and one is not Editor
     }

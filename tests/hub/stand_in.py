@@ -55,8 +55,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self._answer({"error": "no token"}, 401)
             elif path == "/api/repos/create":
-                asked = json.loads(body)
-                name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                new = json.loads(body)
+                name = f"{new['organization']}/{new['name']}" if new.get("organization") else new["name"]
                 hub.files.setdefault(f"models/{name}", {})
                 self._answer({"url": f"{hub.address}/{name}"})
             elif path == "/api/validate-yaml":

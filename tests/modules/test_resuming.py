@@ -206,7 +206,19 @@ class StopBehind(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch_idx == self.batch and not self.marker.exists():
             self.marker.touch()
-            raise KeyboardInterrupt
+            self.stop(trainer)
+
+    def stop(self, trainer):
+        raise KeyboardInterrupt
+
+
+def add_stop(config, kind, batch):
+    """Adds a callback that stops the run behind a batch, once."""
+    path = Path(config)
+    content = yaml.safe_load(path.read_text())
+    arguments = {"batch": batch, "marker": str(path.parent / "stopped")}
+    content["trainer"]["callbacks"].insert(0, {"class_path": f"{__name__}.{kind.__name__}", "init_args": arguments})
+    path.write_text(yaml.safe_dump(content))
 
 
 @pytest.mark.parametrize("batch", [2, 3])
@@ -216,29 +228,18 @@ def test_a_run_stopped_between_the_batches_of_a_step_goes_on_within_it(tiny_fold
     folder.mkdir()
     assert main(["fit", "--config", configured(whole, tiny_folder, max_epochs=1, accumulate_grad_batches=2)]) == 0
     config = configured(folder, tiny_folder, max_epochs=1, accumulate_grad_batches=2)
-    content = yaml.safe_load(Path(config).read_text())
-    stop = {
-        "class_path": f"{__name__}.StopBehind",
-        "init_args": {"batch": batch, "marker": str(folder / "stopped")},
-    }
-    content["trainer"]["callbacks"].insert(0, stop)
-    Path(config).write_text(yaml.safe_dump(content))
+    add_stop(config, StopBehind, batch)
     assert main(["fit", "--config", config]) == 130
     assert weights(folder)[0] < 5
     assert main(["fit", "--config", config, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]) == 0
     assert_same(weights(folder), weights(whole))
 
 
-class StopLikeATimer(Callback):
+class StopLikeATimer(StopBehind):
     """Ends a run behind a batch as the Trainer's ``max_time`` does, once."""
 
-    def __init__(self, batch: int, marker: str) -> None:
-        self.batch, self.marker = batch, Path(marker)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if batch_idx == self.batch and not self.marker.exists():
-            self.marker.touch()
-            trainer.should_stop = True
+    def stop(self, trainer):
+        trainer.should_stop = True
 
 
 def test_a_run_stopped_by_its_time_goes_on_within_the_epoch(tiny_folder, tmp_path):
@@ -247,10 +248,7 @@ def test_a_run_stopped_by_its_time_goes_on_within_the_epoch(tiny_folder, tmp_pat
     folder.mkdir()
     assert main(["fit", "--config", configured(whole, tiny_folder, max_epochs=2)]) == 0
     config, last = configured(folder, tiny_folder, max_epochs=2), str(folder / "checkpoints" / "last.ckpt")
-    content = yaml.safe_load(Path(config).read_text())
-    arguments = {"batch": 3, "marker": str(folder / "stopped")}
-    content["trainer"]["callbacks"].insert(0, {"class_path": f"{__name__}.StopLikeATimer", "init_args": arguments})
-    Path(config).write_text(yaml.safe_dump(content))
+    add_stop(config, StopLikeATimer, 3)
     assert main(["fit", "--config", config]) == 0
     assert weights(folder)[0] == 4
     assert main(["fit", "--config", config, "--ckpt_path", last]) == 0

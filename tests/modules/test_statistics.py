@@ -365,7 +365,7 @@ def test_the_module_has_nothing_to_optimise():
 
 
 def test_sigterm_keeps_the_sums_and_is_the_exit_status(tiny_folder, text, tmp_path):
-    """A corpus of ten batches, behind the third of which the process is told to stop."""
+    """A corpus of ten batches; the process is told to stop after the third."""
     config = write_config(tmp_path, tiny_folder, text)
     script = tmp_path / "stopping.py"
     script.write_text(
