@@ -114,7 +114,7 @@ def editors(model: LanguageModel) -> dict[str, Callable[[], Editor]]:
     def configured(name: str) -> Editor:
         editor = configured_editor(f"configs/editor/{name}", None)
         editor.setup(model)
-        editor.fit_on_sampled_text(model)
+        editor.fit_without_corpus(model)
         return editor
 
     made: dict[str, Callable[[], Editor]] = {"MEND": lambda: load_editor(CHECKPOINT, model)}

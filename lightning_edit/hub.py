@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 
@@ -71,6 +72,22 @@ def local_copy(name: str | Path, files: Sequence[str], revision: str | None = No
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
+
+
+class PushOptions(TypedDict, total=False):
+    """How something is published on the Hub.
+
+    Args:
+        private: Whether a new repository is private; it is public if not given.
+        token: A token with the right to write; the one of the login if not given.
+        licence: Licence of the upload, as the Hub names it, such as "apache-2.0"; that of the base model if not given.
+        measures: Name to value of what was measured, for the card.
+    """
+
+    private: bool
+    token: str | None
+    licence: str | None
+    measures: Mapping[str, Any] | None
 
 
 def upload(folder: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:

@@ -1,10 +1,10 @@
-"""The configurations that come with the package, by name."""
+"""The configurations and checkpoints that come with the package, by name."""
 
 from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -14,13 +14,24 @@ MARK = "@"
 """What the name of a shipped configuration begins with on the command line."""
 _CONFIGS = ("experiment", "comparison", "dashboard")
 _FOLDERS = {"--config": _CONFIGS, "-c": _CONFIGS, "--editor": ("editor",)}
-"""Option to the folders in which its names are looked up."""
+"""Option to the folders of configurations in which its names are looked up."""
+_CHECKPOINT = "--ckpt_path"
+"""The option whose names are looked up among the checkpoints."""
 
 
 def configs_folder() -> Path:
     """The folder of configurations: in the installed package, or beside it in a checkout."""
-    packaged = Path(str(resources.files("lightning_edit"))) / "configs"
-    return packaged if packaged.is_dir() else packaged.parents[1] / "configs"
+    return _beside_or_inside("configs")
+
+
+def checkpoints_folder() -> Path:
+    """The folder of trained editors and of statistics: in the installed package, or beside it in a checkout."""
+    return _beside_or_inside("checkpoints")
+
+
+def _beside_or_inside(name: str) -> Path:
+    packaged = Path(str(resources.files("lightning_edit"))) / name
+    return packaged if packaged.is_dir() else packaged.parents[1] / name
 
 
 def shipped_names(folder: str) -> list[str]:
@@ -39,20 +50,42 @@ def shipped_file(name: str, folders: Sequence[str]) -> Path:
     Raises:
         ConfigurationError: If none or several match.
     """
-    names = {name: folder for folder in folders for name in shipped_names(folder)}
+    root = configs_folder()
+    paths = {known: root / folder / f"{known}.yaml" for folder in folders for known in shipped_names(folder)}
+    return _file_called(name, paths)
+
+
+def shipped_checkpoints() -> dict[str, Path]:
+    """Names of the trained editors that come with the package, and their files."""
+    return {path.stem: path for path in sorted(checkpoints_folder().glob("*.ckpt"))}
+
+
+def shipped_checkpoint(name: str) -> Path:
+    """The file of a shipped checkpoint.
+
+    Args:
+        name: Its name, or words of it that only one name has, such as "mend" for "mend-smollm2-135m-instruct-zsre".
+
+    Raises:
+        ConfigurationError: If none or several match.
+    """
+    return _file_called(name, shipped_checkpoints())
+
+
+def _file_called(name: str, names: Mapping[str, Path]) -> Path:
     words = name.split("-")
     matches = [name] if name in names else [known for known in names if set(words) <= set(known.split("-"))]
     if len(matches) == 1:
-        return configs_folder() / names[matches[0]] / f"{matches[0]}.yaml"
+        return names[matches[0]]
     if matches:
         raise ConfigurationError(f"{MARK}{name} could be {', '.join(matches)}; give one of these names")
     close = difflib.get_close_matches(name, names, 1, cutoff=0.3)
     hint = f"did you mean {MARK}{close[0]}?" if close else f"there are {', '.join(names)}"
-    raise ConfigurationError(f"no shipped configuration is called {name}; {hint}")
+    raise ConfigurationError(f"nothing that comes with the package is called {name}; {hint}")
 
 
 def with_shipped_files(arguments: Sequence[str]) -> list[str]:
-    """A command line with the files in place of the names of shipped configurations ("--config @mend-zsre").
+    """A command line with files in place of shipped names ("--config @mend-zsre", "--ckpt_path @mend").
 
     Args:
         arguments: The command line.
@@ -63,13 +96,20 @@ def with_shipped_files(arguments: Sequence[str]) -> list[str]:
     resolved, option = [], ""
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if name in _FOLDERS and value.startswith(MARK):
-            argument = f"{name}{equals}{shipped_file(value.removeprefix(MARK), _FOLDERS[name])}"
-        elif option in _FOLDERS and argument.startswith(MARK):
-            argument = str(shipped_file(argument.removeprefix(MARK), _FOLDERS[option]))
+        if value.startswith(MARK):
+            argument = f"{name}{equals}{_file_for(name, value)}"
+        elif argument.startswith(MARK):
+            argument = _file_for(option, argument)
         resolved.append(argument)
         option = argument
     return resolved
+
+
+def _file_for(option: str, value: str) -> str:
+    """The file that an option's value names, or the value where the option takes no shipped names."""
+    if option in _FOLDERS:
+        return str(shipped_file(value.removeprefix(MARK), _FOLDERS[option]))
+    return str(shipped_checkpoint(value.removeprefix(MARK))) if option == _CHECKPOINT else value
 
 
 def copy_configs(folder: str | Path) -> Path:

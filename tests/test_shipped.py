@@ -15,9 +15,18 @@ import lightning_edit
 from lightning_edit.cli import main
 from lightning_edit.commands.completing import completion_script
 from lightning_edit.errors import ConfigurationError
-from lightning_edit.shipped import configs_folder, shipped_file, shipped_names, with_shipped_files
+from lightning_edit.shipped import (
+    checkpoints_folder,
+    configs_folder,
+    shipped_checkpoint,
+    shipped_checkpoints,
+    shipped_file,
+    shipped_names,
+    with_shipped_files,
+)
 
 ROOT = Path(__file__).parents[1]
+CHECKPOINTS = sorted((ROOT / "checkpoints").glob("*.ckpt"))
 
 
 def test_names_and_words_of_names_find_their_file():
@@ -37,12 +46,18 @@ def test_names_on_the_command_line_become_files():
         f"--config={root}/experiment/serac-smollm2-zsre.yaml",
     ]  # fmt: skip
     assert with_shipped_files(["edit", "--editor", "@rome"])[-1] == str(root / "editor/rome.yaml")
+    mend = str(checkpoints_folder() / "mend-smollm2-135m-instruct-zsre.ckpt")
+    assert with_shipped_files(["edit", "--ckpt_path", "@mend", "--ckpt_path=@mend-zsre", "--target", "@mend"]) == [
+        "edit", "--ckpt_path", mend, f"--ckpt_path={mend}", "--target", "@mend",
+    ]  # fmt: skip
+    with pytest.raises(ConfigurationError, match=r"did you mean @serac-smollm2-135m-instruct-zsre\?"):
+        shipped_checkpoint("serak-smollm2-zsre")
 
 
 def test_the_command_lists_and_copies(tmp_path, capsys):
     assert main(["configs"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"@{name}" in shown for name in shipped_names("experiment"))
+    assert all(f"@{name}" in shown for name in [*shipped_names("experiment"), *shipped_checkpoints()])
     assert main(["configs", "--copy", str(tmp_path / "mine")]) == 0
     assert (tmp_path / "mine" / "experiment" / "mend-smollm2-zsre.yaml").is_file()
     assert main(["configs", "--copy", str(tmp_path / "mine")]) == 1
@@ -79,7 +94,7 @@ def wheel(tmp_path_factory):
     # What is not committed yet counts as well.
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("lightning_edit", "configs"):
+    for name in ("lightning_edit", "configs", "checkpoints"):
         subprocess.run(["cp", "-r", f"{ROOT / name}/.", str(source / name)], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True)
@@ -87,11 +102,17 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_the_wheel_holds_every_module_and_every_configuration(wheel):
+def test_the_wheel_holds_every_module_configuration_and_checkpoint(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_edit").rglob("*.py")}
     configurations = {f"lightning_edit/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert modules | configurations <= names
+    checkpoints = {
+        f"lightning_edit/{path.relative_to(ROOT)}"
+        for path in (ROOT / "checkpoints").rglob("*")
+        if path.suffix in (".ckpt", ".json", ".safetensors")
+    }
+    assert len(checkpoints) >= 3
+    assert modules | configurations | checkpoints <= names
     assert "lightning_edit/py.typed" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
@@ -114,6 +135,8 @@ def test_an_installed_wheel_works_without_a_checkout(wheel, tmp_path):
     assert "MEND" in shown
     assert "--config @mend-smollm2-zsre" in run("-m", "lightning_edit", "configs")
     assert "train an editor" in run("-m", "lightning_edit", "--help")
+    code = "from lightning_edit.shipped import shipped_checkpoints as s; print(*s().values())"
+    assert run("-c", code).split() == [str(packages / "lightning_edit/checkpoints" / path.name) for path in CHECKPOINTS]
 
 
 def test_the_package_allows_no_versions_older_than_the_tested_ones():

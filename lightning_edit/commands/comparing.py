@@ -75,14 +75,15 @@ def report(
 
 
 def configs(copy: str | None = None) -> None:
-    """Lists the configurations that come with the package, or copies them, to be changed.
+    """Lists the configurations and checkpoints that come with the package, or copies configurations, to be changed.
 
-    --config @NAME and --editor @NAME use one of them; words of a name that no other name has are enough.
+    --config @NAME, --editor @NAME and --ckpt_path @NAME use one of them; words of a name that no other name has are
+    enough.
 
     Args:
-        copy: A new folder to copy them to.
+        copy: A new folder to copy the configurations to.
     """
-    from lightning_edit.shipped import configs_folder, copy_configs, shipped_names
+    from lightning_edit.shipped import configs_folder, copy_configs, shipped_checkpoints, shipped_names
 
     if copy is not None:
         print_line(f"configurations {copy_configs(copy)}")
@@ -92,3 +93,5 @@ def configs(copy: str | None = None) -> None:
         for name in shipped_names(folder):
             first = (configs_folder() / folder / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
             print_line(f"{option} @{name}  {first.removeprefix('#').strip() if first.startswith('#') else ''}")
+    for name in shipped_checkpoints():
+        print_line(f"--ckpt_path @{name}")

@@ -91,7 +91,7 @@ def edit(
             )
         chosen.setup(model)
         if statistics is None:
-            chosen.fit_on_sampled_text(model)
+            chosen.fit_without_corpus(model)
     result = chosen.edit(model, wanted)
     if save is not None:
         print_line(f"edit saved   {result.save(save)}")

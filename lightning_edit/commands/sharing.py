@@ -165,17 +165,20 @@ def push(
     from lightning_edit.edits import load_edit
     from lightning_edit.edits.base import MANIFEST as EDIT
     from lightning_edit.export.publishing import push_edit, push_editor, push_statistics, read_measures
+    from lightning_edit.hub import PushOptions
     from lightning_edit.models.loading import load_language_model
     from lightning_edit.models.statistics import MANIFEST, KeyStatistics
 
-    measures = None if metrics is None else read_measures(metrics)
+    options: PushOptions = {"private": private, "token": token, "licence": licence}
+    if metrics is not None:
+        options["measures"] = read_measures(metrics)
     if (Path(path) / EDIT).is_file():
-        address = push_edit(load_edit(path), repo, private, token, licence, measures)
+        address = push_edit(load_edit(path), repo, **options)
     elif (Path(path) / MANIFEST).is_file():
-        address = push_statistics(KeyStatistics.load(path), repo, private, token, licence)
+        address = push_statistics(KeyStatistics.load(path), repo, **options)
     elif Path(path).is_file():
         model = load_language_model(**read_checkpoint(path)[KEY]["base"]["settings"])
-        address = push_editor(load_editor(path, model), model, repo, private, token, licence, measures)
+        address = push_editor(load_editor(path, model), model, repo, **options)
     else:
         raise ConfigurationError(f"path: {path} is neither a saved edit, statistics, nor a checkpoint")
     print_line(f"pushed       {address}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, Unpack
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from lightning_edit.components import init_arguments
 from lightning_edit.editors.contradictions import Contradictions, report_contradictions, without_contradictions
 from lightning_edit.edits import Changes, Edit, EditBatch, EditSequence, Provenance
 from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError
-from lightning_edit.hub import marked
+from lightning_edit.hub import PushOptions, marked
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.records import EditRequest
 
@@ -94,10 +94,10 @@ class Editor(nn.Module, ABC):
         """The constructor's arguments, as plain data."""
         return init_arguments(self)
 
-    def fit_on_sampled_text(self, model: LanguageModel) -> None:
-        """Collects what fit would read from a corpus on text that the model samples, where there is nothing yet.
+    def fit_without_corpus(self, model: LanguageModel) -> None:
+        """Takes what fit would read from a corpus from the package, or else from text that the model samples.
 
-        Editors whose fit reads no corpus have nothing to collect.
+        Nothing happens where the editor was fitted already, or its fit reads no corpus.
         """
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class Editor(nn.Module, ABC):
         """:meth:`from_checkpoint`, for a path or for the id of a repository on the Hub (owner/name)."""
         return cls.from_checkpoint(marked(name), model)
 
-    def push_to_hub(self, repo_id: str, model: LanguageModel, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, model: LanguageModel, **options: Unpack[PushOptions]) -> str:
         """Uploads the trained editor to the Hub; see :func:`lightning_edit.export.publishing.push_editor`."""
         from lightning_edit.export.publishing import push_editor
 

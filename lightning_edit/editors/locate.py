@@ -33,6 +33,7 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.record import Tap, record
 from lightning_edit.models.sampled_statistics import sampled_statistics
+from lightning_edit.models.shipped_statistics import shipped_statistics
 from lightning_edit.models.statistics import MANIFEST, IdentityStatistics, KeyStatistics, Statistics
 from lightning_edit.records import EditRequest
 
@@ -111,13 +112,14 @@ class LocateEditor(Editor):
         self._statistics = statistics
         self.covariance = "identity" if isinstance(statistics, IdentityStatistics) else "fitted"
 
-    def fit_on_sampled_text(self, model: LanguageModel) -> None:
-        """See :meth:`Editor.fit_on_sampled_text`."""
+    def fit_without_corpus(self, model: LanguageModel) -> None:
+        """See :meth:`Editor.fit_without_corpus`."""
         is_fitted = self.statistics is not None and (
             self.statistics.startswith(MARK) or (Path(self.statistics) / MANIFEST).is_file()
         )
         if self._statistics is None and self.covariance == "fitted" and not is_fitted:
-            self.use_statistics(sampled_statistics(model, self.edited_layers(model)))
+            layers = self.edited_layers(model)
+            self.use_statistics(shipped_statistics(model, layers) or sampled_statistics(model, layers))
 
     def ready_statistics(self, model: LanguageModel) -> Statistics:
         """The statistics, checked against the model.
@@ -139,7 +141,7 @@ class LocateEditor(Editor):
                     f"{type(self).__name__} needs statistics of the model's keys. Fit them with: lightning-edit fit "
                     "--config YOUR.yaml (with data.corpus, and model.editor.init_args.statistics naming their folder; "
                     "@rome-smollm2-counterfact shows how). Or collect some on text that the model samples "
-                    "(fit_on_sampled_text), or set covariance: identity for a trial"
+                    "(fit_without_corpus), or set covariance: identity for a trial"
                 )
             else:
                 self._statistics = KeyStatistics.load(self.statistics)

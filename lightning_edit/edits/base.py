@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Unpack
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,7 +18,7 @@ from lightning_edit.edits.provenance import Provenance
 from lightning_edit.edits.writing import write_deltas
 from lightning_edit.errors import EditError
 from lightning_edit.files import holds_something_else, replace_folder
-from lightning_edit.hub import marked
+from lightning_edit.hub import PushOptions, marked
 from lightning_edit.manifests import write_manifest
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.perplexity import perplexity
@@ -194,7 +194,7 @@ class Edit(ABC):
 
         return save_adapter(adapter_of(self, model, rank, max_error), folder)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
         """Uploads the edit to the Hub; see :func:`lightning_edit.export.publishing.push_edit`."""
         from lightning_edit.export.publishing import push_edit
 

@@ -120,7 +120,7 @@ def test_a_path_that_does_not_exist_is_not_looked_up(hub, tmp_path, monkeypatch)
             load("runs/something")
     assert hub.requests == []
     editor = ROME(layers=[1], statistics="runs/statistics", contexts=[["{}"]])
-    editor.fit_on_sampled_text(language_model("llama"))
+    editor.fit_without_corpus(language_model("llama"))
     assert hub.requests == []
 
 

@@ -68,12 +68,12 @@ def test_rome_edits_with_them_where_none_are_fitted(tmp_path):
     before = state(model)
     editor = ROME(layers=[1], statistics=str(tmp_path / "none"), steps=10, contexts=[["{}"]])
     editor.setup(model)
-    editor.fit_on_sampled_text(model)
+    editor.fit_without_corpus(model)
     edit = editor.edit(model, REQUESTS[:1])
     with edit.applied(model) as edited:
         after = log_prob(edited, REQUESTS[0])
     assert after > log_prob(model, REQUESTS[0]) + 0.5
     assert edit.provenance.findings["corpus"]["name"].startswith("sampled by the model itself")
     assert_untouched(model, before)
-    with pytest.raises(ConfigurationError, match="fit_on_sampled_text"):
+    with pytest.raises(ConfigurationError, match="fit_without_corpus"):
         ROME(layers=[1], contexts=[["{}"]]).edit(model, REQUESTS[:1])
