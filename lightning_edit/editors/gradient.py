@@ -109,8 +109,12 @@ class GradientEditor(Editor):
             factors = cache.get(part) if cache is not None else None
             if factors is None:
                 factors = self._factors(model, part, [names[row] for row in chunk.tolist()], passes)
-            store.append(factors, edit_of_row[chunk])
+            store.append(self.prepared(factors), edit_of_row[chunk])
         return store
+
+    def prepared(self, factors: Mapping[str, GradientFactors]) -> Mapping[str, GradientFactors]:
+        """The factors of each site in the form in which the editor reads them."""
+        return factors
 
     def _factors(
         self, model: LanguageModel, batch: TokenBatch, names: Sequence[str], passes: ForwardPasses | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -15,10 +15,13 @@ from lightning_edit.distributed import moments_of_all_processes
 from lightning_edit.editors.base import Capabilities
 from lightning_edit.editors.factors import FactorChunk, FactorStore
 from lightning_edit.editors.gradient import GradientEditor, Tokens
+from lightning_edit.editors.whitening import KeyWhitening, answering_key_moments
 from lightning_edit.edits import StackedDelta
 from lightning_edit.functional.moments import Moments, merge_moments, moments, standard_deviation
-from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.capture import GradientFactors
+from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.tokenization import EncodedText
 
 
 class FactorStatistics(nn.Module):
@@ -159,7 +162,8 @@ class Proposal:
 class HypernetworkEditor(GradientEditor):
     """An editor whose networks, shared by the sites of one shape, transform the factors of a fine-tuning gradient.
 
-    A subclass says what a layer computes and how pseudo-factors become a change of the weights.
+    A subclass says what a layer computes and how pseudo-factors become a change of the weights. With ``whitening`` it
+    reads z = W x in place of each key x, and its change Δ for z becomes Wᵀ Δ for x.
 
     Args:
         sites: See :class:`GradientEditor`.
@@ -170,6 +174,7 @@ class HypernetworkEditor(GradientEditor):
         shared: Whether the sites of one shape share a network.
         tokens: See :class:`GradientEditor`.
         end_token: See :class:`GradientEditor`.
+        whitening: Number of principal directions along which the keys are whitened; 0 for none.
     """
 
     capabilities = Capabilities(fit_reads="records", needs_grad=True, takes_passes=True)
@@ -184,13 +189,16 @@ class HypernetworkEditor(GradientEditor):
         shared: bool,
         tokens: Tokens = "all",
         end_token: bool = False,
+        whitening: int = 0,
     ) -> None:
         super().__init__(sites, tokens, end_token)
         ranges.at_least(1, "editor", rank=rank)
-        ranges.at_least(0, "editor", hidden_layers=hidden_layers, epsilon=epsilon)
+        ranges.at_least(0, "editor", hidden_layers=hidden_layers, epsilon=epsilon, whitening=whitening)
         self.rank, self.hidden_layers = rank, hidden_layers
         self.step_size, self.epsilon, self.shared = step_size, epsilon, shared
+        self.whitening = whitening
         self.networks = nn.ModuleDict()
+        self.whitenings = nn.ModuleDict()
         self.step_sizes = nn.ParameterDict()
         self._members: dict[str, list[str]] = {}
 
@@ -201,7 +209,45 @@ class HypernetworkEditor(GradientEditor):
 
     @abstractmethod
     def propose(self, store: FactorStore) -> Proposal:
-        """Turns gradient factors into the changes of independent edits."""
+        """Turns gradient factors, as :meth:`prepared` gives them, into the changes of independent edits."""
+
+    def whitened(self, site: str, x: Tensor) -> Tensor:
+        """(…, fan_in) z = W x of each row; x itself without whitening."""
+        whitened: Tensor = self.whitenings[site_key(site)](x) if self.whitening else x
+        return whitened
+
+    def for_inputs(self, site: str, z: Tensor) -> Tensor:
+        """(…, fan_in) Wᵀ z of each row: what reads z = W x, as what reads x."""
+        return cast(KeyWhitening, self.whitenings[site_key(site)]).transposed(z) if self.whitening else z
+
+    def prepared(self, factors: Mapping[str, GradientFactors]) -> Mapping[str, GradientFactors]:
+        """See :meth:`GradientEditor.prepared`: with whitened keys.
+
+        Raises:
+            EditorNotFittedError: If the editor was never set up.
+        """
+        if not self.networks:
+            raise self.not_ready()
+        return {site: replace(own, x=self.whitened(site, own.x)) for site, own in factors.items()}
+
+    @property
+    def needs_whitening(self) -> bool:
+        """Whether :meth:`fit_whitening` has to be called before the training."""
+        return any(not bool(cast(KeyWhitening, own).fitted) for own in self.whitenings.values())
+
+    def fit_whitening(
+        self, model: LanguageModel, texts: Sequence[EncodedText], passes: ForwardPasses | None = None
+    ) -> None:
+        """Takes the whitening of the keys with which the unedited model answers texts.
+
+        Args:
+            model: The model.
+            texts: Prompts with their targets.
+            passes: Forward passes with hidden states kept from below the lowest site; the model's own by default.
+        """
+        moments = answering_key_moments(model, texts, self.edit_sites(model), passes)
+        for site, moment in moments.items():
+            cast(KeyWhitening, self.whitenings[site_key(site)]).fit(moment)
 
     def setup(self, model: LanguageModel) -> None:
         """Builds the networks, and a step size for every site."""
@@ -223,6 +269,8 @@ class HypernetworkEditor(GradientEditor):
     def setup_site(self, site: EditSite) -> None:
         """Creates the parameters of one site."""
         self.step_sizes[site_key(site.name)] = nn.Parameter(torch.tensor(self.step_size))
+        if self.whitening:
+            self.whitenings[site_key(site.name)] = KeyWhitening(site.fan_in, self.whitening)
 
     def network_of(self, site: str) -> tuple[FactorNetwork, Tensor]:
         """The network that serves a site, and () int64 the site's index among those that share it."""

@@ -48,6 +48,8 @@ class MALMEN(HypernetworkEditor):
             it.
         factors_on_disk: Keep the factors in temporary files instead of in memory.
         end_token: Whether the end-of-text token is part of every target, in training and in editing.
+        whitening: See :class:`MEND`. The least squares then weigh a shift by the keys' second moment C in place of the
+            identity, S = (KᵀK + λC)⁻¹ KᵀD, as MEMIT does.
     """
 
     layer = staticmethod(low_rank_gated)
@@ -65,8 +67,9 @@ class MALMEN(HypernetworkEditor):
         rows_per_chunk: int = 1024,
         factors_on_disk: bool = False,
         end_token: bool = False,
+        whitening: int = 0,
     ) -> None:
-        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, tokens, end_token)
+        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, tokens, end_token, whitening)
         self.log_ridge = log_ridge
         self.rows_per_chunk, self.factors_on_disk = rows_per_chunk, factors_on_disk
         self.log_ridges = nn.ParameterDict()
@@ -112,7 +115,7 @@ class _Differences:
     """
 
     def __init__(self, editor: MALMEN, store: FactorStore, site: str) -> None:
-        self.store, self.site = store, site
+        self.editor, self.store, self.site = editor, store, site
         self.size = editor.rows_per_chunk
         self.network, self.index = editor.network_of(site)
         self.step_size = editor.step_sizes[site_key(site)]
@@ -185,12 +188,13 @@ class _Primal(_Solution):
         store, site = differences.store, differences.site
         chunks = ((chunk.x, differences.of(chunk), chunk.group) for chunk in differences.chunks())
         self.system = PrimalRidge(chunks, store.edits, differences.log_ridge.exp(), store.sizes(site))
-        self.solution = self.system.solution
+        self.solution = differences.editor.for_inputs(site, self.system.solution.mT).mT
 
     def stacked(self, solution: Tensor) -> StackedDelta:
         return StackedMatrices(solution)
 
     def carry(self, gradient: Tensor) -> Tensor:
+        gradient = self.differences.editor.whitened(self.differences.site, gradient.mT).mT
         of_values, of_ridge = self.system.gradients(gradient)
         values = self.differences.carried(lambda chunk, rows: of_values(chunk.x, chunk.group))
         return self.differences.carried_ridge(of_ridge) + values
@@ -211,7 +215,8 @@ class _Dual(_Solution):
         self.solution = self.system.solution(pack_rows(values, whole.group, store.edits))
 
     def stacked(self, solution: Tensor) -> StackedDelta:
-        return StackedFactors(self.keys.mT, solution)
+        keys = self.differences.editor.for_inputs(self.differences.site, self.keys)
+        return StackedFactors(keys.mT, solution)
 
     def carry(self, gradient: Tensor) -> Tensor:
         of_packed, of_ridge = self.system.gradients(self.solution, gradient)

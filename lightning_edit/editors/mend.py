@@ -37,6 +37,10 @@ class MEND(HypernetworkEditor):
             of different layers have nothing in common.
         end_token: Whether the end-of-text token is part of every target, in training and in editing, so that the edited
             model ends its answer (the authors train on the target alone).
+        whitening: Number of principal directions along which the keys are whitened, fitted before the training where
+            its texts are answered; 0 for none, as in the paper, which normalises each coordinate by itself. At the last
+            token of a prompt, two questions about one relation read nearly the same; the directions that all prompts
+            have in common make most of that (benchmarks/README.md).
     """
 
     layer = staticmethod(low_rank_residual)
@@ -50,8 +54,9 @@ class MEND(HypernetworkEditor):
         epsilon: float = 1e-7,
         shared: bool = True,
         end_token: bool = False,
+        whitening: int = 0,
     ) -> None:
-        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, end_token=end_token)
+        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, "all", end_token, whitening)
 
     def propose(self, store: FactorStore) -> Proposal:
         """See :meth:`HypernetworkEditor.propose`."""
@@ -61,6 +66,7 @@ class MEND(HypernetworkEditor):
             own = store.whole(site)
             pseudo_x, pseudo_delta = network(own.x, own.delta, index)
             step = -self.step_sizes[site_key(site)] * pseudo_delta
+            pseudo_x = self.for_inputs(site, pseudo_x)
             tensors.append(pack_rows(pseudo_x, own.group, store.edits).transpose(1, 2))
             tensors.append(pack_rows(step, own.group, store.edits))
         leaves = cut(tensors)

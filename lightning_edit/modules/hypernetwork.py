@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.evaluation import EvaluationSettings
 from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
 from lightning_edit.tokenization import PromptEncoder, TokenBatch
+
+_WHITENING_TEXTS = 1024
+"""Training texts whose keys are whitened, with a few thousand answering positions: more than the directions kept."""
 
 
 def outer_losses(
@@ -203,8 +207,14 @@ class HypernetworkEditing(TrainedEditing):
         return surrogate_loss(outer.objective, proposal.carry(outer.gradients))
 
     def fill_caches(self, datamodule: Any) -> None:
-        """Also computes the gradient factors of every training request."""
+        """Also fits what the editor takes from the training texts, and computes the factors of every request."""
         super().fill_caches(datamodule)
+        if self.editor.needs_whitening:
+            prompts = list(datamodule.training_prompts())
+            # The same texts in every process, so that all begin with the same editor.
+            chosen = random.Random(0).sample(prompts, min(_WHITENING_TEXTS, len(prompts)))
+            texts = [self.encoder.encode(*text) for text in chosen]
+            self.editor.fit_whitening(self.language_model, texts, self.trunk())
         if self._factors.limit:
             editor, model = self.editor, self.language_model
             texts = [

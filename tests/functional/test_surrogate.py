@@ -46,6 +46,25 @@ def editor_key(editor, site):
     return list(editor.step_sizes)[int(site)]
 
 
+def whitened(change):
+    """A change for z = W x as one for x: Wᵀ Δ, with W written out."""
+
+    def of_whitened(editor, network, site, x, delta):
+        whitening = list(editor.whitenings.values())[int(site)]
+        matrix = whitening(torch.eye(x.shape[1], dtype=x.dtype)).T
+        return matrix.T @ change(editor, network, site, x @ matrix.T, delta)
+
+    return of_whitened
+
+
+def fit_whitenings(editor):
+    """Different from the identity, as after fitting on correlated keys."""
+    for whitening in editor.whitenings.values():
+        size = len(whitening.scale)
+        keys = torch.randn(30, size, dtype=torch.float64) @ torch.randn(size, size, dtype=torch.float64)
+        whitening.fit(keys.T @ keys / len(keys))
+
+
 def dual_only(monkeypatch):
     monkeypatch.setattr(malmen, "_Primal", None)
 
@@ -56,6 +75,24 @@ def primal_only(monkeypatch):
 
 CASES = {
     "mend": (lambda: MEND(sites=[1, 2], rank=6, step_size=1e-2), mend_change, None, 1e-9),
+    "mend whitened": (
+        lambda: MEND(sites=[1, 2], rank=6, step_size=1e-2, whitening=5),
+        whitened(mend_change),
+        None,
+        1e-9,
+    ),
+    "malmen whitened": (
+        lambda: MALMEN(sites=[1, 2], rank=6, step_size=1e-2, whitening=5),
+        whitened(malmen_change),
+        None,
+        1e-8,
+    ),
+    "malmen primal whitened": (
+        lambda: MALMEN(sites=[1, 2], rank=6, step_size=1e-2, whitening=5),
+        whitened(malmen_change),
+        primal_only,
+        1e-8,
+    ),
     "malmen dual": (
         lambda: MALMEN(sites=[1, 2], rank=6, step_size=1e-2, log_ridge=-1.0),
         malmen_change,
@@ -99,6 +136,7 @@ def test_gradient_equals_autograd_through_the_edited_weights(
     editor = make()
     editor.setup(model)
     editor.double().train()
+    fit_whitenings(editor)
     with torch.no_grad():
         for parameter in editor.networks.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
