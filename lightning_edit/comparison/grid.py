@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from filelock import FileLock, Timeout
@@ -12,8 +14,11 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lightning_edit.callbacks.report import TestReport
 from lightning_edit.comparison.cells import FAILURE_FILE, SEQUENCE_FOLDER, Cell, cells_of
+from lightning_edit.comparison.estimate import Estimate, Size, duration
 from lightning_edit.comparison.fitting import Editors, interrupts_raised
+from lightning_edit.comparison.results import read_run
 from lightning_edit.comparison.settings import Comparison
+from lightning_edit.comparison.tracking import tracked
 from lightning_edit.data import EditDataModule, ReadReport, RecordSource
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
@@ -69,7 +74,7 @@ class Grid:
         return self._reports[cell.data, limit]
 
     def plan(self) -> str:
-        """What will be run: cells, records and probes. How much time is left is said once cells were run.
+        """What will be run: cells, records and probes, and about how long it takes.
 
         Raises:
             LightningEditError: If records cannot be read.
@@ -81,14 +86,23 @@ class Grid:
         ]
         for data in dict.fromkeys(cell.data for cell in open_cells):
             data_cells = [cell for cell in open_cells if cell.data == data]
-            records = self.report_of(data_cells[0]).records
-            probes = sum(len(record.all_probes) for record in records)
-            lines.append(f"{data}: {len(records)} records with {probes} probes, {len(data_cells)} cells")
+            size = self.size_of(data_cells[0])
+            lines.append(f"{data}: {size.edits} records with {size.probes} probes, {len(data_cells)} cells")
+        if open_cells:
+            lines.append(Estimate(self.comparison, self.cells).total({cell: self.size_of(cell) for cell in open_cells}))
         return "\n".join(lines)
+
+    def size_of(self, cell: Cell) -> Size:
+        """How much a cell has to do.
+
+        Raises:
+            LightningEditError: If its records cannot be read.
+        """
+        return Size.of(self.report_of(cell).records)
 
     def run(self) -> None:
         """Runs the cells that are not done; one that fails is noted and does not stop the others."""
-        clock = _Clock()
+        estimate, clock = Estimate(self.comparison, self.cells), _Clock()
         open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
         for cell in self.cells:
             if cell.reason:
@@ -105,8 +119,19 @@ class Grid:
                 outcome = "done" if cell.is_done else self._run_or_note_failure(cell)
             finally:
                 lock.release()
-            left = clock.left(number, len(open_cells))
+            if cell.is_done:
+                estimate.learn(read_run(cell.folder))
+            left = clock.left(open_cells[:number], open_cells[number:], self._seconds(estimate, open_cells))
             _LOG.info("%d/%d  %s: %s; %s", number, len(open_cells), cell.name, outcome, left)
+
+    def _seconds(self, estimate: Estimate, cells: Sequence[Cell]) -> dict[Cell, float]:
+        """The estimated seconds of the cells whose records can be read and whose editor's cost is known."""
+        seconds: dict[Cell, float] = {}
+        for cell in cells:
+            with suppress(LightningEditError):  # the cell itself will fail with it, and be noted
+                if (value := estimate.seconds(cell, self.size_of(cell))) is not None:
+                    seconds[cell] = value
+        return seconds
 
     def _run_or_note_failure(self, cell: Cell) -> str:
         failure = cell.folder / FAILURE_FILE
@@ -145,13 +170,15 @@ class Grid:
             eval_batch_size=self.comparison.eval_batch_size,
             eval_requests_per_edit=protocol.requests_per_edit or len(report.records),
         )
-        trainer = Trainer(
-            accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
-            default_root_dir=cell.folder, callbacks=[TestReport(str(cell.folder), show=False)],
-        )  # fmt: skip
-        with interrupts_raised(trainer):
-            trainer.test(module, data, verbose=False)
+        with tracked(cell, self.comparison) as logger:
+            trainer = Trainer(
+                accelerator="auto", devices=1, logger=logger or False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False, inference_mode=False,
+                use_distributed_sampler=False, default_root_dir=cell.folder,
+                callbacks=[TestReport(str(cell.folder), show=False)],
+            )  # fmt: skip
+            with interrupts_raised(trainer):
+                trainer.test(module, data, verbose=False)
 
 
 def usable_records(report: ReadReport, editor: Editor) -> ReadReport:
@@ -182,11 +209,22 @@ class _Fixed(RecordSource):
 
 
 class _Clock:
-    """Tells how much time is left, from the cells that were run."""
+    """Tells how much time is left, from the cells that were run and what they were estimated to take."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
 
-    def left(self, done: int, total: int) -> str:
-        seconds = (time.perf_counter() - self._started) / done * (total - done)
-        return f"about {seconds / 60:.0f} min left" if done < total else "all cells were run"
+    def left(self, done: Sequence[Cell], ahead: Sequence[Cell], seconds: Mapping[Cell, float]) -> str:
+        """The time left, in words.
+
+        Args:
+            done: Cells that were run.
+            ahead: Those that are left.
+            seconds: What cells are estimated to take; the others count as the mean of these.
+        """
+        if not ahead:
+            return "all cells were run"
+        mean = sum(seconds.values()) / len(seconds) if seconds else 1.0
+        estimated, coming = (sum(seconds.get(cell, mean) for cell in cells) for cells in (done, ahead))
+        spent = time.perf_counter() - self._started
+        return f"about {duration(coming * spent / max(estimated, 1e-9))} left"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -31,6 +31,7 @@ class EditorEntry:
         experiment: YAML file of an experiment, which is run (fit) for its checkpoint.
         records: Limit of the records of each data set, in place of the comparison's; 0 takes all.
         skip: Data set to the reason why this editor cannot be used on it.
+        seconds_per_edit: What an edit takes, for the estimate of the plan, until cells of this editor are done.
     """
 
     editor: str | None = None
@@ -38,6 +39,7 @@ class EditorEntry:
     experiment: str | None = None
     records: int | None = None
     skip: dict[str, str] = field(default_factory=dict)
+    seconds_per_edit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ class Protocol:
     requests_per_edit: int = 1
     sequential: bool = False
     editors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where the cells are logged on W&B, offline unless a key is set.
+
+    Args:
+        project: W&B project.
+        group: Group of the cells' runs; the grid's output folder if none is given.
+        predictions: Predictions in the table of each cell.
+    """
+
+    project: str = "lightning_edit"
+    group: str | None = None
+    predictions: int = 200
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,8 @@ class Comparison:
         evaluation: How records are evaluated.
         reference: Editor that others are compared with, record by record; the first one if none is given.
         resamples: Bootstrap samples of the confidence intervals.
+        seconds_per_probe: What asking a probe takes, for the estimate of the plan, until cells are done.
+        wandb: Log each cell as a run on W&B; none is logged if not given.
     """
 
     editors: dict[str, EditorEntry]
@@ -86,6 +105,8 @@ class Comparison:
     evaluation: EvaluationSettings = EvaluationSettings()
     reference: str | None = None
     resamples: int = 2000
+    seconds_per_probe: float | None = None
+    wandb: WandbSettings | None = None
 
     def __post_init__(self) -> None:
         ranges.at_least(0, "comparison", records=self.records)
@@ -208,8 +229,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     nested = {"editors": EditorEntry, "protocols": Protocol}.get(where)
     if nested is not None and isinstance(value, Mapping):
         return {str(name): _of(nested, entry or {}, f"{where}.{name}") for name, entry in value.items()}
-    if isinstance(hint, type) and is_dataclass(hint):
-        return _of(hint, value, where)
+    # A settings class, or one of them or none.
+    for kind in (hint, *get_args(hint)):
+        if isinstance(kind, type) and is_dataclass(kind) and value is not None:
+            return _of(kind, value, where)
     if hint in (int, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise ConfigurationError(f"{where}: expected {hint.__name__}, found {value!r}")
     return value

@@ -11,10 +11,13 @@ import yaml
 from lightning_edit.cli import main
 from lightning_edit.comparison import Grid, build_report, read_comparison, read_run, read_runs, write_report
 from lightning_edit.comparison.cells import FAILURE_FILE
+from lightning_edit.comparison.estimate import Estimate, Size
 from lightning_edit.comparison.report import comma_separated, markdown
+from lightning_edit.comparison.settings import WandbSettings
 from lightning_edit.errors import ConfigurationError, RunInterruptedError, SourceNotFoundError
 from lightning_edit.modules.evaluation import Evaluator
 from lightning_edit.modules.locate import LocateEditing
+from lightning_edit.shipped import shipped_file
 
 
 def configured(folder, tiny_folder, **changes):
@@ -291,3 +294,53 @@ def test_a_wrong_grid_is_refused_in_words(tmp_path, tiny_folder, changes, messag
 def test_a_failure_is_kept_with_its_reason(grid):
     folder = grid / "grid" / "cells" / "facts" / "independent" / "broken"
     assert "layer 99 does not exist" in (folder / FAILURE_FILE).read_text()
+
+
+def test_the_plan_estimates_from_the_file_and_then_from_done_cells(tmp_path, tiny_folder, grid):
+    editors = {"ICE": {"editor": "ice.yaml", "seconds_per_edit": 100.0}, "step": {"editor": "step.yaml"}}
+    changes = {"editors": editors, "protocols": {"independent": {}}}
+    path = configured(tmp_path, tiny_folder, **changes, seconds_per_probe=0.0)
+    assert Grid(read_comparison(path)).plan().splitlines()[-1] == "about 10 min, and what step will take"
+    path = configured(tmp_path, tiny_folder, **changes)
+    assert Grid(read_comparison(path)).plan().splitlines()[-1] == "how long they take is not known yet"
+    comparison = read_comparison(path)
+    first = Grid(comparison)
+    first.cells = first.cells[:1]
+    first.run()
+    costs = read_run(first.cells[0].folder).summary["costs"]
+    estimate, [ahead] = Estimate(comparison, first.cells), Grid(comparison).cells[2:3]
+    expected = costs["seconds_per_edit"] * 3 + costs["seconds_per_probe"] * 7
+    assert (ahead.editor, ahead.data) == ("ICE", "again")
+    assert estimate.seconds(ahead, Size(3, 7)) == pytest.approx(expected)
+    assert estimate.seconds(Grid(comparison).cells[1], Size(3, 7)) is None
+
+
+def test_cells_are_runs_of_one_wandb_group(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    path = configured(
+        tmp_path, tiny_folder, editors={"ICE": {"editor": "ice.yaml"}, "broken": {"editor": "broken.yaml"}},
+        data={"facts": {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"split": "validation"}}},
+        protocols={"independent": {}}, wandb={"group": "tiny", "predictions": 5},
+    )  # fmt: skip
+    comparison = read_comparison(path)
+    assert comparison.wandb == WandbSettings(group="tiny", predictions=5)
+    Grid(comparison).run()
+    # The cell that fails has a run, too, without a summary.
+    assert len(list((tmp_path / "grid" / "wandb").glob("offline-run-*"))) == 2
+    [summary_file] = (tmp_path / "grid" / "wandb").glob("offline-run-*/files/wandb-summary.json")
+    files, summary = summary_file.parent, json.loads(summary_file.read_text())
+    run = read_run(tmp_path / "grid" / "cells" / "facts" / "independent" / "ICE")
+    assert summary["headline/edit_success"] == pytest.approx(run.summary["metrics"]["edit_success/token_accuracy"])
+    assert summary["headline/seconds_per_edit"] == run.summary["costs"]["seconds_per_edit"]
+    assert set(summary) >= {f"headline/{name}" for name in ("generalization", "locality")}
+    table = json.loads((files / summary["predictions"]["path"]).read_text())
+    assert len(table["data"]) == 5
+    assert [row[3] for row in table["data"]] == [line["prompt"] for line in run.lines[:5]]
+    shown = {name for section in read_dashboard("comparison") for name in section}
+    assert shown <= set(summary) | {"headline/portability"}
+
+
+def read_dashboard(name):
+    """The measures that each section of a shipped dashboard shows."""
+    content = yaml.safe_load(shipped_file(name, ["dashboard"]).read_text())
+    return [[measure for panel in section["panels"] for measure in panel["bar"]] for section in content["sections"]]
