@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_edit.editors.factors import FactorStore
+from lightning_edit.editors.gradient import Tokens
 from lightning_edit.editors.hypernetwork import HypernetworkEditor, Proposal, site_key
 from lightning_edit.edits import StackedFactors
 from lightning_edit.functional.low_rank import low_rank_residual
@@ -41,6 +42,8 @@ class MEND(HypernetworkEditor):
             its texts are answered; 0 for none, as in the paper, which normalises each coordinate by itself. At the last
             token of a prompt, two questions about one relation read nearly the same; the directions that all prompts
             have in common make most of that (benchmarks/README.md).
+        tokens: "all" takes the factors of every token, as in the paper; "answer" those of the positions that predict a
+            target token, with which edits are smaller.
     """
 
     layer = staticmethod(low_rank_residual)
@@ -55,8 +58,9 @@ class MEND(HypernetworkEditor):
         shared: bool = True,
         end_token: bool = False,
         whitening: int = 0,
+        tokens: Tokens = "all",
     ) -> None:
-        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, "all", end_token, whitening)
+        super().__init__(sites, rank, hidden_layers, step_size, epsilon, shared, tokens, end_token, whitening)
 
     def propose(self, store: FactorStore) -> Proposal:
         """See :meth:`HypernetworkEditor.propose`."""
