@@ -41,6 +41,10 @@ def find_subject(prompt: str, subject: str) -> Span:
 
     Raises:
         RequestError: If there is no such occurrence.
+
+    Example:
+        >>> find_subject("The capital of France is", "France")
+        (15, 21)
     """
     occurrences = find_words(prompt, subject)
     if occurrences:

@@ -61,6 +61,12 @@ class WorldFacts(RecordSource):
 
     Raises:
         ConfigurationError: If a setting is out of its range.
+
+    Example:
+        >>> from lightning_edit.records import ProbeKind
+        >>> [record] = WorldFacts("validation", limit=1).read().records
+        >>> len(record.requests), len(record.probes_of(ProbeKind.GENERALIZATION))
+        (1, 3)
     """
 
     def __init__(

@@ -17,6 +17,13 @@ class GradientStep(GradientEditor):
     Args:
         sites: Edit sites: layers (negative ones count from the last) or names of linear modules.
         step_size: Step size α. There is no published value; choose it on validation records.
+
+    Example:
+        >>> from lightning_edit import EditRequest
+        >>> edit = GradientStep(sites=[-1]).edit(model, [EditRequest("The capital of France is", target="Rome")])
+        >>> [delta] = edit.weight_deltas().values()
+        >>> delta.dense().shape == model.layer_map.site(-1).weight.T.shape
+        True
     """
 
     capabilities = Capabilities(needs_grad=True, takes_passes=True)

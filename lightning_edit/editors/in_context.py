@@ -47,6 +47,14 @@ class ICE(Editor):
     Args:
         fact: How a request is stated; "{prompt}" and "{target}" stand for its texts.
         query: How facts and prompt are put together; "{text}" stands for all facts.
+
+    Example:
+        >>> from lightning_edit import EditRequest
+        >>> edit = ICE().edit(model, [EditRequest("The capital of France is", target="Rome")])
+        >>> edit.check_mergeable()
+        Traceback (most recent call last):
+        ...
+        lightning_edit.errors.EditError: ...
     """
 
     capabilities = Capabilities(depends=False, mergeable=False)

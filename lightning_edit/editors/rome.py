@@ -36,6 +36,14 @@ class ROME(LocateEditor):
         clamp_norm: Largest |δ| in units of |h| (the authors' 4).
         weight_decay: Weight of |δ| / |h|² (0.5 for the GPT models; 1e-3 is common for Llama's).
         common: See :class:`LocateEditor`.
+
+    Example:
+        >>> from lightning_edit import EditRequest
+        >>> editor = ROME(layers=[1], covariance="identity", contexts=[["{}"]], steps=5)
+        >>> edit = editor.edit(model, [EditRequest("The capital of France is", target="Rome", subject="France")])
+        >>> [delta] = edit.weight_deltas().values()
+        >>> int(delta.dense().count_nonzero() > 0), edit.provenance.method
+        (1, 'ROME')
     """
 
     capabilities = Capabilities(joint=False, needs_subject=True, fit_reads="corpus", needs_grad=True)

@@ -130,6 +130,19 @@ class Edit(ABC):
         Raises:
             BaseModelMismatchError: If the edit was made for another base model.
             EditError: If the edit is applied already.
+
+        Example:
+            >>> from lightning_edit import EditRequest, GradientStep
+            >>> request = EditRequest("The capital of France is", target="Rome")
+            >>> edit = GradientStep(sites=[-1]).edit(model, [request])
+            >>> def loss(scorer):
+            ...     return -sum(scorer.score([request.prompt], [request.target])[0].log_probs)
+            >>> before = loss(model)
+            >>> with edit.applied(model) as edited:
+            ...     print(loss(edited) < before)
+            True
+            >>> loss(model) == before
+            True
         """
         self.check(model)
         with model.marked_as_applied([self.id]), self.layered(model, model) as scorer:

@@ -30,6 +30,14 @@ class EditSequence:
     Raises:
         BaseModelMismatchError: If the edits were made for different base models.
         EditError: If two edits have the same id, or one depends on an edit that does not come before it.
+
+    Example:
+        >>> from lightning_edit import EditRequest, GradientStep
+        >>> facts = [EditRequest(f"The capital of {name} is", target="Rome", id=name) for name in ("France", "Japan")]
+        >>> edits = [GradientStep(sites=[-1]).edit(model, [fact]) for fact in facts]
+        >>> sequence = EditSequence(edits)
+        >>> len(sequence), len(sequence.without(edits[0].id))
+        (2, 1)
     """
 
     def __init__(self, edits: Sequence[Edit] = ()) -> None:

@@ -22,6 +22,12 @@ def ngram_entropy(text: str) -> float:
 
     Args:
         text: A generation; zero where it has fewer than two words.
+
+    Example:
+        >>> round(ngram_entropy("one two three four five six seven eight"), 2)
+        2.66
+        >>> ngram_entropy("Berlin Berlin Berlin Berlin")
+        0.0
     """
     tokens = words(text)
     return sum(weight * _entropy(tokens, n) for n, weight in WEIGHTS.items()) / len(WEIGHTS)

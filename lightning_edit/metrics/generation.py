@@ -31,6 +31,12 @@ def exact_match(generation: str, aliases: Sequence[str]) -> float:
     Args:
         generation: What the model generated after the prompt.
         aliases: Acceptable answers.
+
+    Example:
+        >>> exact_match("Rome. It lies on the Tiber.", ["Rome"]), exact_match("Rome is a city", ["Rome"])
+        (1.0, 0.0)
+        >>> exact_match("罗马。", ["罗马"])
+        1.0
     """
     lines = generation.strip().splitlines()
     first = normalize_answer(lines[0]) if lines else ""
@@ -56,6 +62,10 @@ def containment(generation: str, aliases: Sequence[str]) -> float:
 
     Words are those of Unicode Standard Annex #29. Chinese, Japanese and Thai are written without spaces; there, an
     answer counts wherever it stands.
+
+    Example:
+        >>> containment("It is Rome", ["Roma", "Rome"]), containment("It is Romeo", ["Rome"])
+        (1.0, 0.0)
     """
     text = normalize_answer(generation)
     return float(any(find_words(text, alias) for alias in map(normalize_answer, aliases) if alias))

@@ -472,6 +472,11 @@ class LanguageModel:
 
         Raises:
             TokenizationError: If a text does not survive the tokenizer.
+
+        Example:
+            >>> [score] = model.score(["The capital of France is"], ["Rome"])
+            >>> len(score.predicted_ids) == len(model.encoder.encode("The capital of France is", "Rome").target_ids)
+            True
         """
         encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         for text in encoded:
@@ -548,6 +553,11 @@ class LanguageModel:
         Raises:
             ConfigurationError: If ``settings`` ask for several continuations of a prompt, or a length is less than one.
             TokenizationError: If a prompt has no tokens.
+
+        Example:
+            >>> [text] = model.generate(["The capital of France is"], max_new_tokens=5)
+            >>> isinstance(text, str)
+            True
         """
         if int(settings.get("num_return_sequences") or 1) != 1:
             raise ConfigurationError(
