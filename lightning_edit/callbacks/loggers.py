@@ -1,12 +1,13 @@
-"""W&B logging that needs no account."""
+"""Loggers: W&B without an account, and a metrics.csv whose first columns are those that people look for."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_edit.dashboards import has_wandb_key
 
@@ -48,3 +49,68 @@ class WandbDashboard(WandbLogger):
     def folder(self) -> str:
         """The folder of the run's files."""
         return str(Path(self.experiment.dir).parent)
+
+
+_FIRST = (
+    "epoch",
+    "step",
+    "train/loss",
+    "train/edit_loss",
+    "train/locality_loss",
+    "val/score",
+    "val/edit_success/token_accuracy",
+    "val/edit_success/exact_match",
+    "val/generalization/token_accuracy",
+    "val/generalization/exact_match",
+)
+"""Columns of metrics.csv in front of all others."""
+
+
+class MetricsCSV(CSVLogger):
+    """Lightning's CSVLogger, with the columns of metrics.csv in a readable order.
+
+    Epoch, step, losses and headline measures come first, then locality, then what else validation and training log, and
+    values of single edit sites last.
+
+    Args:
+        save_dir: Where runs are written.
+        name: Name of the run's folder.
+        version: Name of its version; the next number if none is given.
+        flush_logs_every_n_steps: How often the file is written.
+    """
+
+    def __init__(
+        self,
+        save_dir: str = "runs",
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        super().__init__(save_dir, name, version, flush_logs_every_n_steps=flush_logs_every_n_steps)
+
+    @property
+    def experiment(self) -> Any:
+        """Lightning's writer, whose column names sort themselves as described."""
+        writer: Any = super().experiment
+        if isinstance(getattr(writer, "metrics_keys", None), list):
+            writer.metrics_keys = _Columns(writer.metrics_keys)
+        return writer
+
+
+class _Columns(list[str]):
+    """Column names; Lightning's writer calls ``sort`` whenever there are new ones."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        super().__init__(names)
+
+    def sort(self, *, key: Any = None, reverse: bool = False) -> None:
+        super().sort(key=key or _place, reverse=reverse)
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where a column stands."""
+    if name in _FIRST:
+        return _FIRST.index(name), ""
+    of_one_site = "." in name
+    parts = (name.startswith("val/locality/"), name.startswith("val/"), name.startswith("train/"), True)
+    return len(_FIRST) + (len(parts) if of_one_site else parts.index(True)), name

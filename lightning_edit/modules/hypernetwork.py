@@ -150,6 +150,7 @@ class HypernetworkEditing(TrainedEditing):
         factor_gigabytes: Size of the gradient factors that are kept in memory: they belong to the unedited model, and
             are computed once for each training request instead of in every epoch. 0 keeps none.
         start: Checkpoint of an editor of the same shape whose weights training starts from.
+        log_sites: Whether norms and step sizes of each edit site are logged.
     """
 
     editor: HypernetworkEditor
@@ -171,6 +172,7 @@ class HypernetworkEditing(TrainedEditing):
         trunk: TrunkSettings = TrunkSettings(),
         factor_gigabytes: float = 0.0,
         start: str | None = None,
+        log_sites: bool = True,
     ) -> None:
         super().__init__(
             editor, language_model, evaluation, validation, average, metrics, warmup_steps, schedule, trunk, start
@@ -178,6 +180,7 @@ class HypernetworkEditing(TrainedEditing):
         ranges.at_least(0, "model", edit_weight=edit_weight, locality_weight=locality_weight)
         ranges.at_least(0, "model", learning_rate=learning_rate, step_size_learning_rate=step_size_learning_rate)
         ranges.at_least(0, "model", factor_gigabytes=factor_gigabytes)
+        self.log_sites = log_sites
         self._factors = FactorCache(int(factor_gigabytes * 2**30))
         self.edit_weight, self.locality_weight = edit_weight, locality_weight
         self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
@@ -251,11 +254,13 @@ class HypernetworkEditing(TrainedEditing):
             "edit_loss": outer.edit.mean(),
             "locality_loss": outer.locality.mean() if len(outer.locality) else 0.0,
         }
-        for site, changes in proposal.stacked.items():
-            values[f"update_norm/{site}"] = changes.detach().norms().mean()
-        for site, size in self.editor.step_sizes.items():
-            values[f"step_size/{site.replace('/', '.')}"] = size.detach()
-        self.log_step({**values, **proposal.measures}, batch.edits, ("loss", "edit_loss", "locality_loss"))
+        if self.log_sites:
+            for site, changes in proposal.stacked.items():
+                values[f"update_norm/{site}"] = changes.detach().norms().mean()
+            for site, size in self.editor.step_sizes.items():
+                values[f"step_size/{site.replace('/', '.')}"] = size.detach()
+            values |= proposal.measures
+        self.log_step(values, batch.edits, ("loss", "edit_loss", "locality_loss"))
 
     def configure_optimizers(self) -> Any:
         """Adam, with a learning rate of their own for the step sizes."""

@@ -1,5 +1,6 @@
 """A MEND run from end to end on a tiny model, through the command line: fit, kill, resume, test, edit, merge."""
 
+import csv
 import json
 import os
 import signal
@@ -51,8 +52,8 @@ def write_config(folder, tiny_folder, **trainer):
             "enable_model_summary": False,
             "log_every_n_steps": 1,
             "logger": {
-                "class_path": "lightning.pytorch.loggers.CSVLogger",
-                "init_args": {"save_dir": str(folder), "name": "run"},
+                "class_path": "lightning_edit.callbacks.MetricsCSV",
+                "init_args": {"save_dir": str(folder), "name": "run", "flush_logs_every_n_steps": 5},
             },
             "callbacks": [
                 {
@@ -82,6 +83,28 @@ def run(tmp_path_factory, tiny_folder):
     config = write_config(folder, tiny_folder)
     assert main(["fit", "--config", str(config)]) == 0
     return folder
+
+
+def test_metrics_csv_begins_with_what_people_look_for(run):
+    text = (run / "run" / "version_0" / "metrics.csv").read_text()
+    columns = text.splitlines()[0].split(",")
+    assert columns[:6] == ["epoch", "step", "train/loss", "train/edit_loss", "train/locality_loss", "val/score"]
+    assert columns[6] == "val/edit_success/token_accuracy"
+    of_sites = ["down_proj" in name for name in columns]
+    assert any(of_sites)
+    assert of_sites == sorted(of_sites)
+    assert len(set(columns)) == len(columns)
+    rows = list(csv.DictReader(text.splitlines()))
+    steps = [int(row["step"]) for row in rows if row["train/loss"]]
+    assert steps == list(range(len(steps)))
+
+
+def test_values_of_single_sites_can_be_left_out(tmp_path, tiny_folder):
+    config = write_config(tmp_path, tiny_folder, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
+    assert main(["fit", "--config", str(config), "--model.log_sites", "false"]) == 0
+    header = (tmp_path / "run" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert "train/loss" in header
+    assert "down_proj" not in header
 
 
 def load(path):
