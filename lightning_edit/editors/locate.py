@@ -26,6 +26,7 @@ from lightning_edit.editors.prompts import (
     sampled_contexts,
 )
 from lightning_edit.editors.value_search import ValueSettings, search_values
+from lightning_edit.editors.value_steps import ValueOptimizer
 from lightning_edit.edits import EditSequence, Provenance, StackedFactors, WeightChanges
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.hub import MARK
@@ -67,6 +68,8 @@ class LocateEditor(Editor):
         stop_below: End the search once its loss is below this; never if None. The authors' code stops at 0.05.
         loss_layer: Layer whose output the final norm and the head read for the target's loss in the search; the last
             one if None, as in all published settings.
+        optimizer: "adam", as in all published settings, or "lbfgs", with which 10 evaluations reach what Adam does in
+            25 (benchmarks/README.md); the learning rate is then not used.
     """
 
     capabilities = Capabilities(needs_subject=True, fit_reads="corpus", needs_grad=True)
@@ -87,8 +90,10 @@ class LocateEditor(Editor):
         kl_weight: float = 0.0625,
         stop_below: float | None = None,
         loss_layer: int | None = None,
+        optimizer: ValueOptimizer = "adam",
     ) -> None:
         super().__init__()
+        ranges.one_of(get_args(ValueOptimizer), "editor", optimizer=optimizer)
         ranges.one_of(get_args(Covariance), "editor", covariance=covariance)
         ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
         ranges.layer_numbers("editor", layers)
@@ -102,7 +107,7 @@ class LocateEditor(Editor):
         self.contradictions = contradictions
         self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
         self.clamp_norm, self.kl_weight, self.stop_below = clamp_norm, kl_weight, stop_below
-        self.loss_layer = loss_layer
+        self.loss_layer, self.optimizer = loss_layer, optimizer
         self._statistics: Statistics | None = None
         self._contexts = None if contexts is None else Contexts(tuple(tuple(group) for group in contexts))
         self._sampled: tuple[str, Contexts] | None = None
@@ -170,7 +175,13 @@ class LocateEditor(Editor):
     def value_settings(self) -> ValueSettings:
         """How values are searched."""
         return ValueSettings(
-            self.steps, self.learning_rate, self.weight_decay, self.clamp_norm, self.kl_weight, self.stop_below
+            self.steps,
+            self.learning_rate,
+            self.weight_decay,
+            self.clamp_norm,
+            self.kl_weight,
+            self.stop_below,
+            optimizer=self.optimizer,
         )
 
     def loss_layer_of(self, model: LanguageModel, sites: Sequence[EditSite]) -> int | None:

@@ -12,6 +12,7 @@ from lightning_edit import ranges
 from lightning_edit.editors.locate import PLACE
 from lightning_edit.editors.spread import SpreadEditor
 from lightning_edit.editors.value_search import ValueSettings
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.key_value import least_squares_update
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -63,6 +64,11 @@ class PMET(SpreadEditor):
             kl_weight=kl_weight,
             **common,
         )
+        if self.optimizer != "adam":
+            raise ConfigurationError(
+                f"editor.optimizer: {self.optimizer!r} searches one value of a loss that stays as it is; PMET searches "
+                "two, and weighs its loss anew as it goes; leave it at adam"
+            )
         ranges.above(0, "editor", covariance_weight=covariance_weight)
         ranges.at_least(0, "editor", satisfied_weight=satisfied_weight)
         self.covariance_weight = covariance_weight

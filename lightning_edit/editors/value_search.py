@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_edit.editors.prompts import every_context, last_subject_token
+from lightning_edit.editors.value_steps import AdamSteps, QuasiNewtonSteps, ValueOptimizer, ValueSteps
 from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.models.head import search_losses
 from lightning_edit.models.language_model import LanguageModel
@@ -43,6 +44,8 @@ class ValueSettings:
         satisfied_kl: End in such a step if the weighted divergence is at most this; never if None (PMET).
         loss_layer: Index of the block whose output the final norm and the head read for the target's loss; the last
             one if None. The divergence is always that of the whole model.
+        optimizer: "adam", or "lbfgs", which needs fewer evaluations and takes one place and a loss whose weights stay
+            as they are; see :mod:`lightning_edit.editors.value_steps`.
     """
 
     steps: int
@@ -54,6 +57,13 @@ class ValueSettings:
     satisfied_weight: float = 1.0
     satisfied_kl: float | None = None
     loss_layer: int | None = None
+    optimizer: ValueOptimizer = "adam"
+
+    def steps_from(self, initial: Mapping[str, Tensor]) -> ValueSteps:
+        """The search's steps from δ = 0 on, given the states before."""
+        if self.optimizer == "lbfgs":
+            return QuasiNewtonSteps(initial, self.clamp_norm)
+        return AdamSteps(initial, self.clamp_norm, self.learning_rate)
 
 
 @dataclass
@@ -166,7 +176,7 @@ class _Search:
         self._returns = model.block_returns
         self.names = [request.id or request.prompt for request in requests]
         self.found = [FoundValue({}, {}) for _ in requests]
-        self.parameters: list[dict[str, Tensor]] = [{} for _ in requests]
+        self.steps: list[ValueSteps] = []
         self.essence: dict[int, Tensor] = {}
         self.nll_weight = [1.0] * len(requests)
 
@@ -174,7 +184,6 @@ class _Search:
         """Runs until every request is finished."""
         active = list(range(len(self.found)))
         self._begin(active)
-        optimizers = [torch.optim.Adam(list(own.values()), lr=self.settings.learning_rate) for own in self.parameters]
         for step in range(self.settings.steps):
             with self.model.enable_grad_through():
                 losses, satisfied = self._losses(active)
@@ -185,14 +194,11 @@ class _Search:
             done(len(active) - len(left))
             gradients = self._gradients(left, losses)
             for request in left:
-                for place, parameter in self.parameters[request].items():
-                    parameter.grad = gradients[request][place]
-                optimizers[request].step()
-                self._clamp(request)
+                self.steps[request].step(self.found[request].losses[-1], gradients[request])
             active = left
         done(len(active))
-        for found, own in zip(self.found, self.parameters, strict=True):
-            found.delta = {place: parameter.detach() for place, parameter in own.items()}
+        for found, steps in zip(self.found, self.steps, strict=True):
+            found.delta = steps.result(found.losses[-1])
 
     def _begin(self, active: list[int]) -> None:
         """Reads the states before, with δ = 0."""
@@ -210,7 +216,7 @@ class _Search:
                 state = as_rows(values, self.batch.input_ids.shape)[row, self.position[row]]
                 wide = state.to(torch.promote_types(state.dtype, torch.float32))
                 self.found[request].initial[place] = wide
-                self.parameters[request][place] = torch.zeros_like(wide, requires_grad=True)
+        self.steps = [self.settings.steps_from(found.initial) for found in self.found]
 
     def _rows(self, active: Sequence[int]) -> Tensor:
         rows = [row for request in active for row in range(request * self.rows_each, (request + 1) * self.rows_each)]
@@ -234,7 +240,7 @@ class _Search:
         """Adds each request's δ at its positions."""
         with ExitStack() as stack:
             for place, tap in self.taps.items():
-                deltas = torch.stack([self.parameters[request][place] for request in active])
+                deltas = torch.stack([self.steps[request].parameters[place] for request in active])
                 each = deltas.repeat_interleave(self.rows_each, 0)
                 handle = tap.module.register_forward_hook(_shifting(each, self.position[rows]))
                 stack.callback(handle.remove)
@@ -259,7 +265,7 @@ class _Search:
             decay = settings.weight_decay * torch.stack(
                 [
                     parameter.norm() / self.found[request].initial[place].norm() ** 2
-                    for place, parameter in self.parameters[request].items()
+                    for place, parameter in self.steps[request].parameters.items()
                 ]
             )
             loss = self.nll_weight[request] * nll[own].mean() + divergence + decay.sum()
@@ -285,18 +291,11 @@ class _Search:
         )
 
     def _gradients(self, left: list[int], losses: dict[int, tuple[Tensor, Tensor]]) -> dict[int, dict[str, Tensor]]:
-        parameters = [parameter for request in left for parameter in self.parameters[request].values()]
+        parameters = [parameter for request in left for parameter in self.steps[request].parameters.values()]
         with torch.enable_grad():
             total = torch.stack([losses[request][0] for request in left]).sum()
         gradients = iter(torch.autograd.grad(total, parameters))
-        return {request: {place: next(gradients) for place in self.parameters[request]} for request in left}
-
-    @torch.no_grad()
-    def _clamp(self, request: int) -> None:
-        for place, parameter in self.parameters[request].items():
-            largest = self.settings.clamp_norm * self.found[request].initial[place].norm()
-            if parameter.norm() > largest:
-                parameter.mul_(largest / parameter.norm())
+        return {request: {place: next(gradients) for place in self.steps[request].parameters} for request in left}
 
 
 def _noting(place: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lightning_edit.editors import MEMIT
+from lightning_edit.editors import MEMIT, PMET, ROME
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_search import ValueSettings, _Search, search_values
-from lightning_edit.errors import LayerMapError
+from lightning_edit.errors import ConfigurationError, LayerMapError
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.record import Tap
-from tests.testers import REQUESTS
+from tests.testers import REQUESTS, log_prob
 from tests.tiny_models import FAMILIES, SHARED, build, byte_level_tokenizer, language_model
 
 
@@ -166,6 +166,71 @@ def test_searching_together_is_searching_alone():
     for one, other in zip(together, alone, strict=True):
         assert len(one.losses) == len(other.losses)
         torch.testing.assert_close(one.delta["value"], other.delta["value"], rtol=1e-3, atol=1e-4)
+
+
+def test_quasi_newton_steps_lower_the_loss_more_and_end_with_the_best_change():
+    model = LanguageModel(build(FAMILIES["llama"][0](), torch.float64), byte_level_tokenizer())
+    taps = projection_output(model.layer_map)
+    losses = {}
+    for optimizer in ("adam", "lbfgs"):
+        settings = ValueSettings(8, 0.5, 1e-3, 4.0, 0.0625, optimizer=optimizer)
+        values = search_values(model, REQUESTS[:3], ["{}", "Well. {}"], taps, settings)
+        losses[optimizer] = [value.losses for value in values]
+    for adam, lbfgs in zip(losses["adam"], losses["lbfgs"], strict=True):
+        assert adam[0] == pytest.approx(lbfgs[0], rel=1e-9)
+        assert min(lbfgs) < adam[-1]
+    # The change at the end is that of the best evaluation: searched on with no step left, its loss is the best one.
+    settings = ValueSettings(8, 0.5, 1e-3, 4.0, 0.0625, optimizer="lbfgs")
+    [value] = search_values(model, REQUESTS[:1], ["{}", "Well. {}"], taps, settings)
+    assert float(value.delta["value"].norm()) <= 4.0 * float(value.initial["value"].norm()) * (1 + 1e-9)
+    expected = plain_loss_at(model, taps["value"].module, REQUESTS[0], ["{}", "Well. {}"], settings, value)
+    assert expected == pytest.approx(min(value.losses), rel=1e-6)
+
+
+def plain_loss_at(model, module, request, templates, settings, value):
+    """The loss of a change, text by text."""
+    texts = every_context(model, [request], templates, with_targets=True)
+    essence = model.encoder.encode(f"{request.subject} is a", "", (0, len(request.subject)))
+
+    def logits(text, delta):
+        def add(_, __, output):
+            mask = torch.zeros(output.shape[1], 1, dtype=output.dtype)
+            mask[last_subject_token(text)] = 1
+            return output + mask * delta
+
+        handle = module.register_forward_hook(add)
+        try:
+            with torch.no_grad():
+                return model.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+        finally:
+            handle.remove()
+
+    delta = value.delta["value"]
+    nll = []
+    for text in texts:
+        places = torch.arange(*text.target)
+        nll.append(-logits(text, delta)[places - 1, torch.tensor(text.target_ids)].mean())
+    now, before = (logits(essence, own)[last_subject_token(essence)] for own in (delta, torch.zeros_like(delta)))
+    divergence = (now.exp() * (now - before)).sum()
+    decay = settings.weight_decay * delta.norm() / value.initial["value"].norm() ** 2
+    return float(sum(nll) / len(nll) + settings.kl_weight * divergence + decay)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_edits_with_either_optimizer_make_the_target_more_probable(optimizer):
+    model = language_model("llama")
+    editor = ROME(layers=[1], covariance="identity", contexts=[["{}"]], steps=6, optimizer=optimizer)
+    edit, before = editor.edit(model, REQUESTS[:1]), log_prob(model, REQUESTS[0])
+    with edit.applied(model) as edited:
+        assert log_prob(edited, REQUESTS[0]) > before + 0.5
+    assert edit.provenance.settings["optimizer"] == optimizer
+
+
+def test_pmet_is_refused_with_quasi_newton_steps():
+    with pytest.raises(ConfigurationError, match=r"editor.optimizer: 'lbfgs' .* PMET searches two"):
+        PMET(optimizer="lbfgs")
+    with pytest.raises(ConfigurationError, match=r"editor.optimizer: expected one of"):
+        ROME(optimizer="newton")
 
 
 def test_a_finished_request_leaves_the_batch(monkeypatch):
