@@ -2,11 +2,11 @@
 
 python -m benchmarks.shipped_statistics --data FOLDER [--records N] [--ship FOLDER]
 
-FOLDER holds the published files. Statistics are collected on WikiText-2's test.txt (the shipped ones), on its valid.txt
-(as a second sample of the same kind of text), and on text that the model samples. With them, directions C⁻¹k of keys of
-CounterFact's subjects are compared (cosine with those of test.txt in full precision), the share of an update that
-reaches another subject (|k'ᵀC⁻¹k| / kᵀC⁻¹k), and ROME's edits of the first records. --ship writes the packed statistics
-there and stops.
+FOLDER holds the published files. Statistics are collected on 100,000 tokens of WikiText-2's valid.txt (those that are
+shipped), on as many of its test.txt (as a second sample of the same kind of text), and on text that the model samples.
+With them, directions C⁻¹k of keys of CounterFact's subjects are compared (cosine with those of valid.txt in full
+precision), the share of an update that reaches another subject (|k'ᵀC⁻¹k| / kᵀC⁻¹k), and ROME's edits of the first
+records. --ship writes the packed statistics there and stops.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SUBJECTS = 100
 
 
 def collected(corpus: Path, folder: Path) -> KeyStatistics:
-    """Statistics on a whole file, collected first with the command that a user would type."""
+    """Statistics on the beginning of a file, collected first with the command that a user would type."""
     if not folder.exists():
         command = [sys.executable, "-m", "lightning_edit", "fit", "--config", "@memit-smollm2-counterfact"]
         command += ["--model.editor.layers", str(LAYERS), "--model.editor.statistics", str(folder)]
-        command += ["--data.corpus.source", str(corpus), "--data.corpus.tokens", "1000000", "--data.test", "null"]
+        command += ["--data.corpus.source", str(corpus), "--data.corpus.tokens", "100000", "--data.test", "null"]
         subprocess.run(command, check=True)
     return KeyStatistics.load(folder)
 
@@ -73,15 +73,15 @@ def main() -> None:
     parser.add_argument("--ship", type=Path, help="write the packed statistics there, and stop")
     options = parser.parse_args()
 
-    test = collected(next(options.data.rglob("test.txt")), options.work / "statistics-test")
+    valid = collected(next(options.data.rglob("wikitext2/valid.txt")), options.work / "statistics-valid")
     if options.ship:
-        print(test.save(options.ship, packed=True))
+        print(valid.save(options.ship, packed=True))
         return
     model = load_language_model("smollm2-135m-instruct")
     variants: dict[str, Statistics] = {
-        "test.txt, full precision": test,
-        "test.txt, as shipped": KeyStatistics.load(test.save(options.work / "packed", packed=True)),
-        "valid.txt": collected(next(options.data.rglob("valid.txt")), options.work / "statistics-valid"),
+        "valid.txt, full precision": valid,
+        "valid.txt, as shipped": KeyStatistics.load(valid.save(options.work / "packed", packed=True)),
+        "test.txt": collected(next(options.data.rglob("wikitext2/test.txt")), options.work / "statistics-test"),
         "sampled by the model": sampled_statistics(model, [LAYER]),
         "sampled, 20,000 tokens": sampled_statistics(model, [LAYER], tokens=20_000),
         "identity": IdentityStatistics(),
@@ -98,7 +98,7 @@ def main() -> None:
         lines, _ = evaluate(evaluator, editor, records[: options.records], path, 10)
         result[name] = {
             "corpus": statistics.origin,
-            **compared(statistics, test, site, keys),
+            **compared(statistics, valid, site, keys),
             "ROME": summary(lines, {one.id for one in records[: options.records]}),
         }
         print(name, result[name], flush=True)

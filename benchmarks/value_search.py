@@ -29,7 +29,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "lbfgs, 8": {"optimizer": "lbfgs", "steps": 8},
 }
 """Name to changes of the settings in configs/editor."""
-TIMED = 5
+TIMED = 3
 """Single edits that are timed."""
 
 

@@ -17,6 +17,7 @@ from lightning_edit.data import RecordSource, TextCorpus
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.shipped import MARK, shipped_checkpoint
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class EditorEntry:
 
     Args:
         editor: YAML file of an editor that needs no training; statistics are collected where it needs some.
-        checkpoint: Checkpoint of a trained editor.
+        checkpoint: Checkpoint of a trained editor, or the name of a shipped one ("@mend").
         experiment: YAML file of an experiment, which is run (fit) for its checkpoint.
         records: Limit of the records of each data set, in place of the comparison's; 0 takes all.
         skip: Data set to the reason why this editor cannot be used on it.
@@ -191,6 +192,8 @@ def _with_files(path: Path, entry: Any) -> Any:
 
 
 def _beside(path: Path, name: str) -> Path:
+    if name.startswith(MARK):
+        return shipped_checkpoint(name.removeprefix(MARK))
     beside = path.parent / name
     return beside if beside.exists() else Path(name)
 
