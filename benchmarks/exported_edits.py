@@ -1,11 +1,11 @@
 """Exported edits beside the applied one: an adapter in peft, the merged model in transformers, and llama.cpp.
 
-python -m benchmarks.exported_edits --work FOLDER [--llama PYTHON] [--probes 100]
+python -m benchmarks.exported_edits --work FOLDER [--llama PYTHON] [--probes 100] [--methods NAME …]
 
 One fact is edited by MEND, ROME, MEMIT, LoRA and FT-M. Each probe's next-token logits, and greedy continuations of
 four tokens, are compared with those of the applied edit in float32. PYTHON is an interpreter that has
 llama-cpp-python, which may have an environment of its own; without it, llama.cpp is left out. The probes are
-WorldFacts' questions and the edit.
+WorldFacts' questions and the edit. What was measured of a method stays in the result until it is measured again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks.environment import write_result
+from benchmarks.environment import read_result, write_result
 from lightning_edit.data import WorldFacts
 from lightning_edit.editors import Editor, load_editor
 from lightning_edit.editors.configured import configured_editor
@@ -165,12 +165,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="empty folder for the exports")
     parser.add_argument("--llama", help="interpreter that has llama-cpp-python")
     parser.add_argument("--probes", type=int, default=100)
+    names = ["MEND", *EDITORS]
+    parser.add_argument("--methods", nargs="*", choices=names, default=names)
     options = parser.parse_args()
     records = WorldFacts("validation").read().records
     prompts = [REQUEST.prompt, *dict.fromkeys(probe.prompt for record in records for probe in record.all_probes)]
     prompts = prompts[: options.probes]
-    result: dict[str, Any] = {"probes": len(prompts), "llama.cpp": options.llama is not None}
-    for name in ("MEND", *EDITORS):
+    counts = {"probes": len(prompts), "llama.cpp": options.llama is not None}
+    earlier = {name: own for name, own in read_result(__file__).items() if name in names}
+    result: dict[str, Any] = {**counts, **earlier}
+    for name in options.methods:
         model = load_language_model(MODEL)
         ids = [list(model.encoder.encode(prompt).ids) for prompt in prompts]
         edit = editors(model)[name]().edit(model, [REQUEST])
