@@ -56,7 +56,7 @@ def report(
     resamples: int = 2000,
     seed: int = 0,
 ) -> None:
-    """Writes the report of test runs: leaderboard.md, leaderboard.csv, report.json and report.html.
+    """Writes the report of test runs: leaderboard.md, .csv and .png, report.json and report.html.
 
     Args:
         runs: Folders of test runs (with metrics.json), or folders above them.

@@ -7,14 +7,12 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning_edit.comparison.report import Report
 from lightning_edit.comparison.results import Run
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import finite_json
-
-if TYPE_CHECKING:
-    from lightning_edit.comparison.report import Report
 
 _TEMPLATE = "report.html"
 

@@ -1,4 +1,4 @@
-"""A comparison's report: leaderboard.md, leaderboard.csv, report.json and report.html."""
+"""The numbers of a comparison, and their forms as text."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lightning_edit.comparison.bootstrap import Interval, paired_difference
 from lightning_edit.comparison.columns import PRESETS, Column
-from lightning_edit.comparison.page import page
 from lightning_edit.comparison.results import Run
 from lightning_edit.errors import ConfigurationError
-from lightning_edit.files import replace_file, write_json
 
 _LARGE = 10
 """From here on, numbers have one decimal."""
@@ -111,21 +108,6 @@ def build_report(
         seed,
         per_record,
     )
-
-
-def write_report(report: Report, folder: str | Path) -> list[Path]:
-    """Writes a report in every form; returns the files."""
-    folder = Path(folder)
-    texts = {
-        "leaderboard.md": markdown(report),
-        "leaderboard.csv": comma_separated(report),
-        "report.html": page(report),
-    }
-    for name, text in texts.items():
-        with replace_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    write_json(folder / "report.json", plain(report))
-    return [folder / name for name in (*texts, "report.json")]
 
 
 def plain(report: Report) -> dict[str, Any]:

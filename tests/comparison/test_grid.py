@@ -7,9 +7,18 @@ import signal
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from lightning_edit.cli import main
-from lightning_edit.comparison import Grid, build_report, read_comparison, read_run, read_runs, write_report
+from lightning_edit.comparison import (
+    Grid,
+    build_report,
+    draw_leaderboard,
+    read_comparison,
+    read_run,
+    read_runs,
+    write_report,
+)
 from lightning_edit.comparison.cells import FAILURE_FILE
 from lightning_edit.comparison.estimate import Estimate, Size
 from lightning_edit.comparison.report import comma_separated, markdown
@@ -250,12 +259,33 @@ def test_reports_in_every_form(grid, tmp_path):
     assert len(rows) == 12
     assert {row["editor"] for row in rows} == {"ICE", "step", "ROME", "broken"}
     paths = write_report(report, tmp_path)
-    assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.csv", "report.html", "report.json"]
+    names = ["leaderboard.md", "leaderboard.csv", "report.html", "report.json", "leaderboard.png"]
+    assert [path.name for path in paths] == names
+    assert paths[-1].read_bytes().startswith(b"\x89PNG")
     content = json.loads((tmp_path / "report.json").read_text())
     step = next(run for run in content["runs"] if (run["editor"], run["protocol"]) == ("step", "independent"))
     assert step["minus ICE"]["edit success"]["records"] == 3
     with pytest.raises(ConfigurationError, match="there is no editor 'none'"):
         build_report(read_runs([grid / "grid"]), reference="none")
+
+
+def test_the_picture_has_a_row_for_each_editor_and_an_interval_for_each_number(grid, tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+    report = build_report(read_runs([grid / "grid"]), reference="ICE", resamples=50)
+    draw_leaderboard(report, tmp_path / "leaderboard.png")
+    [figure] = figures
+    first = next(axis for axis in figure.axes if axis.get_title(loc="left").startswith("facts, independent"))
+    assert sorted(label.get_text() for label in first.get_yticklabels()) == ["ICE", "ROME", "step"]
+    drawn = {round(float(line.get_xdata()[0]), 6) for line in first.lines if line.get_marker() == "o"}
+    place = [column.title for column in report.columns].index("edit success")
+    expected = {
+        round(intervals[place].mean, 6)
+        for run, intervals in zip(report.runs, report.intervals, strict=True)
+        if (run.data, run.protocol) == ("facts", "independent") and not run.problem
+    }
+    assert drawn == expected
 
 
 def test_the_command_reports_existing_runs(grid, tmp_path, capsys):

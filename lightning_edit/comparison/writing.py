@@ -1,0 +1,26 @@
+"""Writes a comparison's report: leaderboard.md, .csv and .png, report.json and report.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_edit.comparison.page import page
+from lightning_edit.comparison.picture import can_draw, draw_leaderboard
+from lightning_edit.comparison.report import Report, comma_separated, markdown, plain
+from lightning_edit.files import replace_file, write_json
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Writes a report in every form, the picture where matplotlib is installed; returns the files."""
+    folder = Path(folder)
+    texts = {
+        "leaderboard.md": markdown(report),
+        "leaderboard.csv": comma_separated(report),
+        "report.html": page(report),
+    }
+    for name, text in texts.items():
+        with replace_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    write_json(folder / "report.json", plain(report))
+    pictures = [draw_leaderboard(report, folder / "leaderboard.png")] if can_draw() else []
+    return [folder / name for name in (*texts, "report.json")] + pictures
