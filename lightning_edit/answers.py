@@ -88,11 +88,17 @@ def show(model: LanguageModel, edit: Edit | EditSequence, prompts: Sequence[str]
     print_answers([list(row) for row in zip(unique, before, after, strict=True)], ["prompt", "before", "after"])
 
 
-def print_answers(rows: Sequence[Sequence[str]], titles: Sequence[str]) -> None:
-    """Prints texts as a table; brackets in them are no markup."""
+def print_answers(rows: Sequence[Sequence[str]], titles: Sequence[str], console: Console | None = None) -> None:
+    """Prints texts as a table; brackets in them are no markup.
+
+    Args:
+        rows: The texts.
+        titles: Headings of the columns.
+        console: Where to print; the standard output if none is given.
+    """
     table = Table(show_lines=True)
     for title in titles:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(Text(" ".join(text.split())) for text in row))
-    Console().print(table)
+    (console or Console()).print(table)
