@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lightning_edit.errors import RequestError
@@ -227,12 +227,16 @@ class Answer:
         log_probs: Natural logarithm of the probability of each token of the answer, likewise.
         rival_log_probs: The same for the tokens of the probe's rival; empty where there is none.
         generation: What the model generates freely (greedy decoding) after the prompt; None if it was not asked.
+        in_context: Context to what it generates freely after the prompt in that context (WILD).
+        judged: Context to what a judge says of that: 1 where it is right, 0 where it is wrong.
     """
 
     predicted_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     rival_log_probs: tuple[float, ...] = ()
     generation: str | None = None
+    in_context: Mapping[str, str] = field(default_factory=dict)
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,11 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
         "prompt": probe.prompt,
         "expected": [list(aliases) for aliases in probe.answers],
         "before": {"teacher_forced": decode(before.predicted_ids), "generation": before.generation},
-        "after": {"teacher_forced": decode(after.predicted_ids), "generation": after.generation},
+        "after": {
+            "teacher_forced": decode(after.predicted_ids),
+            "generation": after.generation,
+            **({"in_context": dict(after.in_context)} if after.in_context else {}),
+        },
         "measures": measures,
     }
 

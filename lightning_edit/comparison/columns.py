@@ -59,8 +59,14 @@ FREE_GENERATION = (
 _CHANGED = tuple(
     Column(f"{kind.replace('_', ' ')}, WILD", (kind,), "wild_match") for kind in ("edit_success", "generalization")
 )
+_WILD = tuple(
+    Column(f"edit success, {title}", ("edit_success",), f"{judge}_{context}")
+    for context in ("question", "instruction", "chat")
+    for judge, title in (("wild", f"WILD, {context}"), ("judged", f"judged, {context}"))
+)
 TEXT = (
     *_CHANGED,
+    *_WILD,
     Column("old answer generated", ("edit_success",), "rival_containment", better="lower"),
     Column("fluency", ("fluency",), "ngram_entropy", better=""),
     Column("consistency", ("fluency",), "tfidf_consistency"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -229,6 +229,8 @@ def _of(kind: type[T], values: Any, where: str) -> T:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(value, list) and get_origin(hint) is tuple:
+        return tuple(value)
     nested = {"editors": EditorEntry, "protocols": Protocol}.get(where)
     if nested is not None and isinstance(value, Mapping):
         return {str(name): _of(nested, entry or {}, f"{where}.{name}") for name, entry in value.items()}

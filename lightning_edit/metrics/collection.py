@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from torchmetrics import Metric, MetricCollection
 
@@ -15,7 +15,14 @@ from lightning_edit.metrics.base import Average, OutcomeMetric, Side
 from lightning_edit.metrics.consistency import TfidfConsistency
 from lightning_edit.metrics.divergence import Divergence
 from lightning_edit.metrics.fluency import NGramEntropy
-from lightning_edit.metrics.generation import Containment, ExactMatch, RivalContainment, WildMatch
+from lightning_edit.metrics.generation import (
+    Containment,
+    ExactMatch,
+    JudgedInContext,
+    RivalContainment,
+    WildInContext,
+    WildMatch,
+)
 from lightning_edit.metrics.probability import ProbabilityMagnitude, ProbabilityScore
 from lightning_edit.metrics.scope import ChosenEditAccuracy, ScopeHitRate
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement
@@ -26,6 +33,8 @@ _ANSWERED = tuple(kind for kind in ProbeKind if kind is not ProbeKind.FLUENCY)
 _CHANGED = tuple(kind for kind in _ANSWERED if kind is not ProbeKind.LOCALITY)
 _LOCALITY = (ProbeKind.LOCALITY,)
 _FLUENCY = (ProbeKind.FLUENCY,)
+_CONTEXTS = ("question", "instruction", "chat")
+"""Those of :data:`lightning_edit.modules.wild.Context`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Measure:
     """
 
     name: str
-    metric: type[OutcomeMetric]
+    metric: Callable[..., OutcomeMetric]
     kinds: tuple[ProbeKind, ...]
     side: Side = "after"
 
@@ -63,6 +72,8 @@ MEASURES = (
     Measure("containment", Containment, _ANSWERED),
     Measure("containment_before", Containment, _ANSWERED, "before"),
     Measure("wild_match", WildMatch, _ANSWERED),
+    *(Measure(f"wild_{name}", partial(WildInContext, context=name), _CHANGED) for name in _CONTEXTS),
+    *(Measure(f"judged_{name}", partial(JudgedInContext, context=name), _CHANGED) for name in _CONTEXTS),
     Measure("rival_containment", RivalContainment, _ANSWERED),
     Measure("probability_score", ProbabilityScore, _ANSWERED),
     Measure("probability_magnitude", ProbabilityMagnitude, _ANSWERED),

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from lightning_edit.metrics.base import OutcomeMetric
-from lightning_edit.records import EditOutcome
+from lightning_edit.metrics.base import Average, OutcomeMetric, Side
+from lightning_edit.records import EditOutcome, ProbeKind
 from lightning_edit.words import find_words, word_boundaries
 
 
@@ -126,6 +126,44 @@ class WildMatch(OutcomeMetric):
         """See :meth:`OutcomeMetric.value`."""
         generation = self.answer(outcome).generation
         return None if generation is None else wild_match(generation, outcome.probe.aliases)
+
+
+class WildInContext(OutcomeMetric):
+    """Mean of :func:`wild_match` of what was generated in one of WILD's contexts.
+
+    Args:
+        kind: See :class:`OutcomeMetric`.
+        group: See there.
+        average: See there.
+        side: See there.
+        context: The context.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        kind: ProbeKind | None = None,
+        group: str | None = None,
+        average: Average = "probe",
+        side: Side = "after",
+        context: str = "question",
+    ) -> None:
+        super().__init__(kind, group, average, side)
+        self.context = context
+
+    def value(self, outcome: EditOutcome) -> float | None:
+        """See :meth:`OutcomeMetric.value`."""
+        text = self.answer(outcome).in_context.get(self.context)
+        return None if text is None else wild_match(text, outcome.probe.aliases)
+
+
+class JudgedInContext(WildInContext):
+    """Mean of what a judge says of it."""
+
+    def value(self, outcome: EditOutcome) -> float | None:
+        """See :meth:`OutcomeMetric.value`."""
+        return self.answer(outcome).judged.get(self.context)
 
 
 class RivalContainment(OutcomeMetric):

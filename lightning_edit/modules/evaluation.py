@@ -14,8 +14,11 @@ from lightning_edit.edits import EditBatch, Scorer, routes_of
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.trunk import Trunk
+from lightning_edit.modules.wild import WildSettings, in_context, judged
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
+_WILD_KINDS = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION, ProbeKind.PORTABILITY)
+"""Kinds of probes that WILD's protocol asks."""
 _Key = tuple[str, str, str | None, int, bool]
 """What the unedited model's answer to a question depends on (its length is 0 where nothing is generated), and whether
 its distribution is compared later."""
@@ -71,6 +74,8 @@ class EvaluationSettings:
             changes are made and evaluated in parts that fit.
         sequential: Edit one after another in the order of the records, each on top of all before, instead of each on
             the clean model; ``data.eval_requests_per_edit`` records make one edit.
+        wild: Also ask the edited model as WILD does, in several contexts, about what was edited and what follows from
+            it; of records that are generated for.
 
     Raises:
         ConfigurationError: If a number is out of its range.
@@ -83,6 +88,7 @@ class EvaluationSettings:
     trunk_gigabytes: float = 0.5
     change_gigabytes: float = 1.0
     sequential: SequentialSettings | None = None
+    wild: WildSettings | None = None
 
     def __post_init__(self) -> None:
         where = "evaluation"
@@ -161,6 +167,7 @@ class Evaluator:
         self.model, self.settings = model, settings
         self._before = answers if answers is not None else {}
         self._generating: set[str] = set()
+        self._judge = settings.wild.build_judge() if settings.wild is not None else None
         self._trunk: Trunk | None = None
         self._passes: ForwardPasses | None = None
 
@@ -219,6 +226,10 @@ class Evaluator:
         if generating:
             with edits.applied(self.model, generating) as scorer:
                 after = self._generate(scorer, questions, after)
+        wild = self._wild_questions(questions)
+        if wild:
+            with edits.applied(self.model, [rows[place] for place in wild]) as scorer:
+                after = self._ask_in_contexts(scorer, questions, after, wild)
         return self._outcomes(records, questions, before, after, routes)
 
     def evaluate_under(self, records: Sequence[EditRecord], scorer: Scorer) -> list[EditOutcome]:
@@ -235,6 +246,7 @@ class Evaluator:
         before = [self._before[self._key(question)] for question in questions]
         after = self._score(scorer, questions, [said.head_input for said in before])
         after = self._generate(scorer, questions, after)
+        after = self._ask_in_contexts(scorer, questions, after, self._wild_questions(questions))
         routes = routes_of(scorer, [question.probe.prompt for question in questions])
         return self._outcomes(records, questions, before, after, routes)
 
@@ -353,6 +365,38 @@ class Evaluator:
             replace(one, answer=replace(one.answer, generation=next(texts))) if question.limit else one
             for one, question in zip(said, questions, strict=True)
         ]
+
+    def _wild_questions(self, questions: Sequence[_Question]) -> list[int]:
+        """Places of the questions that WILD asks: those about what was edited, and about what follows from it."""
+        if self.settings.wild is None:
+            return []
+        return [place for place, one in enumerate(questions) if one.limit and one.probe.kind in _WILD_KINDS]
+
+    def _ask_in_contexts(
+        self, scorer: Scorer, questions: Sequence[_Question], said: Sequence[_Said], places: Sequence[int]
+    ) -> list[_Said]:
+        """What is said to the questions at some places in WILD's contexts, added to what was said before."""
+        settings, answers = self.settings.wild, list(said)
+        if settings is None or not places:
+            return answers
+        probes = [questions[place].probe for place in places]
+        texts: dict[str, list[str]] = {}
+        for context in settings.contexts:
+            prompts = [in_context(probe.prompt, context, self.model.encoder) for probe in probes]
+            texts[context] = scorer.generate(prompts, settings.new_tokens)
+        verdicts = {
+            context: judged(self._judge, [p.prompt for p in probes], [p.aliases for p in probes], own)
+            for context, own in texts.items()
+            if self._judge is not None
+        }
+        for number, place in enumerate(places):
+            answer = replace(
+                answers[place].answer,
+                in_context={context: own[number] for context, own in texts.items()},
+                judged={context: own[number] for context, own in verdicts.items()},
+            )
+            answers[place] = replace(answers[place], answer=answer)
+        return answers
 
 
 def _as_said(score: Score, rival: Score | None) -> _Said:

@@ -46,7 +46,7 @@ def configured(folder, tiny_folder, **changes):
         "language_model": {"name_or_path": str(tiny_folder)},
         "corpus": {"source": str(text), "tokens": 1200, "length": 32},
         "records": 3,
-        "evaluation": {"fluency_tokens": 4},
+        "evaluation": {"fluency_tokens": 4, "wild": {"contexts": ["instruction"], "new_tokens": 4}},
         "editors": {
             "ICE": {"editor": "ice.yaml"},
             "step": {"editor": "step.yaml"},
@@ -87,6 +87,8 @@ def test_every_cell_is_an_ordinary_test_run(grid):
         costs = run.summary["costs"]
         assert costs["seconds_per_edit"] > 0
         assert costs["edit_bytes"] > 0
+        assert "edit_success/wild_instruction" in run.summary["metrics"]
+        assert "edit_success/wild_chat" not in run.summary["metrics"]
     assert runs["step", "facts", "joint"].summary["protocol"] == "edited jointly, 3 at a time, on the clean model"
     assert runs["step", "facts", "sequential"].summary["protocol"].startswith("edited one after another")
     assert runs["ROME", "again", "independent"].problem == "skipped: it is on the other one already"

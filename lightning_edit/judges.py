@@ -1,0 +1,128 @@
+"""Judges of generated answers: a local language model, or a server that speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.loading import load_language_model
+
+_QUESTION = """\
+Question: {prompt}
+Accepted answers: {answers}
+Given answer: {text}
+Does the given answer say the same as one of the accepted answers? Reply with one word, CORRECT or INCORRECT."""
+_VERDICT = re.compile(r"\b(IN)?CORRECT\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An answer to be judged.
+
+    Args:
+        prompt: The question.
+        answers: Acceptable answers.
+        text: What was generated.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    text: str
+
+
+class Judge(ABC):
+    """Decides whether generated answers are right. Subclasses of a user's own are named by their class path."""
+
+    @abstractmethod
+    def judge(self, cases: Sequence[Case]) -> list[float]:
+        """One for each right answer, zero for each wrong one, NaN where nothing can be said; NaN is counted and named.
+
+        Args:
+            cases: The answers.
+        """
+
+
+class LanguageModelJudge(Judge):
+    """A local language model that replies CORRECT or INCORRECT, greedily.
+
+    Args:
+        name_or_path: Hub id, folder, GGUF file or bundled name of an instruct model.
+        dtype: Its precision.
+        device: Where to put it.
+    """
+
+    def __init__(self, name_or_path: str, dtype: str = "float32", device: str | None = None) -> None:
+        self.name_or_path, self.dtype, self.device = name_or_path, dtype, device
+        self._model: LanguageModel | None = None
+
+    def judge(self, cases: Sequence[Case]) -> list[float]:
+        """See :meth:`Judge.judge`."""
+        if self._model is None:
+            self._model = load_language_model(
+                self.name_or_path, dtype=self.dtype, device=self.device, chat_template=True
+            )
+        return [verdict(reply) for reply in self._model.generate([_asked(case) for case in cases], 8)]
+
+
+class OpenAIJudge(Judge):
+    """A model behind a server that speaks OpenAI's protocol for chats, such as vLLM, llama.cpp or OpenAI's own.
+
+    Args:
+        model: Name of the model on the server.
+        base_url: The server's address, with its version ("http://127.0.0.1:8000/v1").
+        token_variable: Environment variable with the token; none is sent where it is not set.
+        timeout: Seconds that an answer may take.
+    """
+
+    def __init__(
+        self, model: str, base_url: str, token_variable: str = "OPENAI_API_KEY", timeout: float = 60.0
+    ) -> None:
+        self.model, self.base_url = model, base_url
+        self.token_variable, self.timeout = token_variable, timeout
+
+    def judge(self, cases: Sequence[Case]) -> list[float]:
+        """See :meth:`Judge.judge`.
+
+        Raises:
+            ConfigurationError: If the server cannot be reached, or refuses.
+        """
+        token = os.environ.get(self.token_variable)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with httpx.Client(headers=headers, timeout=self.timeout) as client:
+            return [verdict(self._reply(client, case)) for case in cases]
+
+    def _reply(self, client: httpx.Client, case: Case) -> str:
+        message = {"role": "user", "content": _asked(case)}
+        content = {"model": self.model, "messages": [message], "max_tokens": 8, "temperature": 0.0}
+        address = f"{self.base_url.rstrip('/')}/chat/completions"
+        try:
+            response = client.post(address, json=content).raise_for_status()
+            return str(response.json()["choices"][0]["message"]["content"] or "")
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise ConfigurationError(
+                f"evaluation.wild.judge: {address} gave no answer ({type(error).__name__}: {error})"
+            ) from error
+
+
+def verdict(reply: str) -> float:
+    """One for CORRECT, zero for INCORRECT, NaN for a reply that is neither.
+
+    Example:
+        >>> verdict("Correct."), verdict("INCORRECT"), verdict("I cannot tell")
+        (1.0, 0.0, nan)
+    """
+    found = _VERDICT.search(reply)
+    return math.nan if found is None else float(found.group(1) is None)
+
+
+def _asked(case: Case) -> str:
+    answers = " / ".join(case.answers)
+    return _QUESTION.format(prompt=case.prompt, answers=answers, text=" ".join(case.text.split()) or "(nothing)")

@@ -1,0 +1,90 @@
+"""The contexts in which WILD asks an edited model, and how its answers are judged (Yang et al. 2025, 2502.11177)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lightning_edit import ranges
+from lightning_edit.components import build
+from lightning_edit.errors import ConfigurationError
+from lightning_edit.judges import Case, Judge
+from lightning_edit.tokenization import PromptEncoder
+
+Context = Literal["question", "instruction", "chat"]
+
+_INSTRUCTION = "Please answer the question:\n\nQ: {}\nA:"
+_SYSTEM = "You are a helpful, respectful and honest assistant."
+
+
+@dataclass(frozen=True)
+class WildSettings:
+    """WILD's protocol: greedy generation after each question about what was edited, in several contexts.
+
+    Args:
+        contexts: "question" is the prompt alone, "instruction" puts it behind an instruction, "chat" gives that to the
+            tokenizer's chat template, with a system message.
+        new_tokens: Longest generation (the paper's 50); it counts up to its first "." or newline.
+        judge: class_path and init_args of a :class:`lightning_edit.judges.Judge`, which is asked beside the normalised
+            exact match; none if not given.
+
+    Raises:
+        ConfigurationError: If a context is unknown, or none is given.
+    """
+
+    contexts: tuple[Context, ...] = get_args(Context)
+    new_tokens: int = 50
+    judge: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        where = "evaluation.wild"
+        ranges.not_empty(where, contexts=self.contexts)
+        for context in self.contexts:
+            ranges.one_of(get_args(Context), where, contexts=context)
+        ranges.at_least(1, where, new_tokens=self.new_tokens)
+
+    def build_judge(self) -> Judge | None:
+        """The judge; None where none is configured."""
+        return build(self.judge, Judge, "evaluation.wild.judge") if self.judge is not None else None
+
+
+def in_context(prompt: str, context: Context, encoder: PromptEncoder) -> str:
+    """A prompt in one of WILD's contexts.
+
+    Args:
+        prompt: The prompt.
+        context: The context.
+        encoder: Has the tokenizer, whose chat template is used.
+
+    Raises:
+        ConfigurationError: If the tokenizer has no chat template, or prompts are rendered with it already.
+    """
+    if context == "question":
+        return prompt
+    instructed = _INSTRUCTION.format(prompt)
+    if context == "instruction":
+        return instructed
+    tokenizer = encoder.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigurationError("evaluation.wild.contexts: the tokenizer has no chat template; leave out 'chat'")
+    if encoder.chat_template:
+        raise ConfigurationError(
+            "evaluation.wild.contexts: all prompts are rendered with the chat template already (chat_template: true); "
+            "leave out 'chat'"
+        )
+    turns = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": instructed}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def judged(judge: Judge, prompts: Sequence[str], aliases: Sequence[Sequence[str]], texts: Sequence[str]) -> list[float]:
+    """What a judge says of generated texts.
+
+    Args:
+        judge: The judge.
+        prompts: The questions, without their context.
+        aliases: The acceptable answers of each.
+        texts: What was generated after each.
+    """
+    cases = [Case(*case) for case in zip(prompts, map(tuple, aliases), texts, strict=True)]
+    return judge.judge(cases)
