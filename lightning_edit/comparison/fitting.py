@@ -64,13 +64,14 @@ class Editors:
         if entry.experiment is not None:
             return load_editor(self._trained(name, entry.experiment), self.model)
         editor = configured_editor(str(entry.editor))
-        if editor.capabilities.fit_reads == "corpus":
+        if editor.capabilities.fit_reads == "corpus" and self.comparison.corpus is not None:
             return self._with_statistics(str(entry.editor))
         if editor.capabilities.fit_reads == "records":
             raise ConfigurationError(
                 f"editors.{name}: {type(editor).__name__} has to be trained; give its checkpoint, or an experiment"
             )
         editor.setup(self.model)
+        editor.fit_without_corpus(self.model)
         return editor
 
     def _trained(self, name: str, experiment: str) -> Path:

@@ -83,7 +83,8 @@ class Comparison:
         protocols: Name to protocol.
         output: Folder for the cells and the report.
         language_model: The base model, and how it is loaded.
-        corpus: Text that statistics of keys are collected on (init_args of TextCorpus).
+        corpus: Text that statistics of keys are collected on (init_args of TextCorpus). Without one, editors take those
+            that come with the package, or else some on text that the model samples itself.
         records: Limit of the records of each data set; 0 takes all.
         seed: Seed of everything random.
         eval_batch_size: Records that are evaluated side by side.
