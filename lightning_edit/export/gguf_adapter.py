@@ -7,13 +7,17 @@ from pathlib import Path
 
 from lightning_edit.errors import ConfigurationError, EditError
 from lightning_edit.export.adapter import Adapter
+from lightning_edit.export.gguf_model import Arrangement, by_halves
 from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 
-_ARCHITECTURES = {"gpt_neox": "gptneox", "qwen2_moe": "qwen2moe", "phi": "phi2", "phi3": "phi3"}
+_ARCHITECTURES = {"gpt_neox": "gptneox", "qwen2_moe": "qwen2moe", "phi": "phi2", "phi3": "phi3", "mistral": "llama"}
 """Model types whose name in GGUF is another one."""
-_PERMUTED = ("q_proj", "k_proj", "query_key_value")
-"""Projections whose rows llama.cpp reorders for models with rotary embeddings."""
+_HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+"""Projections whose rows llama.cpp reorders in Llama's architecture, head by head, and the number of their heads."""
+_IN_ORDER = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3")
+"""Architectures whose queries and keys it keeps in their order."""
+_QUERIES_AND_KEYS = (*_HEADS, "query_key_value")
 
 
 def save_gguf_adapter(adapter: Adapter, model: LanguageModel, path: str | Path) -> Path:
@@ -47,12 +51,23 @@ def save_gguf_adapter(adapter: Adapter, model: LanguageModel, path: str | Path) 
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter.rank))
         for module, (a, b) in adapter.factors.items():
             name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
-            if name is None or module.endswith(_PERMUTED):
+            arranged = _arrangement(module, architecture, model)
+            if name is None or arranged is None:
                 raise EditError(f"{module} has no place in a GGUF adapter of {architecture}; merge the edit instead")
             writer.add_tensor(f"{name}.lora_a", a.T.contiguous().cpu().numpy())
-            writer.add_tensor(f"{name}.lora_b", b.T.contiguous().cpu().numpy())
+            writer.add_tensor(f"{name}.lora_b", arranged(b.T.contiguous().cpu().numpy()))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
     return Path(path)
+
+
+def _arrangement(module: str, architecture: str, model: LanguageModel) -> Arrangement | None:
+    """How (fan_out, rank) factors of a projection stand in the file; None where that is not known."""
+    projection = module.rpartition(".")[2]
+    if projection not in _QUERIES_AND_KEYS or architecture in _IN_ORDER:
+        return lambda matrix: matrix
+    if architecture != "llama" or projection not in _HEADS:
+        return None
+    return by_halves(int(getattr(model.model.config.get_text_config(), _HEADS[projection])))

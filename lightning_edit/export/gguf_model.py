@@ -138,7 +138,7 @@ def _arrangement(site: EditSite, there: Matrix, model: LanguageModel, tensor: An
     config: Any = model.model.config.get_text_config()
     heads = (getattr(config, "num_attention_heads", 0), getattr(config, "num_key_value_heads", 0))
     candidates: list[Arrangement] = [lambda matrix: matrix]
-    candidates += [_by_halves(count) for count in heads if count and mine.shape[0] % (2 * count) == 0]
+    candidates += [by_halves(count) for count in heads if count and mine.shape[0] % (2 * count) == 0]
     scale = float(np.abs(mine).max())
     for arranged in candidates:
         if arranged(mine).shape == there.shape and np.allclose(arranged(mine), there, atol=_ROUNDING * scale, rtol=0):
@@ -149,7 +149,7 @@ def _arrangement(site: EditSite, there: Matrix, model: LanguageModel, tensor: An
     )
 
 
-def _by_halves(heads: int) -> Arrangement:
+def by_halves(heads: int) -> Arrangement:
     """The rows of each head, those of its two halves in turn, as rotary embeddings in llama.cpp read them."""
 
     def arranged(matrix: Matrix) -> Matrix:

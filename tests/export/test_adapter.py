@@ -15,7 +15,7 @@ from lightning_edit.errors import EditError
 from lightning_edit.export import RANKS, adapter_of, save_adapter, save_gguf_adapter, save_merged_gguf
 from lightning_edit.models import load_language_model
 from lightning_edit.records import EditRequest
-from tests.tiny_models import FAMILIES, build, byte_level_tokenizer
+from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
 
 PROMPTS = ["The capital of France is", "What is the capital of Germany? It is", "Answer:"]
 
@@ -237,6 +237,37 @@ def test_a_merged_gguf_file_holds_the_edited_weights(llama, tmp_path, precision,
     for name in same:
         assert written.fields[name].contents() == expected.fields[name].contents(), name
     assert written.fields["general.file_type"].contents() == {"f32": 0, "f16": 1, "q8_0": 7}[precision]
+
+
+def test_a_gguf_adapter_gives_the_weights_of_the_merged_file(llama, tmp_path):
+    """W + B A of the adapter is the merged weight, for queries and keys in llama.cpp's order, too."""
+    gguf = pytest.importorskip("gguf")
+    base = gguf_of(llama, tmp_path / "base.gguf")
+    edit = edit_of_sites(llama, SITES)
+    merged = save_merged_gguf(EditSequence([edit]), llama, base, tmp_path / "merged.gguf", "f32")
+    adapter = adapter_of(edit, llama, rank=32, max_error=1e-3)
+    factors = {
+        tensor.name: tensor
+        for tensor in gguf.GGUFReader(save_gguf_adapter(adapter, llama, tmp_path / "a.gguf")).tensors
+    }
+    before, after = ({t.name: t.data for t in gguf.GGUFReader(path).tensors} for path in (base, merged))
+    changed = {name.removesuffix(".lora_a") for name in factors if name.endswith(".lora_a")}
+    assert len(changed) == len(SITES)
+    for name in changed:
+        a, b = (torch.from_numpy(factors[f"{name}.lora_{side}"].data.copy()) for side in "ab")
+        expected = torch.from_numpy(after[name] - before[name])
+        torch.testing.assert_close(b @ a, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_projections_whose_order_is_not_known_are_refused(tmp_path):
+    pytest.importorskip("gguf")
+    model = language_model("gpt_neox")
+    site = model.layer_map.named_site("gpt_neox.layers.0.attention.query_key_value")
+    delta = DenseDelta(torch.randn(site.fan_in, site.fan_out))
+    edit = WeightEdit({site.name: delta}, Provenance.of(model, "ROME", {}, [EditRequest("a", "b", id="r")]))
+    with pytest.raises(EditError, match=r"query_key_value has no place in a GGUF adapter of gptneox; merge the edit"):
+        save_gguf_adapter(adapter_of(edit, model, rank=32, max_error=1.0), model, tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
 
 
 def test_a_gguf_file_of_another_model_is_refused(llama, tmp_path):
