@@ -17,7 +17,7 @@ from benchmarks.environment import write_result
 from benchmarks.evaluating import evaluate, summary
 from benchmarks.locating import changed_editor, counterfact, fitted_statistics, options_of, zsre
 from lightning_edit.editors.locate import LocateEditor
-from lightning_edit.editors.value_search import FoundValue, search_values
+from lightning_edit.editors.value_search import ValueResult, search_values
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
 from lightning_edit.records import EditRecord, EditRequest
@@ -33,7 +33,7 @@ TIMED = 3
 """Single edits that are timed."""
 
 
-def searched(model: LanguageModel, editor: LocateEditor, requests: list[EditRequest]) -> list[FoundValue]:
+def searched(model: LanguageModel, editor: LocateEditor, requests: list[EditRequest]) -> list[ValueResult]:
     """The values that an editor searches for some requests."""
     sites = model.layer_map.sites(editor.edited_layers(model))
     settings = replace(editor.value_settings(), loss_layer=editor.loss_layer_of(model, sites))

@@ -48,12 +48,12 @@ class FactorStatistics(nn.Module):
         Args:
             parts: (N, D) each; any number of them.
         """
-        found = Moments(*(torch.zeros_like(own) for own in (self.count, self.mean, self.square)))
+        added = Moments(*(torch.zeros_like(buffer) for buffer in (self.count, self.mean, self.square)))
         for part in parts:
-            found = merge_moments(found, moments(part))
+            added = merge_moments(added, moments(part))
         merged = Moments(self.count, self.mean, self.square)
-        for own in moments_of_all_processes(found):
-            merged = merge_moments(merged, own)
+        for of_process in moments_of_all_processes(added):
+            merged = merge_moments(merged, of_process)
         self.count.copy_(merged.number)
         self.mean.copy_(merged.mean)
         self.square.copy_(merged.square)
@@ -130,9 +130,9 @@ class FactorNetwork(nn.Module):
             (N, fan_in) and (N, fan_out).
         """
         hidden = self.statistics.normalize(torch.cat([x, delta], dim=-1), self.epsilon)
-        for layer in self.layers:
-            own = cast(LowRankLayer, layer)
-            hidden = self.function(hidden, own.u, own.v, own.bias, own.scale[site], own.shift[site])
+        for module in self.layers:
+            layer = cast(LowRankLayer, module)
+            hidden = self.function(hidden, layer.u, layer.v, layer.bias, layer.scale[site], layer.shift[site])
         pseudo_x, pseudo_delta = torch.split(hidden, self.split_sizes, dim=-1)
         return pseudo_x, pseudo_delta
 
@@ -228,12 +228,12 @@ class HypernetworkEditor(GradientEditor):
         """
         if not self.networks:
             raise self.not_ready()
-        return {site: replace(own, x=self.whitened(site, own.x)) for site, own in factors.items()}
+        return {site: replace(factor, x=self.whitened(site, factor.x)) for site, factor in factors.items()}
 
     @property
     def needs_whitening(self) -> bool:
         """Whether :meth:`fit_whitening` has to be called before the training."""
-        return any(not bool(cast(KeyWhitening, own).fitted) for own in self.whitenings.values())
+        return any(not bool(cast(KeyWhitening, whitening).fitted) for whitening in self.whitenings.values())
 
     def fit_whitening(
         self, model: LanguageModel, texts: Sequence[EncodedText], passes: ForwardPasses | None = None

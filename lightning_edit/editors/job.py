@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_edit.editors.prompts import Contexts
-from lightning_edit.editors.value_search import FoundValue
+from lightning_edit.editors.value_search import ValueResult
 from lightning_edit.edits import EditSequence, StackedFactors
 from lightning_edit.edits.hooks import added_terms
 from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel
@@ -52,7 +52,7 @@ class Job:
 
     requests: list[EditRequest]
     group_of: list[int]
-    values: list[FoundValue]
+    values: list[ValueResult]
     groups: int
     sites: list[EditSite]
     contexts: Contexts

@@ -67,16 +67,17 @@ class MEND(HypernetworkEditor):
         tensors: list[Tensor] = []
         for site in store.sites:
             network, index = self.network_of(site)
-            own = store.whole(site)
-            pseudo_x, pseudo_delta = network(own.x, own.delta, index)
+            factors = store.whole(site)
+            pseudo_x, pseudo_delta = network(factors.x, factors.delta, index)
             step = -self.step_sizes[site_key(site)] * pseudo_delta
             pseudo_x = self.for_inputs(site, pseudo_x)
-            tensors.append(pack_rows(pseudo_x, own.group, store.edits).transpose(1, 2))
-            tensors.append(pack_rows(step, own.group, store.edits))
+            tensors.append(pack_rows(pseudo_x, factors.group, store.edits).transpose(1, 2))
+            tensors.append(pack_rows(step, factors.group, store.edits))
         leaves = cut(tensors)
-        stacked = {site: StackedFactors(*leaves[2 * at : 2 * at + 2]) for at, site in enumerate(store.sites)}
+        pairs = zip(store.sites, leaves[::2], leaves[1::2], strict=True)
+        stacked = {site: StackedFactors(a, b) for site, a, b in pairs}
         measures = {}
-        for site, factors in stacked.items():
-            measures[f"factor_norm/{site}/x"] = factors.a.detach().norm(dim=1).mean()
-            measures[f"factor_norm/{site}/delta"] = factors.b.detach().norm(dim=2).mean()
+        for site, change in stacked.items():
+            measures[f"factor_norm/{site}/x"] = change.a.detach().norm(dim=1).mean()
+            measures[f"factor_norm/{site}/delta"] = change.b.detach().norm(dim=2).mean()
         return Proposal(stacked, leaves, lambda gradients: carried(tensors, gradients), measures)

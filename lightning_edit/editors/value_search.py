@@ -67,8 +67,8 @@ class ValueSettings:
 
 
 @dataclass
-class FoundValue:
-    """What was found for one request.
+class ValueResult:
+    """The value that was searched for one request.
 
     Args:
         initial: Place to the (D) state before, at the bare prompt's last subject token.
@@ -93,7 +93,7 @@ def search_values(
     templates: Sequence[str],
     taps: Mapping[str, Tap],
     settings: ValueSettings,
-) -> list[FoundValue]:
+) -> list[ValueResult]:
     """Finds δ for each request: argmin of NLL + kl_weight · KL + weight_decay · |δ| / |h|².
 
     NLL is the target's mean negative log-likelihood, averaged over the contexts; KL = KL(p_δ || p) at the last subject
@@ -111,13 +111,13 @@ def search_values(
     Returns:
         One result for each request.
     """
-    found: dict[int, FoundValue] = {}
+    results: dict[int, ValueResult] = {}
     with tqdm(total=len(requests), desc="values", leave=False, disable=None if len(requests) > 1 else True) as bar:
         for chunk in _chunks(model, requests, templates):
             search = _Search(model, [requests[index] for index in chunk], templates, taps, settings)
             search.run(bar.update)
-            found.update(zip(chunk, search.found, strict=True))
-    return [found[index] for index in range(len(requests))]
+            results.update(zip(chunk, search.results, strict=True))
+    return [results[index] for index in range(len(requests))]
 
 
 def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str]) -> Iterator[list[int]]:
@@ -175,14 +175,14 @@ class _Search:
         self.position = self.passes.start - self.passes.offset
         self._returns = model.block_returns
         self.names = [request.id or request.prompt for request in requests]
-        self.found = [FoundValue({}, {}) for _ in requests]
+        self.results = [ValueResult({}, {}) for _ in requests]
         self.steps: list[ValueSteps] = []
         self.essence: dict[int, Tensor] = {}
         self.nll_weight = [1.0] * len(requests)
 
     def run(self, done: Callable[[int], object]) -> None:
         """Runs until every request is finished."""
-        active = list(range(len(self.found)))
+        active = list(range(len(self.results)))
         self._begin(active)
         for step in range(self.settings.steps):
             with self.model.enable_grad_through():
@@ -194,11 +194,11 @@ class _Search:
             done(len(active) - len(left))
             gradients = self._gradients(left, losses)
             for request in left:
-                self.steps[request].step(self.found[request].losses[-1], gradients[request])
+                self.steps[request].step(self.results[request].losses[-1], gradients[request])
             active = left
         done(len(active))
-        for found, steps in zip(self.found, self.steps, strict=True):
-            found.delta = steps.result(found.losses[-1])
+        for result, steps in zip(self.results, self.steps, strict=True):
+            result.delta = steps.result(result.losses[-1])
 
     def _begin(self, active: list[int]) -> None:
         """Reads the states before, with δ = 0."""
@@ -215,8 +215,8 @@ class _Search:
             for place, values in seen.items():
                 state = as_rows(values, self.batch.input_ids.shape)[row, self.position[row]]
                 wide = state.to(torch.promote_types(state.dtype, torch.float32))
-                self.found[request].initial[place] = wide
-        self.steps = [self.settings.steps_from(found.initial) for found in self.found]
+                self.results[request].initial[place] = wide
+        self.steps = [self.settings.steps_from(result.initial) for result in self.results]
 
     def _rows(self, active: Sequence[int]) -> Tensor:
         rows = [row for request in active for row in range(request * self.rows_each, (request + 1) * self.rows_each)]
@@ -260,17 +260,17 @@ class _Search:
         wrong = mean_by_row((said.predicted != batch.target_ids).to(nll), batch.target_rows, len(batch))
         settings, losses, satisfied = self.settings, {}, []
         for index, request in enumerate(active):
-            own = slice(index * self.rows_each, (index + 1) * self.rows_each - 1)
+            contexts = slice(index * self.rows_each, (index + 1) * self.rows_each - 1)
             divergence = settings.kl_weight * said.divergences[index]
             decay = settings.weight_decay * torch.stack(
                 [
-                    parameter.norm() / self.found[request].initial[place].norm() ** 2
+                    parameter.norm() / self.results[request].initial[place].norm() ** 2
                     for place, parameter in self.steps[request].parameters.items()
                 ]
             )
-            loss = self.nll_weight[request] * nll[own].mean() + divergence + decay.sum()
+            loss = self.nll_weight[request] * nll[contexts].mean() + divergence + decay.sum()
             losses[request] = (loss, divergence)
-            satisfied.append(not bool(wrong[own].any()))
+            satisfied.append(not bool(wrong[contexts].any()))
         return losses, satisfied
 
     def _is_done(self, request: int, losses: dict[int, tuple[Tensor, Tensor]], satisfied: list[bool]) -> bool:
@@ -278,9 +278,9 @@ class _Search:
         settings = self.settings
         loss, divergence = (value.detach() for value in losses[request])
         value = float(loss)
-        self.found[request].losses.append(value)
+        self.results[request].losses.append(value)
         if not loss.isfinite():
-            self.found[request].problem = f"the loss of {self.names[request]!r} became {value}"
+            self.results[request].problem = f"the loss of {self.names[request]!r} became {value}"
             return True
         if settings.stop_below is not None and value < settings.stop_below:
             return True
@@ -310,12 +310,12 @@ def _shifting(deltas: Tensor, positions: Tensor) -> Callable[[nn.Module, Any, An
     """Adds (R, D) deltas at one position of each of R rows."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        own = first_tensor(output)
-        rows = torch.arange(len(deltas), device=own.device)
-        shape = own.shape if own.dim() == 3 else (len(deltas), -1, own.shape[-1])
-        shifted = own.reshape(shape)
-        addend = torch.zeros_like(shifted).index_put((rows, positions), deltas.to(own.dtype))
-        shifted = (shifted + addend).reshape(own.shape)
+        states = first_tensor(output)
+        rows = torch.arange(len(deltas), device=states.device)
+        shape = states.shape if states.dim() == 3 else (len(deltas), -1, states.shape[-1])
+        shifted = states.reshape(shape)
+        addend = torch.zeros_like(shifted).index_put((rows, positions), deltas.to(states.dtype))
+        shifted = (shifted + addend).reshape(states.shape)
         return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
     return hook
