@@ -1,6 +1,6 @@
 """The search for a value by Adam, as published, and by L-BFGS with fewer evaluations: losses, seconds, and edits.
 
-python -m benchmarks.value_search --data FOLDER [--methods NAME …] [--records N]
+python -m benchmarks.value_search --data FOLDER [--methods NAME …] [--benchmarks NAME …] [--records N]
 
 FOLDER holds the published files. Each method edits the first records of CounterFact and of KnowEdit's ZsRE with both
 searches; single edits are timed one after the other in turns, in the same run.
@@ -56,6 +56,7 @@ def seconds_of_single_edits(
 
 def main() -> None:
     parser = options_of(__doc__, ["rome", "memit"])
+    parser.add_argument("--benchmarks", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS))
     parser.add_argument("--records", type=int, default=20, help="records of each benchmark")
     options = parser.parse_args()
 
@@ -67,8 +68,8 @@ def main() -> None:
         editors: dict[str, Any] = {name: changed_editor(method, statistics, own) for name, own in SEARCHES.items()}
         for editor in editors.values():
             editor.setup(model)
-        for benchmark, read in BENCHMARKS.items():
-            records = read(options.data)[: options.records]
+        for benchmark in options.benchmarks:
+            records = BENCHMARKS[benchmark](options.data)[: options.records]
             seconds = seconds_of_single_edits(model, editors, records[:TIMED])
             for name, editor in editors.items():
                 values = searched(model, editor, [record.requests[0] for record in records])

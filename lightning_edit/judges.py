@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -20,7 +22,9 @@ Question: {prompt}
 Accepted answers: {answers}
 Given answer: {text}
 Does the given answer say the same as one of the accepted answers? Reply with one word, CORRECT or INCORRECT."""
-_VERDICT = re.compile(r"\b(IN)?CORRECT\b", re.IGNORECASE)
+_VERDICT = re.compile(r"\W*(IN)?CORRECT\b", re.IGNORECASE)
+_TRIES = 3
+"""How often a server is asked that is busy or does not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Judge(ABC):
 
     @abstractmethod
     def judge(self, cases: Sequence[Case]) -> list[float]:
-        """One for each right answer, zero for each wrong one, NaN where nothing can be said; NaN is counted and named.
+        """One for each right answer, zero for each wrong one, NaN where nothing can be said: these are left out.
 
         Args:
             cases: The answers.
@@ -73,7 +77,7 @@ class LanguageModelJudge(Judge):
 
 
 class OpenAIJudge(Judge):
-    """A model behind a server that speaks OpenAI's protocol for chats, such as vLLM, llama.cpp or OpenAI's own.
+    """A model behind a server that speaks OpenAI's protocol for chats, such as vLLM or llama.cpp.
 
     Args:
         model: Name of the model on the server.
@@ -104,23 +108,36 @@ class OpenAIJudge(Judge):
         content = {"model": self.model, "messages": [message], "max_tokens": 8, "temperature": 0.0}
         address = f"{self.base_url.rstrip('/')}/chat/completions"
         try:
-            response = client.post(address, json=content).raise_for_status()
+            response = _posted(client, address, content).raise_for_status()
             return str(response.json()["choices"][0]["message"]["content"] or "")
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
             raise ConfigurationError(
                 f"evaluation.wild.judge: {address} gave no answer ({type(error).__name__}: {error})"
             ) from error
 
 
+def _posted(client: httpx.Client, address: str, content: dict[str, Any]) -> httpx.Response:
+    """A server's response; one that is busy, fails or takes too long is asked again, after a second and then two."""
+    for trial in range(1, _TRIES):
+        try:
+            response = client.post(address, json=content)
+            if response.status_code != httpx.codes.TOO_MANY_REQUESTS and response.status_code < 500:
+                return response
+        except httpx.TimeoutException:
+            pass  # asked again below
+        time.sleep(trial)
+    return client.post(address, json=content)
+
+
 def verdict(reply: str) -> float:
-    """One for CORRECT, zero for INCORRECT, NaN for a reply that is neither.
+    """One for a reply that begins with CORRECT, zero for INCORRECT, NaN for any other.
 
     Example:
-        >>> verdict("Correct."), verdict("INCORRECT"), verdict("I cannot tell")
+        >>> verdict("Correct."), verdict("**INCORRECT**"), verdict("It is not correct")
         (1.0, 0.0, nan)
     """
-    found = _VERDICT.search(reply)
-    return math.nan if found is None else float(found.group(1) is None)
+    match = _VERDICT.match(reply)
+    return math.nan if match is None else float(match.group(1) is None)
 
 
 def _asked(case: Case) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal, get_args
 
 from lightning_edit.errors import RequestError
 from lightning_edit.words import find_words, has_lone_surrogate
 
 Span = tuple[int, int]
+WildContext = Literal["question", "instruction", "chat"]
+"""The contexts in which WILD asks (Yang et al. 2025, arXiv 2502.11177)."""
+WILD_CONTEXTS: tuple[WildContext, ...] = get_args(WildContext)
 
 
 class ProbeKind(StrEnum):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lightning_edit.comparison.bootstrap import Interval, mean_interval
 from lightning_edit.comparison.results import Run
+from lightning_edit.records import WILD_CONTEXTS
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ _CHANGED = tuple(
 )
 _WILD = tuple(
     Column(f"edit success, {title}", ("edit_success",), f"{judge}_{context}")
-    for context in ("question", "instruction", "chat")
+    for context in WILD_CONTEXTS
     for judge, title in (("wild", f"WILD, {context}"), ("judged", f"judged, {context}"))
 )
 TEXT = (

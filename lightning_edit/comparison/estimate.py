@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_edit.callbacks.report import METRICS_FILE
 from lightning_edit.comparison.cells import Cell
-from lightning_edit.comparison.results import Run, read_run
 from lightning_edit.comparison.settings import Comparison
 from lightning_edit.records import EditRecord
 
@@ -16,17 +18,20 @@ class Size:
     """What a cell has to do.
 
     Args:
-        edits: Edits to make.
+        records: Records to edit.
         probes: Probes to ask of the edited model.
+        edits: Edits to make, each of one or more records.
     """
 
-    edits: int
+    records: int
     probes: int
+    edits: int
 
     @classmethod
-    def of(cls, records: Sequence[EditRecord]) -> Size:
-        """The size of a cell with these records."""
-        return cls(len(records), sum(len(record.all_probes) for record in records))
+    def of(cls, records: Sequence[EditRecord], requests_per_edit: int) -> Size:
+        """The size of a cell with these records, so many of which are one edit (0: all)."""
+        edits = math.ceil(len(records) / (requests_per_edit or max(len(records), 1)))
+        return cls(len(records), sum(len(record.all_probes) for record in records), edits)
 
 
 class Estimate:
@@ -34,36 +39,39 @@ class Estimate:
 
     Args:
         comparison: The grid.
-        cells: Its cells; those that are done are read.
+        cells: Its cells; the costs of those that are done are read.
     """
 
     def __init__(self, comparison: Comparison, cells: Sequence[Cell]) -> None:
         self._comparison = comparison
-        self._seconds_per_edit: dict[str, list[float]] = {}
+        self._seconds_per_edit: dict[tuple[str, str], list[float]] = {}
         self._seconds_per_probe: list[float] = []
         for cell in cells:
             if cell.is_done:
-                self.learn(read_run(cell.folder))
+                self.learn(cell)
 
-    def learn(self, run: Run) -> None:
-        """Takes in what a cell took."""
-        costs: Mapping[str, float | None] = run.summary.get("costs") or {}
-        per_edit, per_probe = costs.get("seconds_per_edit"), costs.get("seconds_per_probe")
-        if per_edit is not None:
-            self._seconds_per_edit.setdefault(run.editor, []).append(per_edit)
-        if per_probe is not None:
-            self._seconds_per_probe.append(per_probe)
+    def learn(self, cell: Cell) -> None:
+        """Takes in what a done cell took; nothing where its file cannot be read, since this is an estimate alone."""
+        try:
+            costs = json.loads((cell.folder / METRICS_FILE).read_text(encoding="utf-8")).get("costs") or {}
+        except (OSError, ValueError, AttributeError):
+            return
+        if costs.get("seconds_per_edit") is not None:
+            self._seconds_per_edit.setdefault((cell.editor, cell.protocol), []).append(costs["seconds_per_edit"])
+        if costs.get("seconds_per_probe") is not None:
+            self._seconds_per_probe.append(costs["seconds_per_probe"])
 
     def seconds(self, cell: Cell, size: Size) -> float | None:
         """What a cell will take; None where neither a cell nor the file says how long its editor's edits take."""
-        measured = self._seconds_per_edit.get(cell.editor)
-        per_edit = _mean(measured) if measured else self._comparison.editors[cell.editor].seconds_per_edit
+        measured = self._seconds_per_edit.get((cell.editor, cell.protocol))
+        per_record = self._comparison.editors[cell.editor].seconds_per_edit
         per_probe = self._comparison.seconds_per_probe
         if self._seconds_per_probe:
             per_probe = _mean(self._seconds_per_probe)
-        if per_edit is None or per_probe is None:
+        if per_probe is None or (measured is None and per_record is None):
             return None
-        return per_edit * size.edits + per_probe * size.probes
+        editing = _mean(measured) * size.edits if measured else (per_record or 0.0) * size.records
+        return editing + per_probe * size.probes
 
     def total(self, sizes: Mapping[Cell, Size]) -> str:
         """What cells will take together, in words."""

@@ -16,7 +16,6 @@ from lightning_edit.callbacks.report import TestReport
 from lightning_edit.comparison.cells import FAILURE_FILE, SEQUENCE_FOLDER, Cell, cells_of
 from lightning_edit.comparison.estimate import Estimate, Size, duration
 from lightning_edit.comparison.fitting import Editors, interrupts_raised
-from lightning_edit.comparison.results import read_run
 from lightning_edit.comparison.settings import Comparison
 from lightning_edit.comparison.tracking import tracked
 from lightning_edit.data import EditDataModule, ReadReport, RecordSource
@@ -87,7 +86,7 @@ class Grid:
         for data in dict.fromkeys(cell.data for cell in open_cells):
             data_cells = [cell for cell in open_cells if cell.data == data]
             size = self.size_of(data_cells[0])
-            lines.append(f"{data}: {size.edits} records with {size.probes} probes, {len(data_cells)} cells")
+            lines.append(f"{data}: {size.records} records with {size.probes} probes, {len(data_cells)} cells")
         if open_cells:
             lines.append(Estimate(self.comparison, self.cells).total({cell: self.size_of(cell) for cell in open_cells}))
         return "\n".join(lines)
@@ -98,7 +97,7 @@ class Grid:
         Raises:
             LightningEditError: If its records cannot be read.
         """
-        return Size.of(self.report_of(cell).records)
+        return Size.of(self.report_of(cell).records, self.comparison.protocols[cell.protocol].requests_per_edit)
 
     def run(self) -> None:
         """Runs the cells that are not done; one that fails is noted and does not stop the others."""
@@ -120,7 +119,7 @@ class Grid:
             finally:
                 lock.release()
             if cell.is_done:
-                estimate.learn(read_run(cell.folder))
+                estimate.learn(cell)
             left = clock.left(open_cells[:number], open_cells[number:], self._seconds(estimate, open_cells))
             _LOG.info("%d/%d  %s: %s; %s", number, len(open_cells), cell.name, outcome, left)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -17,7 +17,7 @@ from lightning_edit.data import RecordSource, TextCorpus
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.evaluation import EvaluationSettings
-from lightning_edit.shipped import MARK, shipped_checkpoint
+from lightning_edit.shipped import MARK, shipped_checkpoint, shipped_file
 
 T = TypeVar("T")
 
@@ -27,12 +27,13 @@ class EditorEntry:
     """An editor of a comparison; one of the first three says which.
 
     Args:
-        editor: YAML file of an editor that needs no training; statistics are collected where it needs some.
+        editor: YAML file of an editor that needs no training, or the name of a shipped one ("@rome"); statistics are
+            collected where it needs some.
         checkpoint: Checkpoint of a trained editor, or the name of a shipped one ("@mend").
         experiment: YAML file of an experiment, which is run (fit) for its checkpoint.
         records: Limit of the records of each data set, in place of the comparison's; 0 takes all.
         skip: Data set to the reason why this editor cannot be used on it.
-        seconds_per_edit: What an edit takes, for the estimate of the plan, until cells of this editor are done.
+        seconds_per_edit: What editing a record takes, for the plan's estimate, until cells of this editor are done.
     """
 
     editor: str | None = None
@@ -173,28 +174,38 @@ def read_comparison(
         content["language_model"] = _yaml(_beside(path, model))
     if chat_template is not None:
         content["language_model"] = {**(content.get("language_model") or {}), "chat_template": chat_template}
-    editors = content.get("editors")
-    if isinstance(editors, dict):
-        content["editors"] = {name: _with_files(path, entry) for name, entry in editors.items()}
     try:
+        editors = content.get("editors")
+        if isinstance(editors, dict):
+            content["editors"] = {name: _with_files(path, entry) for name, entry in editors.items()}
         return _of(Comparison, content, "")
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
 def _with_files(path: Path, entry: Any) -> Any:
+    """An editor's entry with the files that its names stand for."""
     if not isinstance(entry, dict):
         return entry
-    files = ("editor", "checkpoint", "experiment")
     return {
-        name: str(_beside(path, value)) if name in files and isinstance(value, str) else value
+        name: str(_file(path, name, value)) if name in _SHIPPED and isinstance(value, str) else value
         for name, value in entry.items()
     }
 
 
+_SHIPPED: dict[str, Callable[[str], Path]] = {
+    "editor": lambda name: shipped_file(name, ["editor"]),
+    "experiment": lambda name: shipped_file(name, ["experiment"]),
+    "checkpoint": shipped_checkpoint,
+}
+"""Key of an editor's entry to what finds the file of a shipped name."""
+
+
+def _file(path: Path, key: str, name: str) -> Path:
+    return _SHIPPED[key](name.removeprefix(MARK)) if name.startswith(MARK) else _beside(path, name)
+
+
 def _beside(path: Path, name: str) -> Path:
-    if name.startswith(MARK):
-        return shipped_checkpoint(name.removeprefix(MARK))
     beside = path.parent / name
     return beside if beside.exists() else Path(name)
 

@@ -39,7 +39,11 @@ def tracked(cell: Cell, comparison: Comparison) -> Iterator[WandbDashboard | Non
     except BaseException:
         logger.experiment.finish(exit_code=1)
         raise
-    _log(logger, read_run(cell.folder), settings.predictions)
+    try:
+        _log(logger, read_run(cell.folder), settings.predictions)
+    finally:
+        # An open run would take in what the next cell logs.
+        logger.experiment.finish()
 
 
 def headline(run: Run) -> dict[str, float]:
@@ -58,7 +62,6 @@ def _log(logger: WandbDashboard, run: Run, rows: int) -> None:
     experiment.config.update({"editor": run.editor, "data": run.data, "protocol": run.protocol})
     table = wandb.Table(columns=_TABLE, data=[_row(line) for line in run.lines[:rows]])
     experiment.log({"predictions": table, **headline(run)})
-    experiment.finish()
 
 
 def _row(line: Mapping[str, Any]) -> list[str]:

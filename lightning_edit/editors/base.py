@@ -95,7 +95,7 @@ class Editor(nn.Module, ABC):
         return init_arguments(self)
 
     def fit_without_corpus(self, model: LanguageModel) -> None:
-        """Takes what fit would read from a corpus from the package, or else from text that the model samples.
+        """Uses statistics that come with the package, or else collects them on text that the model samples.
 
         Nothing happens where the editor was fitted already, or its fit reads no corpus.
         """

@@ -17,6 +17,7 @@ from lightning_edit.editors.factors import FactorChunk, FactorStore
 from lightning_edit.editors.gradient import GradientEditor, Tokens
 from lightning_edit.editors.whitening import KeyWhitening, answering_key_moments
 from lightning_edit.edits import StackedDelta
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.moments import Moments, merge_moments, moments, standard_deviation
 from lightning_edit.models.capture import GradientFactors
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
@@ -244,10 +245,19 @@ class HypernetworkEditor(GradientEditor):
             model: The model.
             texts: Prompts with their targets.
             passes: Forward passes with hidden states kept from below the lowest site; the model's own by default.
+
+        Raises:
+            ConfigurationError: If the texts have too few keys for so many directions.
         """
         moments = answering_key_moments(model, texts, self.edit_sites(model), passes)
         for site, moment in moments.items():
-            cast(KeyWhitening, self.whitenings[site_key(site)]).fit(moment)
+            try:
+                cast(KeyWhitening, self.whitenings[site_key(site)]).fit(moment)
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"editor.whitening: {len(texts)} training texts have too few keys at {site} for {self.whitening} "
+                    f"directions ({error}); take fewer, or more records"
+                ) from error
 
     def setup(self, model: LanguageModel) -> None:
         """Builds the networks, and a step size for every site."""

@@ -41,7 +41,7 @@ class MEND(HypernetworkEditor):
         whitening: Number of principal directions along which the keys are whitened, fitted before the training where
             its texts are answered; 0 for none, as in the paper, which normalises each coordinate by itself. At the last
             token of a prompt, two questions about one relation read nearly the same; the directions that all prompts
-            have in common make most of that (benchmarks/README.md).
+            have in common make most of that (benchmarks/README.md, which has what it is worth).
         tokens: "all" takes the factors of every token, as in the paper; "answer" those of the positions that predict a
             target token, with which edits are smaller.
     """

@@ -14,11 +14,11 @@ from lightning_edit.functional.lbfgs import LimitedMemoryBFGS
 ValueOptimizer = Literal["adam", "lbfgs"]
 
 _FIRST_STEP = 1.0
-"""Length of the first quasi-Newton step in units of |h|; 0.3 and 2 take longer (benchmarks/README.md)."""
+"""Length of the first quasi-Newton step in units of |h|. On six facts, 0.3 and 2 took one to three evaluations more."""
 
 
 class ValueSteps(ABC):
-    """The changes δ of one request, at one or several places, within a ball of their own each.
+    """The changes δ of one request, at one or several places, each within its ball.
 
     Args:
         initial: Place to the (D) state h before.

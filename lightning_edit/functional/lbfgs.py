@@ -14,6 +14,7 @@ class LimitedMemoryBFGS:
 
     Quasi-Newton steps d = -H g with H from the last pairs (s, y) of steps and changes of the gradient (Nocedal 1980),
     shortened by interpolation where they do not lower the loss enough, and projected onto the ball around the origin.
+    Where the projected step leads uphill, which happens on the ball's surface, H is forgotten.
 
     Args:
         start: (D) first point.
@@ -41,18 +42,29 @@ class LimitedMemoryBFGS:
         else:
             self._accept(loss, gradient)
         self.point = self._within(self.best + self._length * self._direction)
+        if self._pairs and self._promised() >= 0:
+            self._pairs = []
+            self._direction, self._length = -self._times_inverse_hessian(self._known_gradient()), 1.0
+            self.point = self._within(self.best + self._direction)
+
+    def _known_gradient(self) -> Tensor:
+        """The gradient at the best point, once there is one."""
+        assert self._gradient is not None
+        return self._gradient
+
+    def _promised(self) -> float:
+        """How much the gradient says that the step from the best point to the next one changes the loss."""
+        return float(self._known_gradient() @ (self.point - self.best))
 
     def _is_lower(self, loss: float) -> bool:
-        assert self._gradient is not None
-        promised = float(self._gradient @ (self.point - self.best))
-        return loss <= self.best_loss + _SUFFICIENT * min(promised, 0.0)
+        return loss <= self.best_loss + _SUFFICIENT * min(self._promised(), 0.0)
 
     def _accept(self, loss: float, gradient: Tensor) -> None:
         if self._gradient is not None:
             step, change = self.point - self.best, gradient - self._gradient
             # Only a positive curvature keeps H positive definite.
             if float(step @ change) > 1e-10 * float(step.norm() * change.norm()):
-                self._pairs = [*self._pairs[1 - self._memory :], (step, change)]
+                self._pairs = [*self._pairs, (step, change)][-self._memory :]
         self.best, self.best_loss, self._gradient = self.point, loss, gradient
         self._direction, self._length = -self._times_inverse_hessian(gradient), 1.0
 
@@ -73,8 +85,7 @@ class LimitedMemoryBFGS:
 
     def _shorten(self, loss: float) -> None:
         """The minimum of the parabola through what is known along the step, between a tenth and half of it."""
-        assert self._gradient is not None
-        promised = float(self._gradient @ (self.point - self.best))
+        promised = self._promised()
         curvature = loss - self.best_loss - promised
         factor = -promised / (2 * curvature) if curvature > 0 else 0.5
         self._length *= min(max(factor, 0.1), 0.5)

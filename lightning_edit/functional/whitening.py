@@ -19,6 +19,9 @@ def principal_whitening(moment: Tensor, rank: int) -> tuple[Tensor, Tensor, Tens
 
     Returns:
         (M) s, (M, K) U with orthonormal columns, and (K) g, all float64.
+
+    Raises:
+        ValueError: If nothing is left beside the leading directions, whose mean the others take.
     """
     wide = moment.double()
     # A coordinate that is always zero stays as it is.
@@ -26,7 +29,9 @@ def principal_whitening(moment: Tensor, rank: int) -> tuple[Tensor, Tensor, Tens
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     values, vectors = torch.linalg.eigh(wide / deviation[:, None] / deviation)
     leading = values[-rank:]
-    floor = values[:-rank].mean().clamp(min=1e-6)
+    floor = values[:-rank].mean()
+    if not rank < len(values) or float(floor) < 1e-6:
+        raise ValueError(f"the vectors span no more than {rank} directions")
     # No leading direction is stretched beyond the others.
     gains = (floor / leading.clamp(min=float(floor))).sqrt() - 1
     return floor.rsqrt() / deviation, vectors[:, -rank:], gains

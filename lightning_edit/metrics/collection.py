@@ -27,14 +27,12 @@ from lightning_edit.metrics.probability import ProbabilityMagnitude, Probability
 from lightning_edit.metrics.scope import ChosenEditAccuracy, ScopeHitRate
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement
 from lightning_edit.metrics.token_accuracy import TokenAccuracy
-from lightning_edit.records import EditOutcome, ProbeKind
+from lightning_edit.records import WILD_CONTEXTS, EditOutcome, ProbeKind
 
 _ANSWERED = tuple(kind for kind in ProbeKind if kind is not ProbeKind.FLUENCY)
 _CHANGED = tuple(kind for kind in _ANSWERED if kind is not ProbeKind.LOCALITY)
 _LOCALITY = (ProbeKind.LOCALITY,)
 _FLUENCY = (ProbeKind.FLUENCY,)
-_CONTEXTS = ("question", "instruction", "chat")
-"""Those of :data:`lightning_edit.modules.wild.Context`."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ MEASURES = (
     Measure("containment", Containment, _ANSWERED),
     Measure("containment_before", Containment, _ANSWERED, "before"),
     Measure("wild_match", WildMatch, _ANSWERED),
-    *(Measure(f"wild_{name}", partial(WildInContext, context=name), _CHANGED) for name in _CONTEXTS),
-    *(Measure(f"judged_{name}", partial(JudgedInContext, context=name), _CHANGED) for name in _CONTEXTS),
+    *(Measure(f"wild_{name}", partial(WildInContext, context=name), _CHANGED) for name in WILD_CONTEXTS),
+    *(Measure(f"judged_{name}", partial(JudgedInContext, context=name), _CHANGED) for name in WILD_CONTEXTS),
     Measure("rival_containment", RivalContainment, _ANSWERED),
     Measure("probability_score", ProbabilityScore, _ANSWERED),
     Measure("probability_magnitude", ProbabilityMagnitude, _ANSWERED),

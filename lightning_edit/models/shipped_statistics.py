@@ -13,7 +13,7 @@ from lightning_edit.shipped import checkpoints_folder
 
 
 def shipped_statistics(model: LanguageModel, layers: Sequence[int]) -> KeyStatistics | None:
-    """The statistics in checkpoints/ that belong to a model and have some of its layers; None if there are none.
+    """The statistics in checkpoints/ that belong to a model and have the wanted layers; None if there are none.
 
     Args:
         model: The model, in the precision that it is used in.

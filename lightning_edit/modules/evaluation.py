@@ -285,10 +285,15 @@ class Evaluator:
 
         Raises:
             TokenizationError: If a probe does not survive the tokenizer, or is longer than the model's positions.
+            ConfigurationError: If the tokenizer cannot put probes into one of WILD's contexts.
         """
         for record in records:
             for probe in self._probes(record):
                 self.model.check_text(probe.prompt, probe.answer, self._limit(probe) if self.settings.generate else 0)
+                if self.settings.wild is not None and probe.kind in _WILD_KINDS:
+                    for context in self.settings.wild.contexts:
+                        prompt = in_context(probe.prompt, context, self.model.encoder)
+                        self.model.check_text(prompt, "", self.settings.wild.new_tokens)
 
     def _generates(self, record: EditRecord) -> bool:
         """Whether the model generates after a record's probes."""
@@ -385,15 +390,19 @@ class Evaluator:
             prompts = [in_context(probe.prompt, context, self.model.encoder) for probe in probes]
             texts[context] = scorer.generate(prompts, settings.new_tokens)
         verdicts = {
-            context: judged(self._judge, [p.prompt for p in probes], [p.aliases for p in probes], own)
-            for context, own in texts.items()
+            context: judged(self._judge, [p.prompt for p in probes], [p.aliases for p in probes], generated)
+            for context, generated in texts.items()
             if self._judge is not None
         }
         for number, place in enumerate(places):
             answer = replace(
                 answers[place].answer,
-                in_context={context: own[number] for context, own in texts.items()},
-                judged={context: own[number] for context, own in verdicts.items()},
+                in_context={context: generated[number] for context, generated in texts.items()},
+                judged={
+                    context: verdict
+                    for context, of_context in verdicts.items()
+                    if (verdict := of_context[number]) is not None
+                },
             )
             answers[place] = replace(answers[place], answer=answer)
         return answers

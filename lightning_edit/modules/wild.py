@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
+
+from jinja2 import TemplateError
 
 from lightning_edit import ranges
 from lightning_edit.components import build
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.judges import Case, Judge
+from lightning_edit.records import WILD_CONTEXTS, WildContext
 from lightning_edit.tokenization import PromptEncoder
-
-Context = Literal["question", "instruction", "chat"]
 
 _INSTRUCTION = "Please answer the question:\n\nQ: {}\nA:"
 _SYSTEM = "You are a helpful, respectful and honest assistant."
@@ -33,7 +36,7 @@ class WildSettings:
         ConfigurationError: If a context is unknown, or none is given.
     """
 
-    contexts: tuple[Context, ...] = get_args(Context)
+    contexts: tuple[WildContext, ...] = WILD_CONTEXTS
     new_tokens: int = 50
     judge: dict[str, Any] | None = None
 
@@ -41,7 +44,7 @@ class WildSettings:
         where = "evaluation.wild"
         ranges.not_empty(where, contexts=self.contexts)
         for context in self.contexts:
-            ranges.one_of(get_args(Context), where, contexts=context)
+            ranges.one_of(WILD_CONTEXTS, where, contexts=context)
         ranges.at_least(1, where, new_tokens=self.new_tokens)
 
     def build_judge(self) -> Judge | None:
@@ -49,7 +52,7 @@ class WildSettings:
         return build(self.judge, Judge, "evaluation.wild.judge") if self.judge is not None else None
 
 
-def in_context(prompt: str, context: Context, encoder: PromptEncoder) -> str:
+def in_context(prompt: str, context: WildContext, encoder: PromptEncoder) -> str:
     """A prompt in one of WILD's contexts.
 
     Args:
@@ -58,7 +61,8 @@ def in_context(prompt: str, context: Context, encoder: PromptEncoder) -> str:
         encoder: Has the tokenizer, whose chat template is used.
 
     Raises:
-        ConfigurationError: If the tokenizer has no chat template, or prompts are rendered with it already.
+        ConfigurationError: If the tokenizer has no chat template or one that takes no system message, or prompts are
+            rendered with it already.
     """
     if context == "question":
         return prompt
@@ -74,11 +78,18 @@ def in_context(prompt: str, context: Context, encoder: PromptEncoder) -> str:
             "leave out 'chat'"
         )
     turns = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": instructed}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        raise ConfigurationError(
+            f"evaluation.wild.contexts: the chat template refuses WILD's messages ({error}); leave out 'chat'"
+        ) from error
 
 
-def judged(judge: Judge, prompts: Sequence[str], aliases: Sequence[Sequence[str]], texts: Sequence[str]) -> list[float]:
-    """What a judge says of generated texts.
+def judged(
+    judge: Judge, prompts: Sequence[str], aliases: Sequence[Sequence[str]], texts: Sequence[str]
+) -> list[float | None]:
+    """What a judge says of generated texts; None where that is neither right nor wrong, of which a warning tells.
 
     Args:
         judge: The judge.
@@ -87,4 +98,8 @@ def judged(judge: Judge, prompts: Sequence[str], aliases: Sequence[Sequence[str]
         texts: What was generated after each.
     """
     cases = [Case(*case) for case in zip(prompts, map(tuple, aliases), texts, strict=True)]
-    return judge.judge(cases)
+    verdicts = judge.judge(cases)
+    unclear = sum(math.isnan(verdict) for verdict in verdicts)
+    if unclear:
+        warnings.warn(f"the judge said neither right nor wrong of {unclear} of {len(cases)} answers", stacklevel=2)
+    return [None if math.isnan(verdict) else verdict for verdict in verdicts]

@@ -24,6 +24,7 @@ from lightning_edit.comparison.estimate import Estimate, Size
 from lightning_edit.comparison.report import comma_separated, markdown
 from lightning_edit.comparison.settings import WandbSettings
 from lightning_edit.comparison.tracking import headline
+from lightning_edit.data import WorldFacts
 from lightning_edit.errors import ConfigurationError, RunInterruptedError, SourceNotFoundError
 from lightning_edit.modules.evaluation import Evaluator
 from lightning_edit.modules.locate import LocateEditing
@@ -342,10 +343,19 @@ def test_the_plan_estimates_from_the_file_and_then_from_done_cells(tmp_path, tin
     first.run()
     costs = read_run(first.cells[0].folder).summary["costs"]
     estimate, [ahead] = Estimate(comparison, first.cells), Grid(comparison).cells[2:3]
-    expected = costs["seconds_per_edit"] * 3 + costs["seconds_per_probe"] * 7
+    expected = costs["seconds_per_edit"] * 2 + costs["seconds_per_probe"] * 7
     assert (ahead.editor, ahead.data) == ("ICE", "again")
-    assert estimate.seconds(ahead, Size(3, 7)) == pytest.approx(expected)
-    assert estimate.seconds(Grid(comparison).cells[1], Size(3, 7)) is None
+    assert estimate.seconds(ahead, Size(3, 7, edits=2)) == pytest.approx(expected)
+    assert estimate.seconds(Grid(comparison).cells[1], Size(3, 7, edits=3)) is None
+    # Damaged files of a done cell are no reason to stop: it is an estimate.
+    (first.cells[0].folder / "metrics.json").write_text("{")
+    assert Grid(comparison).plan().splitlines()[-1] == "how long they take is not known yet"
+
+
+def test_an_edit_of_several_records_counts_once():
+    records = WorldFacts("validation", limit=7).read().records
+    assert [Size.of(records, per_edit).edits for per_edit in (1, 0, 3)] == [7, 1, 3]
+    assert Size.of(records, 3).records == 7
 
 
 def test_cells_are_runs_of_one_wandb_group(tmp_path, tiny_folder, monkeypatch):

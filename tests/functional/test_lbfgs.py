@@ -60,6 +60,32 @@ def test_it_stays_within_the_ball_and_finds_its_best_point():
     torch.testing.assert_close(search.best, 2 * target / 5)
 
 
+@pytest.mark.parametrize("radius", [0.75, 2.0, 4.0])
+def test_it_goes_on_along_the_surface_of_the_ball(radius):
+    """An anisotropic quadratic whose minimum lies outside; the reference is the Lagrangian's solution."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(40, 40, generator=generator, dtype=torch.float64))[0]
+    hessian = basis * torch.logspace(0, 2, 40, dtype=torch.float64) @ basis.T
+    target = torch.randn(40, generator=generator, dtype=torch.float64)
+
+    def function(x):
+        return 0.5 * (x - target) @ hessian @ (x - target)
+
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        weight = (low + high) / 2
+        point = torch.linalg.solve(hessian + weight * torch.eye(40, dtype=torch.float64), hessian @ target)
+        low, high = (weight, high) if float(point.norm()) > radius else (low, weight)
+    optimum, start = float(function(point)), float(function(torch.zeros(40, dtype=torch.float64)))
+    search = minimised(function, LimitedMemoryBFGS(torch.zeros(40, dtype=torch.float64), 1.0, radius), 40)
+    assert search.best_loss - optimum < 0.02 * (start - optimum)
+
+
+def test_it_keeps_no_more_pairs_than_asked():
+    search = minimised(rosenbrock, LimitedMemoryBFGS(torch.full((4,), -1.0, dtype=torch.float64), 1.0, 100.0, 1), 20)
+    assert len(search._pairs) <= 1
+
+
 def test_the_loss_of_the_best_point_never_rises():
     search = LimitedMemoryBFGS(torch.full((4,), -1.0, dtype=torch.float64), 5.0, 100.0)
     losses = []

@@ -1,5 +1,6 @@
 """Whitening along principal directions, against the closed form."""
 
+import pytest
 import torch
 
 from lightning_edit.functional.whitening import principal_whitening
@@ -34,6 +35,12 @@ def test_all_directions_but_one_are_the_inverse_square_root_of_the_correlations(
     values, vectors = torch.linalg.eigh(moment / deviation[:, None] / deviation)
     expected = vectors * values.rsqrt() @ vectors.T / deviation
     torch.testing.assert_close(whitening_matrix(moment, 11), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_too_few_vectors_are_refused():
+    keys = correlated_keys(number=4)
+    with pytest.raises(ValueError, match="span no more than 6 directions"):
+        principal_whitening(keys.T @ keys / len(keys), 6)
 
 
 def test_a_coordinate_that_is_always_zero_does_no_harm():

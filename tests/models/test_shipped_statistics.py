@@ -79,8 +79,11 @@ def test_damaged_ones_are_an_error(shipped):
         shipped_statistics(language_model("llama"), [1])
 
 
-def test_the_shipped_ones_are_whole():
-    for manifest in checkpoints_folder().glob("*/statistics.json"):
-        statistics = KeyStatistics.load(manifest.parent)
-        for site in statistics.moments:
-            statistics.require(site)
+def test_the_shipped_ones_are_whole_and_serve_the_bundled_model(smollm2):
+    [manifest] = checkpoints_folder().glob("*/statistics.json")
+    statistics = KeyStatistics.load(manifest.parent)
+    assert sorted(statistics.moments) == [f"model.layers.{layer}.mlp.down_proj" for layer in range(4, 10)]
+    for site in statistics.moments:
+        statistics.require(site)
+    assert shipped_statistics(smollm2, range(4, 10)) is not None
+    assert shipped_statistics(smollm2, [10]) is None

@@ -11,13 +11,13 @@ from lightning_edit.callbacks.report import prediction
 from lightning_edit.data import WorldFacts
 from lightning_edit.editors import ICE, GradientStep
 from lightning_edit.edits import EditSequence
-from lightning_edit.errors import ConfigurationError
-from lightning_edit.judges import Case, Judge, LanguageModelJudge, OpenAIJudge
+from lightning_edit.errors import ConfigurationError, TokenizationError
+from lightning_edit.judges import Case, Judge, LanguageModelJudge, OpenAIJudge, verdict
 from lightning_edit.metrics.collection import measures_of
 from lightning_edit.metrics.generation import wild_match
 from lightning_edit.models import LanguageModel
 from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
-from lightning_edit.modules.wild import WildSettings, in_context
+from lightning_edit.modules.wild import WildSettings, in_context, judged
 from lightning_edit.records import ProbeKind
 from tests.tiny_models import byte_level_tokenizer, language_model
 
@@ -55,6 +55,32 @@ def test_the_contexts_are_those_of_the_paper():
     assert in_context("Who?", "chat", encoder) == f"{system}<user>{instructed}\n<assistant>"
     with pytest.raises(ConfigurationError, match="the tokenizer has no chat template; leave out 'chat'"):
         in_context("Who?", "chat", language_model("llama").encoder)
+
+
+def test_contexts_that_cannot_be_asked_are_refused_before_anything_is():
+    with pytest.raises(ConfigurationError, match="the tokenizer has no chat template"):
+        Evaluator(language_model("llama"), EvaluationSettings(wild=WildSettings())).check(records())
+    model = chatting()
+    model.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ConfigurationError, match=r"refuses WILD's messages .System role not supported.; leave out 'ch"):
+        Evaluator(model, EvaluationSettings(wild=WildSettings())).check(records())
+    with pytest.raises(TokenizationError, match="positions"):
+        Evaluator(language_model("gpt2"), EvaluationSettings(wild=WildSettings(("question",), 5000))).check(records())
+
+
+def test_answers_that_a_judge_cannot_tell_are_left_out_and_counted():
+    class Unsure(Judge):
+        def judge(self, cases):
+            return [math.nan, *[1.0] * (len(cases) - 1)]
+
+    with pytest.warns(UserWarning, match="neither right nor wrong of 1 of 3 answers"):
+        assert judged(Unsure(), ["a"] * 3, [["b"]] * 3, ["c"] * 3) == [None, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("reply", ["It is not correct", "This isn't correct.", "", "maybe"])
+def test_only_a_reply_that_begins_with_its_verdict_counts(reply):
+    assert math.isnan(verdict(reply))
+    assert verdict(" **Correct**, since") == 1.0
 
 
 def test_edited_models_are_asked_in_each_context_about_what_was_edited(monkeypatch):
@@ -120,6 +146,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 class Stub(BaseHTTPRequestHandler):
     """Answers chats: CORRECT where an accepted answer is given."""
 
+    busy = 0
     requests: list[dict] = []
     tokens: list[str] = []
 
@@ -127,6 +154,12 @@ class Stub(BaseHTTPRequestHandler):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.requests.append(content)
         self.tokens.append(self.headers.get("Authorization", ""))
+        if Stub.busy:
+            Stub.busy -= 1
+            self.send_response(429)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         question = content["messages"][0]["content"]
         reply = "CORRECT" if "Given answer: Rome" in question else "INCORRECT."
         reply = "Hm." if "Given answer: (nothing)" in question else reply
@@ -173,7 +206,20 @@ def test_no_token_of_another_service_is_sent(server, monkeypatch):
     assert not any("hf_secret" in token for token in Stub.tokens)
 
 
+def test_a_busy_server_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr("lightning_edit.judges.time.sleep", lambda seconds: None)
+    Stub.busy = 2
+    assert OpenAIJudge("m", server).judge([Case("Capital?", ("Rome",), "Rome")]) == [1.0]
+    assert len(Stub.requests) == 3
+    Stub.busy = 3
+    with pytest.raises(ConfigurationError, match=r"gave no answer .HTTPStatusError"):
+        OpenAIJudge("m", server).judge([Case("Capital?", ("Rome",), "Rome")])
+    Stub.busy = 0
+
+
 def test_a_server_that_is_not_there_is_an_error_in_words():
+    with pytest.raises(ConfigurationError, match=r"gave no answer .InvalidURL"):
+        OpenAIJudge("m", "http://127.0.0.1:port/v1").judge([Case("Capital?", ("Rome",), "Rome")])
     with pytest.raises(
         ConfigurationError, match=r"evaluation.wild.judge: http://127.0.0.1:9/v1/chat/completions gave no answer"
     ):
