@@ -38,7 +38,10 @@ class ProgressLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Says how far training is."""
+        """Says how far training is, or a pass over a corpus, which takes no optimizer's steps."""
+        if not trainer.optimizers:
+            self._say(trainer, "batch", batch_idx + 1, trainer.num_training_batches)
+            return
         total = trainer.estimated_stepping_batches
         loss = trainer.progress_bar_metrics.get("train/loss")
         note = f", loss {float(loss):.3f}" if isinstance(loss, int | float) else ""

@@ -75,6 +75,7 @@ def test_progress_is_a_line_with_the_time_left(clock, caplog):
         global_step=100,
         estimated_stepping_batches=140,
         progress_bar_metrics={"train/loss": 0.25},
+        optimizers=[None],
         is_global_zero=True,
         num_test_batches=[3, 5],
     )
@@ -89,6 +90,17 @@ def test_progress_is_a_line_with_the_time_left(clock, caplog):
     clock.seconds += 90
     lines.on_test_batch_end(trainer, None, None, None, 2)
     assert caplog.messages == ["batch 3 of 8, 2.5 min left"]
+
+
+def test_a_pass_without_an_optimizer_counts_batches(clock, caplog):
+    """Statistics take no steps; the step stays at zero."""
+    caplog.set_level("INFO", "lightning_edit")
+    lines = ProgressLines(every_seconds=15)
+    trainer = SimpleNamespace(global_step=0, optimizers=[], num_training_batches=49, is_global_zero=True)
+    lines.on_train_start(trainer, None)
+    clock.seconds = 60
+    lines.on_train_batch_end(trainer, None, None, None, 9)
+    assert caplog.messages == ["batch 10 of 49, 3.9 min left"]
 
 
 def test_a_terminal_gets_no_lines(clock, caplog, monkeypatch):
