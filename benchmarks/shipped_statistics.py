@@ -3,8 +3,8 @@
 python -m benchmarks.shipped_statistics --data FOLDER [--records N] [--ship FOLDER]
 
 FOLDER holds the published files. Statistics are collected on 100,000 tokens of WikiText-2's valid.txt (those that are
-shipped), on as many of its test.txt (as a second sample of the same kind of text), and on text that the model samples.
-With them, directions C⁻¹k of keys of CounterFact's subjects are compared (cosine with those of valid.txt in full
+shipped), on as many of its test.txt (as a second sample of the same kind of text), on text that the model samples, and on
+the sentences of the built-in WorldFacts. With them, directions C⁻¹k of keys of CounterFact's subjects are compared (cosine with those of valid.txt in full
 precision), the share of an update that reaches another subject (|k'ᵀC⁻¹k| / kᵀC⁻¹k), and ROME's edits of the first
 records. --ship writes the packed statistics there and stops.
 """
@@ -22,10 +22,12 @@ from torch import Tensor
 from benchmarks.environment import write_result
 from benchmarks.evaluating import evaluate, summary
 from benchmarks.locating import changed_editor, counterfact, options_of
+from lightning_edit.data import WorldFacts
 from lightning_edit.models import LanguageModel, load_language_model
+from lightning_edit.models.moments import MomentSums
 from lightning_edit.models.record import Tap, record
 from lightning_edit.models.sampled_statistics import sampled_statistics
-from lightning_edit.models.statistics import IdentityStatistics, KeyStatistics, Statistics
+from lightning_edit.models.statistics import Corpus, IdentityStatistics, KeyStatistics, Statistics
 from lightning_edit.modules import EvaluationSettings, Evaluator
 from lightning_edit.records import EditRecord
 
@@ -34,6 +36,8 @@ LAYERS = [4, 5, 6, 7, 8, 9]
 LAYER = 9
 """ROME's."""
 SUBJECTS = 100
+LENGTH, BUILT_IN_ROWS = 64, 313
+"""Of the packed texts of WorldFacts: 20,000 tokens."""
 
 
 def collected(corpus: Path, folder: Path) -> KeyStatistics:
@@ -44,6 +48,19 @@ def collected(corpus: Path, folder: Path) -> KeyStatistics:
         command += ["--data.corpus.source", str(corpus), "--data.corpus.tokens", "100000", "--data.test", "null"]
         subprocess.run(command, check=True)
     return KeyStatistics.load(folder)
+
+
+def built_in_statistics(model: LanguageModel) -> KeyStatistics:
+    """Statistics of ROME's layer on the true sentences of WorldFacts, packed one behind the other."""
+    records = WorldFacts("train").read().records
+    pairs = [(one.requests[0].prompt, one.requests[0].ground_truth) for one in records]
+    ids = model.tokenizer(" ".join(f"{prompt} {answer}." for prompt, answer in pairs))["input_ids"]
+    rows = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)[:BUILT_IN_ROWS]
+    sums = MomentSums()
+    for batch in rows.split(16):
+        sums.add_batch(model, batch, [model.layer_map.site(LAYER)])
+    corpus = Corpus("WorldFacts", LENGTH, rows.numel(), "")
+    return KeyStatistics(sums.moments(), corpus, model.name, model.fingerprint)
 
 
 def subject_keys(model: LanguageModel, records: list[EditRecord]) -> Tensor:
@@ -84,6 +101,7 @@ def main() -> None:
         "test.txt": collected(next(options.data.rglob("wikitext2/test.txt")), options.work / "statistics-test"),
         "sampled by the model": sampled_statistics(model, [LAYER]),
         "sampled, 20,000 tokens": sampled_statistics(model, [LAYER], tokens=20_000),
+        "WorldFacts, 20,000 tokens": built_in_statistics(model),
         "identity": IdentityStatistics(),
     }
     records = counterfact(options.data)
