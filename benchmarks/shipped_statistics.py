@@ -3,10 +3,10 @@
 python -m benchmarks.shipped_statistics --data FOLDER [--records N] [--ship FOLDER]
 
 FOLDER holds the published files. Statistics are collected on 100,000 tokens of WikiText-2's valid.txt (those that are
-shipped), on as many of its test.txt (as a second sample of the same kind of text), on text that the model samples, and on
-the sentences of the built-in WorldFacts. With them, directions C⁻¹k of keys of CounterFact's subjects are compared (cosine with those of valid.txt in full
-precision), the share of an update that reaches another subject (|k'ᵀC⁻¹k| / kᵀC⁻¹k), and ROME's edits of the first
-records. --ship writes the packed statistics there and stops.
+shipped), on as many of its test.txt (as a second sample of the same kind of text), on text that the model samples, and
+on the sentences of the built-in WorldFacts. With them, directions C⁻¹k of keys of CounterFact's subjects are compared
+(cosine with those of valid.txt in full precision), the share of an update that reaches another subject
+(|k'ᵀC⁻¹k| / kᵀC⁻¹k), and ROME's edits of the first records. --ship writes the packed statistics there and stops.
 """
 
 from __future__ import annotations
