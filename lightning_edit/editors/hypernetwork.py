@@ -227,6 +227,8 @@ class HypernetworkEditor(GradientEditor):
         Raises:
             EditorNotFittedError: If the editor was never set up.
         """
+        if not self.whitening:
+            return factors
         if not self.networks:
             raise self.not_ready()
         return {site: replace(factor, x=self.whitened(site, factor.x)) for site, factor in factors.items()}
