@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.hub import could_be_hub_id
@@ -48,6 +48,9 @@ def load_pretrained(
     if not file.exists() and not could_be_hub_id(path):
         raise SourceNotFoundError(f"{path}: no such folder or file; pass {instead}")
     try:
+        if not file.exists():
+            # The tokenizer of a repository that cannot be reached may fail in other words.
+            AutoConfig.from_pretrained(where, **source)
         tokenizer = AutoTokenizer.from_pretrained(where, **source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(where, **source, **options, output_loading_info=True)
     except OSError as error:
