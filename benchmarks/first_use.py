@@ -77,7 +77,7 @@ def main() -> None:
                 raise SystemExit(f"{goal}: {done.stderr[-2000:]}")
             result[goal] = seconds
             print(f"{seconds:7.1f} s  {goal}", flush=True)
-    write_result(__file__, {"seconds": result})
+            write_result(__file__, {"seconds": result})
 
 
 if __name__ == "__main__":
