@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.hub import could_be_hub_id
@@ -49,11 +51,11 @@ def load_pretrained(
         raise SourceNotFoundError(f"{path}: no such folder or file; pass {instead}")
     try:
         if not file.exists():
-            # The tokenizer of a repository that cannot be reached may fail in other words.
-            AutoConfig.from_pretrained(where, **source)
+            # Of a repository that cannot be reached, transformers may say that it has no tokenizer or no model type.
+            hf_hub_download(path, "config.json", revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(where, **source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(where, **source, **options, output_loading_info=True)
-    except OSError as error:
+    except (OSError, EntryNotFoundError) as error:
         raise SourceNotFoundError(
             f"the model {path!r} is neither a local folder or GGUF file nor reachable on the Hub "
             f"({_first_line(error)}); pass {instead}"
