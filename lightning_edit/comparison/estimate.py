@@ -15,7 +15,7 @@ from lightning_edit.records import EditRecord
 
 @dataclass(frozen=True)
 class Size:
-    """What a cell has to do.
+    """Amount of work in a cell.
 
     Args:
         records: Records to edit.
@@ -29,7 +29,12 @@ class Size:
 
     @classmethod
     def of(cls, records: Sequence[EditRecord], requests_per_edit: int) -> Size:
-        """The size of a cell with these records, so many of which are one edit (0: all)."""
+        """Computes the size of a cell.
+
+        Args:
+            records: The records of the cell.
+            requests_per_edit: Number of records that are edited jointly; 0 edits all of them at once.
+        """
         edits = math.ceil(len(records) / (requests_per_edit or max(len(records), 1)))
         return cls(len(records), sum(len(record.all_probes) for record in records), edits)
 
@@ -51,7 +56,7 @@ class Estimate:
                 self.learn(cell)
 
     def learn(self, cell: Cell) -> None:
-        """Takes in what a done cell took; nothing where its file cannot be read, since this is an estimate alone."""
+        """Records the costs of a finished cell; a file that cannot be read is ignored, because this only estimates."""
         try:
             costs = json.loads((cell.folder / METRICS_FILE).read_text(encoding="utf-8")).get("costs") or {}
         except (OSError, ValueError, AttributeError):
@@ -62,7 +67,7 @@ class Estimate:
             self._seconds_per_probe.append(costs["seconds_per_probe"])
 
     def seconds(self, cell: Cell, size: Size) -> float | None:
-        """What a cell will take; None where neither a cell nor the file says how long its editor's edits take."""
+        """Estimates the seconds of a cell; None if the time of its editor is neither measured nor configured."""
         measured = self._seconds_per_edit.get((cell.editor, cell.protocol))
         per_record = self._comparison.editors[cell.editor].seconds_per_edit
         per_probe = self._comparison.seconds_per_probe
@@ -74,7 +79,7 @@ class Estimate:
         return editing + per_probe * size.probes
 
     def total(self, sizes: Mapping[Cell, Size]) -> str:
-        """What cells will take together, in words."""
+        """Formats the estimated total time of cells, naming the editors whose time is unknown."""
         seconds = {cell: self.seconds(cell, size) for cell, size in sizes.items()}
         known = [value for value in seconds.values() if value is not None]
         if not known:
@@ -85,7 +90,7 @@ class Estimate:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, in words."""
+    """Formats a number of seconds as seconds, minutes or hours, such as "12 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -214,11 +214,11 @@ class _Clock:
         self._started = time.perf_counter()
 
     def left(self, done: Sequence[Cell], ahead: Sequence[Cell], seconds: Mapping[Cell, float]) -> str:
-        """The time left, in words.
+        """Formats the estimated time left.
 
         Args:
             done: Cells that were run.
-            ahead: Those that are left.
+            ahead: Cells that are still to be run.
             seconds: What cells are estimated to take; the others count as the mean of these.
         """
         if not ahead:

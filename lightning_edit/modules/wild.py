@@ -89,7 +89,7 @@ def in_context(prompt: str, context: WildContext, encoder: PromptEncoder) -> str
 def judged(
     judge: Judge, prompts: Sequence[str], aliases: Sequence[Sequence[str]], texts: Sequence[str]
 ) -> list[float | None]:
-    """What a judge says of generated texts; None where that is neither right nor wrong, of which a warning tells.
+    """Asks a judge whether generated texts are correct; unclear verdicts become None and are counted in a warning.
 
     Args:
         judge: The judge.

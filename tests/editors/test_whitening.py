@@ -65,8 +65,8 @@ def test_moments_are_those_of_the_positions_that_answer():
 
 def test_less_of_an_edit_reaches_prompts_that_are_alike_in_form():
     """Keys share a large common part; the update follows what is left."""
-    common, own = 5 * torch.randn(1, 32), torch.randn(40, 32)
-    keys = common + own
+    common, specific = 5 * torch.randn(1, 32), torch.randn(40, 32)
+    keys = common + specific
     whitening = KeyWhitening(32, 4)
     whitening.fit(keys.T @ keys / len(keys))
     edited, other = keys[:20], keys[20:]

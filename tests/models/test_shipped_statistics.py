@@ -52,9 +52,9 @@ def test_a_moment_without_full_rank_is_not_packed(tmp_path):
 
 def test_they_serve_the_model_that_they_belong_to(shipped):
     model = language_model("llama")
-    own = shipped_statistics(model, [1])
-    assert own is not None
-    assert own.corpus == shipped.corpus
+    statistics = shipped_statistics(model, [1])
+    assert statistics is not None
+    assert statistics.corpus == shipped.corpus
     assert shipped_statistics(language_model("gpt2"), [1]) is None
     assert shipped_statistics(model, range(len(model.layer_map))) is not None
     shipped.moments = dict(list(shipped.moments.items())[:1])

@@ -91,10 +91,10 @@ def test_edited_models_are_asked_in_each_context_about_what_was_edited(monkeypat
     evaluator = Evaluator(model, settings)
     edits = GradientStep(sites=[-1], step_size=5.0).edit_each(model, [record.requests[0] for record in facts])
     outcomes = evaluator.evaluate(facts, edits)
-    asked = [one for one in outcomes if one.after.in_context]
+    in_contexts = [one for one in outcomes if one.after.in_context]
     kinds = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION, ProbeKind.PORTABILITY)
-    assert asked == [one for one in outcomes if one.probe.kind in kinds]
-    for outcome in asked:
+    assert in_contexts == [one for one in outcomes if one.probe.kind in kinds]
+    for outcome in in_contexts:
         [record] = [number for number, fact in enumerate(facts) if fact.id == outcome.record_id]
         with edits[record].applied(model) as edited:
             for context, text in outcome.after.in_context.items():
@@ -105,8 +105,8 @@ def test_edited_models_are_asked_in_each_context_about_what_was_edited(monkeypat
             assert measures[f"wild_{context}"] == wild_match(text, outcome.probe.aliases)
             assert measures[f"judged_{context}"] == float(len(text) > 20)
         assert prediction(outcome, model.encoder.decode)["after"]["in_context"] == outcome.after.in_context
-    assert len(LongAnswers.asked) == 3 * len(asked)
-    assert {case.prompt for case in LongAnswers.asked} == {one.probe.prompt for one in asked}
+    assert len(LongAnswers.asked) == 3 * len(in_contexts)
+    assert {case.prompt for case in LongAnswers.asked} == {one.probe.prompt for one in in_contexts}
 
 
 def test_nothing_is_asked_unless_it_is_wanted():
@@ -227,12 +227,12 @@ def test_a_server_that_is_not_there_is_an_error_in_words():
 
 
 def test_a_local_judge_replies_in_the_chat_template(tiny_folder, tmp_path, monkeypatch):
-    model, asked = chatting(), []
+    model, load_settings = chatting(), []
     monkeypatch.setattr(
-        "lightning_edit.judges.load_language_model", lambda name, **settings: asked.append(settings) or model
+        "lightning_edit.judges.load_language_model", lambda name, **settings: load_settings.append(settings) or model
     )
     monkeypatch.setattr(model, "generate", lambda prompts, tokens: ["correct", "Incorrect", "?"][: len(prompts)])
     verdicts = LanguageModelJudge("anything").judge([Case("Capital?", ("Rome",), text) for text in "abc"])
     assert verdicts[:2] == [1.0, 0.0]
     assert math.isnan(verdicts[2])
-    assert asked[0]["chat_template"] is True
+    assert load_settings[0]["chat_template"] is True
