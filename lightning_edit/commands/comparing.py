@@ -10,6 +10,8 @@ def compare(
     output: str | None = None,
     records: int | None = None,
     shard: str = "1/1",
+    editors: list[str] | None = None,
+    data: list[str] | None = None,
     preset: str = "default",
     chat_template: bool | None = None,
     plan: bool = False,
@@ -24,6 +26,8 @@ def compare(
         output: Folder for the cells and the report, in place of the one that the file names.
         records: Limit of the records of each data set, in place of the file's; 0 takes all.
         shard: "i/n": run every n-th cell from the i-th on.
+        editors: Run only the cells of these editors, such as [ROME,MEMIT]; the report has all cells that were run.
+        data: Run only the cells of these data sets.
         preset: Columns of the report: "default", or "knowedit" for the definitions of its paper.
         chat_template: Render prompts with the tokenizer's chat template, or not, in place of what the file says.
         plan: Show what would be run, and end.
@@ -36,7 +40,7 @@ def compare(
 
     quiet_lightning()
     comparison = read_comparison(config, {"output": output, "records": records}, chat_template)
-    grid = Grid(comparison, shard_of(shard))
+    grid = Grid(comparison, shard_of(shard), editors, data)
     print_line(grid.plan())
     if plan:
         return

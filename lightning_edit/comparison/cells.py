@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_edit.callbacks.report import METRICS_FILE, PREDICTIONS_FILE
 from lightning_edit.comparison.settings import Comparison
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import write_json
 
 CELL_FILE = "cell.json"
@@ -66,18 +67,33 @@ class Cell:
         write_json(self.folder / CELL_FILE, {**asdict(self), "folder": self.folder.name})
 
 
-def cells_of(comparison: Comparison, shard: tuple[int, int] = (1, 1)) -> list[Cell]:
+def cells_of(
+    comparison: Comparison,
+    shard: tuple[int, int] = (1, 1),
+    editors: Sequence[str] | None = None,
+    data: Sequence[str] | None = None,
+) -> list[Cell]:
     """The cells of a grid, data set by data set.
 
     Args:
         comparison: The grid.
         shard: (i, n): every n-th cell from the i-th on, so that n processes share the work.
+        editors: Only the cells of these editors; all if None.
+        data: Only the cells of these data sets; all if None.
+
+    Raises:
+        ConfigurationError: If the grid has no such editor or data set.
     """
+    for what, wanted, known in (("editors", editors, comparison.editors), ("data", data, comparison.data)):
+        for name in wanted or ():
+            if name not in known:
+                raise ConfigurationError(f"{what}: the grid has no {name}; it has {', '.join(known)}")
     cells = [
-        _cell(comparison, editor, data, protocol)
-        for data in comparison.data
+        _cell(comparison, editor, data_set, protocol)
+        for data_set in comparison.data
         for protocol, settings in comparison.protocols.items()
         for editor in settings.editors or comparison.editors
+        if (editors is None or editor in editors) and (data is None or data_set in data)
     ]
     return cells[shard[0] - 1 :: shard[1]]
 

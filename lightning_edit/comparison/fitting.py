@@ -55,7 +55,9 @@ class Editors:
             LightningEditError: If it cannot be built, loaded or fitted.
         """
         if name not in self._ready:
-            self._ready[name] = self._prepared(name, self.comparison.editors[name])
+            editor = self._prepared(name, self.comparison.editors[name])
+            editor.share_searches(Path(self.comparison.output) / "values")
+            self._ready[name] = editor
         return self._ready[name]
 
     def _prepared(self, name: str, entry: EditorEntry) -> Editor:

@@ -36,11 +36,19 @@ class Grid:
     Args:
         comparison: What is compared.
         shard: See :func:`cells_of`.
+        editors: See there.
+        data: See there.
     """
 
-    def __init__(self, comparison: Comparison, shard: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self,
+        comparison: Comparison,
+        shard: tuple[int, int] = (1, 1),
+        editors: Sequence[str] | None = None,
+        data: Sequence[str] | None = None,
+    ) -> None:
         self.comparison = comparison
-        self.cells = cells_of(comparison, shard)
+        self.cells = cells_of(comparison, shard, editors, data)
         self._model: LanguageModel | None = None
         self._editors: Editors | None = None
         self._answers: UneditedAnswers = {}

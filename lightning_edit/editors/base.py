@@ -100,6 +100,17 @@ class Editor(nn.Module, ABC):
         Nothing happens where the editor was fitted already, or its fit reads no corpus.
         """
 
+    def share_searches(self, folder: str | Path) -> None:
+        """Keeps what is searched for requests in a folder, and takes from there what editors with the same search kept.
+
+        Nothing happens where the editor searches nothing that others search as well.
+        """
+
+    @property
+    def reused_seconds(self) -> float:
+        """What the searches took, so far, whose results this editor took from others."""
+        return 0.0
+
     def findings(self, model: LanguageModel) -> dict[str, Any]:
         """What the editor derives before it edits a model, as plain data; it is stored with each edit."""
         return {}

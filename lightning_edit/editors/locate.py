@@ -25,6 +25,7 @@ from lightning_edit.editors.prompts import (
     last_subject_token,
     sampled_contexts,
 )
+from lightning_edit.editors.searched_values import SearchedValues
 from lightning_edit.editors.value_search import ValueSettings, search_values
 from lightning_edit.editors.value_steps import ValueOptimizer
 from lightning_edit.edits import EditSequence, Provenance, StackedFactors, WeightChanges
@@ -111,6 +112,7 @@ class LocateEditor(Editor):
         self._statistics: Statistics | None = None
         self._contexts = None if contexts is None else Contexts(tuple(tuple(group) for group in contexts))
         self._sampled: tuple[str, Contexts] | None = None
+        self._searched_values: SearchedValues | None = None
 
     def use_statistics(self, statistics: Statistics) -> None:
         """Uses statistics that are at hand, in place of those that ``statistics`` names."""
@@ -125,6 +127,15 @@ class LocateEditor(Editor):
         if self._statistics is None and self.covariance == "fitted" and not is_fitted:
             layers = self.edited_layers(model)
             self.use_statistics(shipped_statistics(model, layers) or sampled_statistics(model, layers))
+
+    def share_searches(self, folder: str | Path) -> None:
+        """See :meth:`Editor.share_searches`: the values of requests that are edited on the unedited model."""
+        self._searched_values = SearchedValues(folder)
+
+    @property
+    def reused_seconds(self) -> float:
+        """See :attr:`Editor.reused_seconds`."""
+        return self._searched_values.reused_seconds if self._searched_values is not None else 0.0
 
     def ready_statistics(self, model: LanguageModel) -> Statistics:
         """The statistics, checked against the model.
@@ -252,7 +263,10 @@ class LocateEditor(Editor):
         group_of = [index for index, group in enumerate(groups) for _ in group]
         contexts = self.contexts_for(model)
         settings = replace(self.value_settings(), loss_layer=self.loss_layer_of(model, sites))
-        values = search_values(model, flat, contexts.templates, self.taps(model, sites), settings)
+        # Kept values are those of the unedited model.
+        shared = self._searched_values if not len(after) else None
+        search = shared.search if shared is not None else search_values
+        values = search(model, flat, contexts.templates, self.taps(model, sites), settings)
         problems = {place: value.problem for place, value in enumerate(values) if value.problem is not None}
         problems |= self._unreached(model, flat, sites)
         good = [place for place in range(len(flat)) if place not in problems]

@@ -271,8 +271,10 @@ class EditingModule(LightningModule):
 
     def _next_part(self, parts: Iterator[tuple[slice, EditBatch]]) -> tuple[slice, EditBatch] | None:
         """Makes the next edits side by side, and counts what they cost."""
+        reused = self.editor.reused_seconds
         with self.costs.timed("editing"):
             part = next(parts, None)
+        self.costs.reused_seconds += self.editor.reused_seconds - reused
         if part is not None:
             self.costs.edits += len(part[1])
             self.costs.edit_bytes = max(self.costs.edit_bytes, part[1][0].nbytes)

@@ -23,6 +23,7 @@ class Costs:
         probes: Probes asked of edited models.
         unedited_seconds: Asking the unedited model.
         editing_seconds: Making edits.
+        reused_seconds: What searches took whose results were taken from another editor's; an edit costs them as well.
         edited_seconds: Asking edited models.
         edit_bytes: Largest size among the edits that were sampled for it, one of each batch.
     """
@@ -31,6 +32,7 @@ class Costs:
     probes: int = 0
     unedited_seconds: float = 0.0
     editing_seconds: float = 0.0
+    reused_seconds: float = 0.0
     edited_seconds: float = 0.0
     edit_bytes: int = 0
 
@@ -47,9 +49,10 @@ class Costs:
     def summary(self, device: torch.device) -> dict[str, float | None]:
         """Seconds for each edit and probe, the largest edit, and the peak memory of the process (and of its GPU)."""
         summary: dict[str, float | None] = {
-            "seconds_per_edit": self.editing_seconds / self.edits if self.edits else None,
+            "seconds_per_edit": (self.editing_seconds + self.reused_seconds) / self.edits if self.edits else None,
             "seconds_per_probe": self.edited_seconds / self.probes if self.probes else None,
             "seconds_of_unedited_model": self.unedited_seconds,
+            "seconds_of_reused_searches": self.reused_seconds,
             "edit_bytes": self.edit_bytes,
             "peak_memory_bytes": _peak_memory(),
         }

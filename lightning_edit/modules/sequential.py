@@ -186,8 +186,10 @@ class SequentialRun:
         if number == len(self.sequence) and not self.is_done:
             group = self.groups[number]
             # Not edit(): a request whose value cannot be found is left out, and does not end the sequence.
+            reused = self.editor.reused_seconds
             with self.costs.timed("editing"):
                 edit = self.editor.edit_each_group(self.model, [_requests(group)], after=self.sequence)[0]
+            self.costs.reused_seconds += self.editor.reused_seconds - reused
             self.costs.edits += 1
             self.costs.edit_bytes = max(self.costs.edit_bytes, edit.nbytes)
             if self.settings.folder is not None:

@@ -388,3 +388,32 @@ def read_dashboard(name):
     """The measures that each section of a shipped dashboard shows."""
     content = yaml.safe_load(shipped_file(name, ["dashboard"]).read_text())
     return [[measure for panel in section["panels"] for measure in panel["bar"]] for section in content["sections"]]
+
+
+def test_the_cells_of_some_editors_and_data_sets_can_be_run_alone(tmp_path, tiny_folder):
+    comparison = read_comparison(configured(tmp_path, tiny_folder))
+    cells = Grid(comparison, editors=["step", "ICE"], data=["again"]).cells
+    assert [(cell.editor, cell.data, cell.protocol) for cell in cells] == [
+        ("ICE", "again", "independent"),
+        ("step", "again", "independent"),
+        ("step", "again", "joint"),
+        ("step", "again", "sequential"),
+    ]
+    assert {cell.identity for cell in cells} <= {cell.identity for cell in Grid(comparison).cells}
+    with pytest.raises(ConfigurationError, match="editors: the grid has no MEND; it has ICE, step, ROME, broken"):
+        Grid(comparison, editors=["MEND"])
+
+
+def test_methods_that_search_the_same_values_search_them_once_and_report_the_whole_time(tmp_path, tiny_folder):
+    for name, original in (("first", False), ("second", True)):
+        arguments = {"layers": [1], "steps": 3, "original_keys": original}
+        content = {"class_path": "lightning_edit.editors.ROME", "init_args": arguments}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    editors = {name: {"editor": f"{name}.yaml"} for name in ("first", "second")}
+    path = configured(tmp_path, tiny_folder, editors=editors, protocols={"independent": {}})
+    grid = Grid(read_comparison(path), data=["facts"])
+    grid.run()
+    first, second = (read_run(cell.folder).summary["costs"] for cell in grid.cells)
+    assert first["seconds_of_reused_searches"] == 0 < second["seconds_of_reused_searches"]
+    assert second["seconds_per_edit"] * 3 >= second["seconds_of_reused_searches"]
+    assert len(list((tmp_path / "grid" / "values").iterdir())) == 3
