@@ -48,9 +48,11 @@ def test_an_edit_is_the_same_with_values_that_another_method_searched(model, tmp
         editor.share_searches(tmp_path)
     first.edit(model, REQUESTS[:1])
     edit = second.edit(model, REQUESTS[:1])
-    assert searches == [1] and first.reused_seconds == 0 < second.reused_seconds
+    assert searches == [1]
+    assert first.reused_seconds == 0 < second.reused_seconds
     for (a, b), (expected_a, expected_b) in zip(factors(edit), factors(plain), strict=True):
-        assert torch.equal(a, expected_a) and torch.equal(b, expected_b)
+        assert torch.equal(a, expected_a)
+        assert torch.equal(b, expected_b)
 
 
 def test_memit_and_emmet_share_and_only_new_requests_are_searched(model, tmp_path, searches):
@@ -76,7 +78,8 @@ def test_values_on_top_of_other_edits_are_searched_anew(model, tmp_path, searche
     editor.share_searches(tmp_path)
     first = editor.edit(model, REQUESTS[:1])
     editor.edit(model, REQUESTS[1:2], after=EditSequence().then(first))
-    assert searches == [1] and len(list(tmp_path.iterdir())) == 1
+    assert searches == [1]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_damaged_file_is_searched_again(model, tmp_path, searches):
