@@ -95,9 +95,7 @@ class SearchedValues:
             save_file(tensors, temporary, {"losses": json.dumps(result.losses), "seconds": str(seconds)})
 
 
-def _setting(
-    model: LanguageModel, templates: Sequence[str], taps: Mapping[str, Tap], settings: ValueSettings
-) -> str:
+def _setting(model: LanguageModel, templates: Sequence[str], taps: Mapping[str, Tap], settings: ValueSettings) -> str:
     """What all values of a search depend on beside their requests."""
     names = {id(module): name for name, module in model.model.named_modules()}
     places = {place: [names[id(tap.module)], tap.side, tap.layer] for place, tap in taps.items()}
