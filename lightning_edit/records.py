@@ -24,6 +24,7 @@ class ProbeKind(StrEnum):
     PORTABILITY = "portability"
     LOCALITY = "locality"
     FLUENCY = "fluency"
+    SENTIMENT = "sentiment"
 
     def __str__(self) -> str:
         return self.value
@@ -141,9 +142,11 @@ class Probe:
         rival: The answer that competes with the first one in the probability comparison: the old object for a probe
             of the new fact, the new target for a probe of a neighbouring fact.
         references: Texts that a free continuation is compared with (consistency).
+        opposites: For a sentiment probe, whose answers are texts of the wanted sentiment: texts of the opposite one.
 
     Raises:
-        RequestError: If the prompt is blank, or a probe of a kind that is scored has no answer.
+        RequestError: If the prompt is blank, a probe of a kind that is scored has no answer, or a sentiment probe has
+            no opposites.
     """
 
     prompt: str
@@ -152,6 +155,7 @@ class Probe:
     group: str = ""
     rival: str | None = None
     references: tuple[str, ...] = ()
+    opposites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -161,6 +165,9 @@ class Probe:
         object.__setattr__(self, "answers", tuple(aliases for aliases in stripped if aliases))
         if not self.answers and self.kind is not ProbeKind.FLUENCY:
             raise RequestError(f"the {self.kind} probe {self.prompt!r} has no answer; give at least one")
+        object.__setattr__(self, "opposites", tuple(text.strip() for text in self.opposites if text.strip()))
+        if self.kind is ProbeKind.SENTIMENT and not self.opposites:
+            raise RequestError(f"the sentiment probe {self.prompt!r} has no texts of the opposite sentiment; give some")
 
     @property
     def answer(self) -> str:
@@ -233,6 +240,8 @@ class Answer:
         generation: What the model generates freely (greedy decoding) after the prompt; None if it was not asked.
         in_context: Context to what it generates freely after the prompt in that context (WILD).
         judged: Context to what a judge says of that: 1 where it is right, 0 where it is wrong.
+        wanted_log_probs: Like ``log_probs``, for all answers of a sentiment probe, one behind the other.
+        opposite_log_probs: The same for its opposites.
     """
 
     predicted_ids: tuple[int, ...] = ()
@@ -241,6 +250,8 @@ class Answer:
     generation: str | None = None
     in_context: Mapping[str, str] = field(default_factory=dict)
     judged: Mapping[str, float] = field(default_factory=dict)
+    wanted_log_probs: tuple[float, ...] = ()
+    opposite_log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

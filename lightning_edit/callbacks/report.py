@@ -249,3 +249,7 @@ def print_measures(measures: dict[str, float], outcomes: list[EditOutcome], prot
         after, before = (measures.get(f"{row}/{name}") for name in ("ngram_entropy", "ngram_entropy_before"))
         if after is not None and before is not None:
             print_line(f"{row:<16} n-gram entropy of long generations: {after:.2f} bits, unedited {before:.2f}")
+        for name, title in (("sentiment_score", "score"), ("generated_sentiment", "of generations")):
+            after, before = (measures.get(f"{row}/{measure}") for measure in (name, f"{name}_before"))
+            if after is not None and before is not None:
+                print_line(f"{row:<16} {title}: {after:.2f}, unedited {before:.2f}")

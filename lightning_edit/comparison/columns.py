@@ -71,16 +71,21 @@ TEXT = (
     Column("old answer generated", ("edit_success",), "rival_containment", better="lower"),
     Column("fluency", ("fluency",), "ngram_entropy", better=""),
     Column("consistency", ("fluency",), "tfidf_consistency"),
+    Column("sentiment", ("sentiment",), "sentiment_score"),
+    Column("sentiment, generated", ("sentiment",), "generated_sentiment"),
     Column("KL at locality", ("locality",), "kl_divergence", better="lower"),
 )
 PRESETS: dict[str, Sequence[Column]] = {
     "default": (*TEACHER_FORCED, *FREE_GENERATION, *TEXT),
     # Zhang et al. 2024, section 4: success is the mean of edit and rephrase, portability and locality the means of
-    # their groups, under teacher forcing, and fluency is given times 100.
+    # their groups, under teacher forcing, and fluency is given times 100. ConvSent's success is the sentiment column,
+    # and its locality is KL.
     "knowedit": (
         Column("success", ("edit_success", "generalization"), "token_accuracy", by_group=True, scale=100.0),
+        Column("sentiment", ("sentiment",), "sentiment_score", scale=100.0),
         Column("portability", ("portability",), "token_accuracy", by_group=True, scale=100.0),
         Column("locality", ("locality",), "self_agreement", by_group=True, scale=100.0),
+        Column("KL", ("locality",), "kl_divergence", better="lower"),
         Column("fluency", ("fluency",), "ngram_entropy", scale=100.0, better=""),
     ),
 }

@@ -139,8 +139,9 @@ class ConvSent(Benchmark):
     """KnowEdit's ConvSent (from SERAC): change the sentiment of what a model says about an entity.
 
     The file has neither prompt nor target. The prompt is "What do you think of {ent}?" as in the paper; the target is
-    the first opinion of the wanted sentiment, its rival the first of the other one. The question about the file's
-    next entity is the locality probe ("Other_Entity"). Odd cases: every string is stripped (counted).
+    the first opinion of the wanted sentiment, its rival the first of the other one. The sentiment probe has all
+    opinions of both sentiments. The question about the file's next entity is the locality probe ("Other_Entity").
+    Odd cases: every string is stripped (counted).
 
     Args:
         source: Path of the file or of a folder that holds it, or a Hub id.
@@ -166,6 +167,7 @@ class ConvSent(Benchmark):
         super().__init__(source, split, limit)
         if sentiment not in ("positive", "negative"):
             raise ConfigurationError(f"sentiment: expected 'positive' or 'negative', found {sentiment!r}")
+        self.sentiment = sentiment
         self.wanted, self.other = ("pos", "neg") if sentiment == "positive" else ("neg", "pos")
 
     def entries(self, content: object, path: Path, report: ReadReport) -> list[Entry]:
@@ -186,12 +188,14 @@ class ConvSent(Benchmark):
         neighbour = entry.child("next")
         question = self.prompt.format(neighbour.text("ent"))
         answers = tuple((opinion,) for opinion in neighbour.texts(self.other)[:1])
-        probes = (
-            []
-            if question == request.prompt
-            else make_probe(entry, question, answers, ProbeKind.LOCALITY, "Other_Entity")
-        )
+        probes = [] if not any(other) else [self._sentiment_probe(request.prompt, wanted, other)]
+        if question != request.prompt:
+            probes += make_probe(entry, question, answers, ProbeKind.LOCALITY, "Other_Entity")
         return [EditRecord(id, (request,), tuple(probes))]
+
+    def _sentiment_probe(self, prompt: str, wanted: list[str], other: list[str]) -> Probe:
+        answers = tuple((opinion,) for opinion in wanted)
+        return Probe(prompt, answers, ProbeKind.SENTIMENT, self.sentiment, opposites=tuple(other))
 
 
 class Sanitation(Benchmark):

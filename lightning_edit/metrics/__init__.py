@@ -31,6 +31,7 @@ from lightning_edit.metrics.scope import (
     scope_curve,
 )
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement, generation_agreement
+from lightning_edit.metrics.sentiment import GeneratedSentiment, SentimentScore, sentiment_score
 from lightning_edit.metrics.token_accuracy import TokenAccuracy, token_accuracy
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Containment",
     "Divergence",
     "ExactMatch",
+    "GeneratedSentiment",
     "GenerationAgreement",
     "JudgedInContext",
     "Measure",
@@ -52,6 +54,7 @@ __all__ = [
     "ScopeAveragePrecision",
     "ScopeHitRate",
     "SelfAgreement",
+    "SentimentScore",
     "TfidfConsistency",
     "TokenAccuracy",
     "WildInContext",
@@ -67,6 +70,7 @@ __all__ = [
     "probability_magnitude",
     "probability_score",
     "scope_curve",
+    "sentiment_score",
     "tfidf_similarity",
     "token_accuracy",
     "wild_match",

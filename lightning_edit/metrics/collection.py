@@ -26,13 +26,15 @@ from lightning_edit.metrics.generation import (
 from lightning_edit.metrics.probability import ProbabilityMagnitude, ProbabilityScore
 from lightning_edit.metrics.scope import ChosenEditAccuracy, ScopeHitRate
 from lightning_edit.metrics.self_agreement import GenerationAgreement, SelfAgreement
+from lightning_edit.metrics.sentiment import GeneratedSentiment, SentimentScore
 from lightning_edit.metrics.token_accuracy import TokenAccuracy
 from lightning_edit.records import WILD_CONTEXTS, EditOutcome, ProbeKind
 
-_ANSWERED = tuple(kind for kind in ProbeKind if kind is not ProbeKind.FLUENCY)
+_FLUENCY = (ProbeKind.FLUENCY,)
+_SENTIMENT = (ProbeKind.SENTIMENT,)
+_ANSWERED = tuple(kind for kind in ProbeKind if kind not in _FLUENCY + _SENTIMENT)
 _CHANGED = tuple(kind for kind in _ANSWERED if kind is not ProbeKind.LOCALITY)
 _LOCALITY = (ProbeKind.LOCALITY,)
-_FLUENCY = (ProbeKind.FLUENCY,)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ MEASURES = (
     Measure("ngram_entropy", NGramEntropy, _FLUENCY),
     Measure("ngram_entropy_before", NGramEntropy, _FLUENCY, "before"),
     Measure("tfidf_consistency", TfidfConsistency, _FLUENCY),
+    Measure("sentiment_score", SentimentScore, _SENTIMENT),
+    Measure("sentiment_score_before", SentimentScore, _SENTIMENT, "before"),
+    Measure("generated_sentiment", GeneratedSentiment, _SENTIMENT),
+    Measure("generated_sentiment_before", GeneratedSentiment, _SENTIMENT, "before"),
 )
 """All measures, in the order of reports."""
 

@@ -17,11 +17,13 @@ from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.wild import WildSettings, in_context, judged
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
+_OPINION_TOKENS = 30
+"""Length of what is generated after a sentiment probe."""
 _WILD_KINDS = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION, ProbeKind.PORTABILITY)
 """Kinds of probes that WILD's protocol asks."""
-_Key = tuple[str, str, str | None, int, bool]
-"""What the unedited model's answer to a question depends on (its length is 0 where nothing is generated), and whether
-its distribution is compared later."""
+_Key = tuple[str, tuple[str, ...], int, bool]
+"""What the unedited model's answer to a question depends on: the prompt, the texts that are scored, the length of the
+generation (0 where there is none), and whether its distribution is compared later."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,13 @@ class _Question:
     probe: Probe
     limit: int
 
+    @property
+    def further_texts(self) -> list[str]:
+        """The texts that are scored beside the probe's answer: its rival, or both sides of a sentiment probe."""
+        if self.probe.kind is ProbeKind.SENTIMENT:
+            return [*self.probe.aliases, *self.probe.opposites]
+        return [self.probe.rival] if self.probe.rival else []
+
 
 @dataclass(frozen=True)
 class _Said:
@@ -216,9 +225,9 @@ class Evaluator:
         rows = [
             question.record if edit_of_record is None else edit_of_record[question.record] for question in questions
         ]
-        rivals = [row for row, question in zip(rows, questions, strict=True) if question.probe.rival]
+        further = [row for row, one in zip(rows, questions, strict=True) for _ in one.further_texts]
         references = [said.head_input for said in before]
-        with edits.applied(self.model, rows + rivals) as scorer:
+        with edits.applied(self.model, rows + further) as scorer:
             after = self._score(scorer, questions, references, self._passes)
         with edits.applied(self.model, rows) as scorer:
             routes = routes_of(scorer, [question.probe.prompt for question in questions])
@@ -290,6 +299,8 @@ class Evaluator:
         for record in records:
             for probe in self._probes(record):
                 self.model.check_text(probe.prompt, probe.answer, self._limit(probe) if self.settings.generate else 0)
+                for text in _Question(0, probe, 0).further_texts:
+                    self.model.check_text(probe.prompt, text)
                 if self.settings.wild is not None and probe.kind in _WILD_KINDS:
                     for context in self.settings.wild.contexts:
                         prompt = in_context(probe.prompt, context, self.model.encoder)
@@ -313,6 +324,8 @@ class Evaluator:
     def _limit(self, probe: Probe) -> int:
         if probe.kind is ProbeKind.FLUENCY:
             return self.settings.fluency_tokens
+        if probe.kind is ProbeKind.SENTIMENT:
+            return _OPINION_TOKENS
         longest = max(probe.aliases, key=len)
         return len(self.model.tokenizer(longest, add_special_tokens=False)["input_ids"]) + self.settings.extra_tokens
 
@@ -336,7 +349,8 @@ class Evaluator:
 
     def _key(self, question: _Question) -> _Key:
         probe = question.probe
-        return probe.prompt, probe.answer, probe.rival, question.limit, probe.kind is ProbeKind.LOCALITY
+        texts = (probe.answer, *question.further_texts)
+        return probe.prompt, texts, question.limit, probe.kind is ProbeKind.LOCALITY
 
     def _score(
         self,
@@ -345,19 +359,17 @@ class Evaluator:
         references: Sequence[Tensor | None] | None,
         passes: ForwardPasses | None = None,
     ) -> list[_Said]:
-        """Scores the first answer of each probe, and its rival where it has one, in one pass."""
-        with_rival = [question for question in questions if question.probe.rival]
-        prompts = [question.probe.prompt for question in (*questions, *with_rival)]
-        targets = [question.probe.answer for question in questions]
-        targets += [question.probe.rival or "" for question in with_rival]
-        padded = [*references, *([None] * len(with_rival))] if references is not None else None
+        """Scores the first answer of each probe, and the further texts of those that have some, in one pass."""
+        further = [(question.probe.prompt, text) for question in questions for text in question.further_texts]
+        prompts = [question.probe.prompt for question in questions] + [prompt for prompt, _ in further]
+        targets = [question.probe.answer for question in questions] + [text for _, text in further]
+        padded = [*references, *([None] * len(further))] if references is not None else None
         scores = scorer.score(prompts, targets, padded, references is None, passes)
-        rivals = iter(scores[len(questions) :])
-        said = []
-        for question, score in zip(questions, scores, strict=False):
-            rival = next(rivals) if question.probe.rival else None
-            said.append(_as_said(score, rival))
-        return said
+        rest = iter(scores[len(questions) :])
+        return [
+            _as_said(question, score, [next(rest) for _ in question.further_texts])
+            for question, score in zip(questions, scores, strict=False)
+        ]
 
     def _generate(self, scorer: Scorer, questions: Sequence[_Question], said: Sequence[_Said]) -> list[_Said]:
         """What is said freely to the questions that ask for it, added to what was scored."""
@@ -408,9 +420,22 @@ class Evaluator:
         return answers
 
 
-def _as_said(score: Score, rival: Score | None) -> _Said:
-    answer = Answer(score.predicted_ids, score.log_probs, rival.log_probs if rival is not None else ())
+def _as_said(question: _Question, score: Score, further: Sequence[Score]) -> _Said:
+    answer = Answer(score.predicted_ids, score.log_probs)
+    if question.probe.kind is ProbeKind.SENTIMENT:
+        wanted = len(question.probe.aliases)
+        answer = replace(
+            answer,
+            wanted_log_probs=_joined_log_probs(further[:wanted]),
+            opposite_log_probs=_joined_log_probs(further[wanted:]),
+        )
+    elif further:
+        answer = replace(answer, rival_log_probs=further[0].log_probs)
     return _Said(answer, score.target_ids, score.head_input, score.divergence)
+
+
+def _joined_log_probs(scores: Sequence[Score]) -> tuple[float, ...]:
+    return tuple(value for score in scores for value in score.log_probs)
 
 
 def _is_right(route: Route | None, record: EditRecord) -> bool | None:

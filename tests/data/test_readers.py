@@ -244,9 +244,22 @@ class TestKnowEdit:
         first, second = ConvSent(path).read().records
         assert first.requests[0].prompt == "What do you think of Alpha?"
         assert (first.requests[0].target, first.requests[0].ground_truth) == ("It is bad.", "It is fine.")
-        assert first.probes[0].prompt == "What do you think of Beta?"
-        assert second.probes[0].prompt == "What do you think of Alpha?"
-        assert ConvSent(path, sentiment="positive").read().records[0].requests[0].target == "It is fine."
+        sentiment, other = first.probes
+        assert (sentiment.kind, sentiment.group, sentiment.prompt) == (
+            "sentiment",
+            "negative",
+            first.requests[0].prompt,
+        )
+        assert (sentiment.answers, sentiment.opposites) == ((("It is bad.",),), ("It is fine.",))
+        assert other.prompt == "What do you think of Beta?"
+        assert second.probes[1].prompt == "What do you think of Alpha?"
+        positive = ConvSent(path, sentiment="positive").read().records[0]
+        assert positive.requests[0].target == "It is fine."
+        assert (positive.probes[0].group, positive.probes[0].opposites) == ("positive", ("It is bad.",))
+
+    def test_convsent_without_opposite_opinions_has_no_sentiment_probe(self, write):
+        path = write([{"ent": "Alpha", "pos": [" "], "neg": ["It is bad."]}])
+        assert not ConvSent(path).read().records[0].probes
 
     def test_sanitation_deals_out_the_questions_to_keep(self, write):
         forget = [{"question": f"f{i}?", "ground_truth": "x", "target_new": "I don't know."} for i in range(2)]

@@ -39,6 +39,7 @@ def outcomes(count=60, seed=0):
             rng.choice(["A", "B"]),
             rival="city" if index % 3 else None,
             references=rng.choice([(), ("Rome is the capital of Italy", "The city of Rome")]),
+            opposites=("Paris",) if kind is ProbeKind.SENTIMENT else (),
         )
         target = () if kind is ProbeKind.FLUENCY else tuple(rng.randint(0, 2) for _ in range(length))
         divergence = rng.choice([None, rng.random()])
