@@ -37,9 +37,9 @@ said = model.tokenizer.decode(adapted.generate(**ids, max_new_tokens=4, do_sampl
 assert "Rome" in said, said
 """
 GOALS: dict[str, list[str]] = {
-    "edit a fact, first use": ["lightning-edit", "edit", "--editor", "@rome", *FACT, "--save", "runs/edit"],
-    "edit a fact, again": ["lightning-edit", "edit", "--editor", "@rome", *FACT],
-    "edit a fact, L-BFGS": ["lightning-edit", "edit", "--editor", "@rome-lbfgs", *FACT],
+    "edit a fact, first use": ["lightning-edit", "edit", "--editor", "@rome-lbfgs", *FACT, "--save", "runs/edit"],
+    "edit a fact, again": ["lightning-edit", "edit", "--editor", "@rome-lbfgs", *FACT],
+    "edit a fact, published search": ["lightning-edit", "edit", "--editor", "@rome", *FACT],
     "edit a fact, trained MEND": ["lightning-edit", "edit", "--ckpt_path", "@mend", *FACT],
     "ship an edit: adapter": ["lightning-edit", "export-adapter", "--edits", "runs/edit", "--output", "runs/adapter"],
     "ship an edit: loaded by peft": ["python", "-c", _PEFT],
