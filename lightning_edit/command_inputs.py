@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
 from lightning_edit.data.facts import Facts
+from lightning_edit.data.known import read_fact_groups, read_known_facts
 from lightning_edit.edits import EditSequence
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
@@ -28,6 +30,32 @@ def requested(prompt: str, target: str, subject: str, path: str | None) -> list[
     if not prompt or not target:
         raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a file of facts")
     return [EditRequest(prompt, target, subject or None, id="0")]
+
+
+def facts_and_groups(
+    path: str, group_by: str | None, groups: Sequence[str] | None
+) -> tuple[list[EditRequest], list[str] | None]:
+    """The facts of a file in the known_1000 format, and the group of each; no groups without a field that names them.
+
+    Args:
+        path: The file.
+        group_by: The field.
+        groups: Take the facts of these groups alone.
+
+    Raises:
+        ConfigurationError: If groups are chosen without a field, or the file has no such group.
+    """
+    requests = read_known_facts(path)
+    if group_by is None:
+        if groups is not None:
+            raise ConfigurationError("--groups chooses groups of facts; give the field that names them with --group_by")
+        return requests, None
+    group_of = read_fact_groups(path, group_by)
+    for name in groups or ():
+        if name not in group_of:
+            raise ConfigurationError(f"groups: no fact of {path} has {name!r} as {group_by}")
+    kept = [place for place, name in enumerate(group_of) if groups is None or name in groups]
+    return [requests[place] for place in kept], [group_of[place] for place in kept]
 
 
 def shard_of(text: str) -> tuple[int, int]:

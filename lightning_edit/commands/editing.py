@@ -137,6 +137,8 @@ def trace(
     subject: str = "",
     facts: str | None = None,
     limit: int = 20,
+    group_by: str | None = None,
+    groups: list[str] | None = None,
     output: str = "runs/trace",
     noise: float = 3.0,
     samples: int = 10,
@@ -160,7 +162,10 @@ def trace(
         subject: What it is about, as it stands in the prompt.
         facts: JSON file with a list of facts with subject and prompt (the known_1000 format), instead of the above;
             only those are traced whose attribute, where they have one, the model says.
-        limit: Number of facts to trace.
+        limit: Number of facts to trace; of each group, where they are grouped.
+        group_by: Field of the file of facts, such as relation_id, that groups them: the numbers then also say how alike
+            the facts of a group are located (KnowEdit's RSim).
+        groups: Trace these groups alone.
         output: Folder for the numbers (JSON) and the pictures (PNG).
         noise: Standard deviation of the noise, in standard deviations of the subjects' embeddings.
         samples: Noise samples.
@@ -174,7 +179,7 @@ def trace(
         site: Name of the MLP output projection with "{}" for the layer, for models whose structure is ambiguous.
         chat_template: Render prompts with the tokenizer's chat template.
     """
-    from lightning_edit.data.known import read_known_facts
+    from lightning_edit.command_inputs import facts_and_groups
     from lightning_edit.locate.report import trace_facts
     from lightning_edit.locate.tracing import TraceSettings
     from lightning_edit.models.loading import load_language_model
@@ -182,10 +187,15 @@ def trace(
 
     if (not prompt) == (facts is None):
         raise ConfigurationError("give either --prompt with --subject, or --facts with a JSON file")
+    if facts is None and (group_by is not None or groups is not None):
+        raise ConfigurationError("--group_by names a field of a file of facts; give --facts as well")
     given = given_options(name_or_path=name_or_path, dtype=dtype, device=device, site=site, chat_template=chat_template)
     model = load_language_model(**given)
     settings = TraceSettings(noise, samples, window, seed)
     # A prompt's target is not used: the model's own answer is traced.
     prompt_request = EditRequest(prompt, "-", subject or None, id="prompt") if prompt else None
-    requests = [prompt_request] if prompt_request is not None else read_known_facts(str(facts))
-    trace_facts(model, requests, settings, Path(output), limit, severed, wandb)
+    if prompt_request is not None:
+        requests, group_of = [prompt_request], None
+    else:
+        requests, group_of = facts_and_groups(str(facts), group_by, groups)
+    trace_facts(model, requests, settings, Path(output), limit, severed, wandb, group_of)

@@ -28,6 +28,27 @@ def read_known_facts(path: str | Path) -> list[EditRequest]:
     return [_fact(path, number, fact) for number, fact in enumerate(content)]
 
 
+def read_fact_groups(path: str | Path, field: str) -> list[str]:
+    """Reads the group of each fact of such a list, in its order.
+
+    Args:
+        path: The file.
+        field: The field that holds it, such as "relation_id".
+
+    Raises:
+        SourceNotFoundError: If there is no such file.
+        DataFormatError: If a fact does not have the field, or not with a text or a number.
+    """
+    path = Path(path).expanduser()
+    groups = []
+    for number, fact in enumerate(read_json(path)):
+        value = fact.get(field) if isinstance(fact, dict) else None
+        if not isinstance(value, str | int):
+            raise DataFormatError("expected a text or a number, by which facts are grouped", path, number, field)
+        groups.append(str(value))
+    return groups
+
+
 def _fact(path: Path, number: int, fact: object) -> EditRequest:
     if not isinstance(fact, dict):
         raise DataFormatError(f"expected an object, found {type(fact).__name__}", path, number)

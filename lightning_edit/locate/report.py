@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,8 @@ from tqdm.auto import tqdm
 from lightning_edit import ranges
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import write_json
-from lightning_edit.locate.picture import draw_averages, draw_trace
+from lightning_edit.locate.picture import TITLES, draw_averages, draw_trace
+from lightning_edit.locate.similarity import group_similarities
 from lightning_edit.locate.tracing import (
     Restored,
     Trace,
@@ -41,18 +43,30 @@ def trace_facts(
     limit: int,
     severed: Literal["mlp", "attention"] | None = None,
     to_wandb: bool = False,
+    groups: Sequence[str] | None = None,
 ) -> list[Trace]:
     """Traces the facts that the model knows, and writes traces.json, pictures, and averages of several facts.
 
     With severed outputs only single states are put back, as in the paper; the files' names say so, and no layers are
-    suggested.
+    suggested. With groups, traces.json also says how alike the facts of a group are located
+    (:mod:`lightning_edit.locate.similarity`).
+
+    Args:
+        model: The model.
+        requests: The facts.
+        settings: How to trace.
+        folder: Where to write.
+        limit: Facts to trace; of each group, where there are groups.
+        severed: See :func:`trace_fact`.
+        to_wandb: Send the pictures to W&B.
+        groups: The group of each fact.
 
     Raises:
         ConfigurationError: If the model knows none of the facts, or no fact is to be traced.
     """
     ranges.at_least(1, "trace", limit=limit)
     deviation = embedding_deviation(model, requests)
-    asked, known = _known(model, requests, limit)
+    asked, known, group_of = _known_by_group(model, requests, limit, groups)
     if not known:
         raise ConfigurationError(f"facts: {model.name} says the attribute of none of the {len(requests)} facts")
     kinds: tuple[Restored, ...] = ("state",) if severed else get_args(Restored)
@@ -64,7 +78,9 @@ def trace_facts(
     layers = [[], []] if severed else [suggested_layers(traces, count) for count in (1, SEVERAL)]
     numbers = folder / f"traces{suffix}.json"
     counts = {"given": len(requests), "asked": asked, "known": len(known), "traced": len(traces)}
-    write_json(numbers, _content(model, counts, known, settings, severed, deviation, traces, layers))
+    content = _content(model, counts, known, settings, severed, deviation, traces, layers)
+    similarities = _similarities(traces, group_of) if groups is not None else {}
+    write_json(numbers, {**content, **({"groups": group_of, "similarity": similarities} if groups is not None else {})})
     pictures = [
         draw_trace(trace, folder / f"trace-{request.id}{suffix}.png", settings.window, severed)
         for request, trace in list(zip(known, traces, strict=True))[:PICTURES]
@@ -81,9 +97,54 @@ def trace_facts(
             f"outputs at the subject's last token restore the answer most (window of {settings.window}, mean of "
             f"{len(traces)} fact{'s' * (len(traces) > 1)})"
         )
+    _print_similarities(similarities)
     for path in (numbers, *pictures):
         print_line(f"written          {path}")
     return traces
+
+
+def _known_by_group(
+    model: LanguageModel, requests: Sequence[EditRequest], limit: int, groups: Sequence[str] | None
+) -> tuple[int, list[EditRequest], list[str]]:
+    """How many facts were asked, those that the model says, and the group of each of these."""
+    if groups is None:
+        asked, known = _known(model, requests, limit)
+        return asked, known, []
+    asked, known, group_of = 0, [], []
+    for name in dict.fromkeys(groups):
+        members = [request for request, group in zip(requests, groups, strict=True) if group == name]
+        count, said = _known(model, members, limit)
+        asked += count
+        known += said
+        group_of += [name] * len(said)
+    return asked, known, group_of
+
+
+def _similarities(traces: Sequence[Trace], groups: Sequence[str]) -> dict[str, Any]:
+    """Kind of what is put back to the similarity of all facts and of each group."""
+    result: dict[str, Any] = {}
+    for kind in traces[0].restored:
+        of_all, by_group = group_similarities(traces, groups, kind)
+        relative = [one.relative for one in by_group.values()]
+        result[kind] = {
+            "all": of_all,
+            "mean_relative": sum(relative) / len(relative) if relative else None,
+            "groups": {name: asdict(one) for name, one in by_group.items()},
+        }
+    return result
+
+
+def _print_similarities(similarities: dict[str, Any]) -> None:
+    for kind, entry in similarities.items():
+        if entry["mean_relative"] is None:
+            print_line(f"similarity       {TITLES[kind]}: no group has two facts that the model says")
+            continue
+        groups = entry["groups"]
+        best = max(groups, key=lambda name: groups[name]["relative"])
+        print_line(
+            f"similarity       {TITLES[kind]}: RSim {entry['mean_relative']:.2f} (mean of {len(groups)} groups; two facts "
+            f"of any: {entry['all']:.2f}), highest {groups[best]['relative']:.2f} for {best}"
+        )
 
 
 def _known(model: LanguageModel, requests: Sequence[EditRequest], limit: int) -> tuple[int, list[EditRequest]]:
