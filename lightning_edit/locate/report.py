@@ -142,8 +142,8 @@ def _print_similarities(similarities: dict[str, Any]) -> None:
         groups = entry["groups"]
         best = max(groups, key=lambda name: groups[name]["relative"])
         print_line(
-            f"similarity       {TITLES[kind]}: RSim {entry['mean_relative']:.2f} (mean of {len(groups)} groups; two facts "
-            f"of any: {entry['all']:.2f}), highest {groups[best]['relative']:.2f} for {best}"
+            f"similarity       {TITLES[kind]}: RSim {entry['mean_relative']:.2f} (mean of {len(groups)} groups; two "
+            f"facts of any: {entry['all']:.2f}), highest {groups[best]['relative']:.2f} for {best}"
         )
 
 
