@@ -36,7 +36,15 @@ def compare(
         ConfigurationError: If the grid or the shard is not usable.
     """
     from lightning_edit.command_inputs import shard_of
-    from lightning_edit.comparison import Grid, build_report, cells_of, read_comparison, read_runs, write_report
+    from lightning_edit.comparison import (
+        Grid,
+        build_report,
+        cells_of,
+        read_comparison,
+        read_runs,
+        read_traces,
+        write_report,
+    )
 
     quiet_lightning()
     comparison = read_comparison(config, {"output": output, "records": records}, chat_template)
@@ -47,7 +55,7 @@ def compare(
     grid.run()
     runs = read_runs([cell.folder for cell in cells_of(comparison) if cell.folder.is_dir()])
     built = build_report(runs, preset, comparison.reference, comparison.resamples, comparison.seed)
-    for path in write_report(built, comparison.output):
+    for path in write_report(built, comparison.output, read_traces(comparison.traces)):
         print_line(f"written      {path}")
 
 
@@ -59,6 +67,7 @@ def report(
     per_record: bool = False,
     resamples: int = 2000,
     seed: int = 0,
+    traces: list[str] | None = None,
 ) -> None:
     """Writes the report of test runs: leaderboard.md, .csv and .png, report.json and report.html.
 
@@ -70,11 +79,12 @@ def report(
         per_record: Average over records, with each record's probes averaged first, instead of over probes.
         resamples: Bootstrap samples of the intervals.
         seed: Their seed.
+        traces: Folders that trace wrote, which report.html shows as well.
     """
-    from lightning_edit.comparison import build_report, read_runs, write_report
+    from lightning_edit.comparison import build_report, read_runs, read_traces, write_report
 
     built = build_report(read_runs(runs), preset, reference, resamples, seed, per_record)
-    for path in write_report(built, output):
+    for path in write_report(built, output, read_traces(traces or [])):
         print_line(f"written      {path}")
 
 

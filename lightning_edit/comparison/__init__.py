@@ -5,7 +5,7 @@ from lightning_edit.comparison.columns import PRESETS, Column
 from lightning_edit.comparison.grid import Grid
 from lightning_edit.comparison.picture import draw_leaderboard
 from lightning_edit.comparison.report import Report, build_report
-from lightning_edit.comparison.results import Run, read_run, read_runs
+from lightning_edit.comparison.results import Run, read_run, read_runs, read_traces
 from lightning_edit.comparison.settings import Comparison, EditorEntry, Protocol, read_comparison
 from lightning_edit.comparison.writing import write_report
 
@@ -25,5 +25,6 @@ __all__ = [
     "read_comparison",
     "read_run",
     "read_runs",
+    "read_traces",
     "write_report",
 ]

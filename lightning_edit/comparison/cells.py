@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.callbacks.report import METRICS_FILE, PREDICTIONS_FILE
-from lightning_edit.comparison.settings import Comparison
+from lightning_edit.comparison.settings import Comparison, Protocol
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import write_json
 
@@ -105,7 +105,7 @@ def _cell(comparison: Comparison, editor: str, data: str, protocol: str) -> Cell
     parts = {
         "editor": {"content": contents},
         "data": comparison.data[data],
-        "protocol": {**asdict(comparison.protocols[protocol]), "editors": None},
+        "protocol": _identity_of(comparison.protocols[protocol]),
         "language_model": asdict(comparison.language_model),
         "corpus": comparison.corpus,
         "records": comparison.records if entry.records is None else entry.records,
@@ -114,6 +114,13 @@ def _cell(comparison: Comparison, editor: str, data: str, protocol: str) -> Cell
     }
     identity = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return Cell(editor, data, protocol, folder, identity, entry.skip.get(data, ""))
+
+
+def _identity_of(protocol: Protocol) -> dict[str, Any]:
+    """A protocol's settings; those that came later count where they are used, so that earlier grids stay valid."""
+    later = {"every", "text"}
+    settings = {**asdict(protocol), "editors": None}
+    return {name: value for name, value in settings.items() if name not in later or value}
 
 
 def _digests(*paths: str | None) -> Sequence[str]:

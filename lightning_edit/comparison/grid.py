@@ -168,7 +168,9 @@ class Grid:
         protocol = self.comparison.protocols[cell.protocol]
         evaluation = self.comparison.evaluation
         if protocol.sequential:
-            evaluation = replace(evaluation, sequential=SequentialSettings(folder=str(cell.folder / SEQUENCE_FOLDER)))
+            folder = str(cell.folder / SEQUENCE_FOLDER)
+            sequential = SequentialSettings(protocol.every, protocol.text, folder=folder)
+            evaluation = replace(evaluation, sequential=sequential)
         seed_everything(self.comparison.seed, verbose=False)
         module = EditingModule(editor, self.comparison.language_model, evaluation)
         module.attach(self.model, self._answers)

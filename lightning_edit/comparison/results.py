@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit.callbacks.report import METRICS_FILE, PREDICTIONS_FILE
-from lightning_edit.comparison.cells import CELL_FILE, FAILURE_FILE
+from lightning_edit.comparison.cells import CELL_FILE, FAILURE_FILE, SEQUENCE_FOLDER
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.modules.sequential import SCHEDULE_FILE, read_schedule
 
 Group = tuple[str, str]
 """Kind and group of probes."""
@@ -29,6 +30,7 @@ class Run:
         summary: metrics.json; empty where the run failed or was not made.
         lines: predictions.jsonl.
         problem: Why there is no run; empty where there is one.
+        sequence: sequence.jsonl, what was measured along a sequence of edits; empty for other protocols.
     """
 
     editor: str
@@ -38,6 +40,7 @@ class Run:
     summary: Mapping[str, Any] = field(default_factory=dict)
     lines: Sequence[Mapping[str, Any]] = ()
     problem: str = ""
+    sequence: Sequence[Mapping[str, Any]] = ()
 
     def values(self, kinds: Iterable[str], measure: str, group: str | None = None) -> dict[str, list[float]]:
         """Record to the values of a measure at its probes; infinite where they were not finite.
@@ -74,7 +77,8 @@ def read_run(folder: str | Path) -> Run:
             raise SourceNotFoundError(f"{folder}: no test run here ({METRICS_FILE} is missing)")
         return Run(*_names(folder, names, {}), folder, problem=_problem(folder, names))
     summary = _json(folder / METRICS_FILE)
-    return Run(*_names(folder, names, summary), folder, summary, _lines(folder / PREDICTIONS_FILE))
+    lines, sequence = _lines(folder / PREDICTIONS_FILE), _sequence(folder)
+    return Run(*_names(folder, names, summary), folder, summary, lines, sequence=sequence)
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -90,6 +94,22 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             raise SourceNotFoundError(f"{path}: no test run here; pass folders with {METRICS_FILE}")
         runs += [read_run(folder) for folder in sorted(folders)]
     return runs
+
+
+def read_traces(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The contents of traces.json in some folders, as ``trace`` writes it.
+
+    Raises:
+        SourceNotFoundError: If a folder has none.
+        ConfigurationError: If one is damaged.
+    """
+    traces = []
+    for folder in map(Path, paths):
+        files = sorted(folder.glob("traces*.json"))
+        if not files:
+            raise SourceNotFoundError(f"{folder}: no traces.json here; pass a folder that lightning-edit trace wrote")
+        traces += [_json(file) for file in files]
+    return traces
 
 
 def _names(folder: Path, names: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -114,6 +134,12 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}: damaged; run the test again")
     return content
+
+
+def _sequence(folder: Path) -> list[dict[str, Any]]:
+    """What was measured along a sequence, which a cell keeps in a folder of its own."""
+    path = next((one for one in (folder / SEQUENCE_FOLDER, folder) if (one / SCHEDULE_FILE).is_file()), None)
+    return [] if path is None else read_schedule(path / SCHEDULE_FILE)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -51,12 +51,16 @@ class Protocol:
     Args:
         requests_per_edit: Records edited jointly; 0 edits all of a cell at once, 1 each on the clean model.
         sequential: Edit one after another, each on top of all before.
+        every: Measure a sequence after every so many edits, for its curves; 0 measures at its end alone.
+        text: Plain text that perplexity is measured on along a sequence; none is measured if not given.
         editors: Names of the editors that it is used with; all, if none is given.
     """
 
     requests_per_edit: int = 1
     sequential: bool = False
     editors: list[str] = field(default_factory=list)
+    every: int = 0
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Comparison:
         resamples: Bootstrap samples of the confidence intervals.
         seconds_per_probe: What asking a probe takes, for the estimate of the plan, until cells are done.
         wandb: Log each cell as a run on W&B; none is logged if not given.
+        traces: Folders that ``trace`` wrote, which report.html shows as well.
     """
 
     editors: dict[str, EditorEntry]
@@ -110,6 +115,7 @@ class Comparison:
     resamples: int = 2000
     seconds_per_probe: float | None = None
     wandb: WandbSettings | None = None
+    traces: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ranges.at_least(0, "comparison", records=self.records)
@@ -126,7 +132,10 @@ class Comparison:
             for data in set(entry.skip) - set(self.data):
                 raise ConfigurationError(f"editors.{name}.skip: there is no data set {data}; see data")
         for name, protocol in self.protocols.items():
-            ranges.at_least(0, f"protocols.{name}", requests_per_edit=protocol.requests_per_edit)
+            numbers = {"requests_per_edit": protocol.requests_per_edit, "every": protocol.every}
+            ranges.at_least(0, f"protocols.{name}", **numbers)
+            if not protocol.sequential and (protocol.every or protocol.text is not None):
+                raise ConfigurationError(f"protocols.{name}: every and text are for sequences; set sequential: true")
             for editor in set(protocol.editors) - set(self.editors):
                 raise ConfigurationError(f"protocols.{name}.editors: there is no editor {editor}; see editors")
         if self.reference is not None and self.reference not in self.editors:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_edit.comparison.page import page
 from lightning_edit.comparison.picture import can_draw, draw_leaderboard
@@ -10,13 +12,22 @@ from lightning_edit.comparison.report import Report, comma_separated, markdown, 
 from lightning_edit.files import replace_file, write_json
 
 
-def write_report(report: Report, folder: str | Path) -> list[Path]:
-    """Writes a report in every form, the picture where matplotlib is installed; returns the files."""
+def write_report(report: Report, folder: str | Path, traces: Sequence[Mapping[str, Any]] = ()) -> list[Path]:
+    """Writes a report in every form, the picture where matplotlib is installed.
+
+    Args:
+        report: The numbers.
+        folder: Where to write.
+        traces: Contents of traces.json files, which report.html shows as well.
+
+    Returns:
+        The files.
+    """
     folder = Path(folder)
     texts = {
         "leaderboard.md": markdown(report),
         "leaderboard.csv": comma_separated(report),
-        "report.html": page(report),
+        "report.html": page(report, traces),
     }
     for name, text in texts.items():
         with replace_file(folder / name) as temporary:

@@ -136,8 +136,7 @@ class SequentialRun:
             ConfigurationError: If a line of theirs cannot be read.
         """
         path = self.folder / SCHEDULE_FILE
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        return read_schedule(path) if path.exists() else []
 
     def _take_up_measures(self) -> None:
         """Takes up the measures of those edits.
@@ -252,6 +251,16 @@ class SequentialRun:
         metrics.update(outcomes)
         values = {name: float(value) for name, value in metrics.compute().items()}
         return {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
+
+
+def read_schedule(path: Path) -> list[dict[str, Any]]:
+    """Reads what was measured along a sequence.
+
+    Raises:
+        ConfigurationError: If a line of it cannot be read.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def perplexity_text(settings: SequentialSettings) -> TextCorpus | None:

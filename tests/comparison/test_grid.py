@@ -58,7 +58,7 @@ def configured(folder, tiny_folder, **changes):
         "protocols": {
             "independent": {},
             "joint": {"requests_per_edit": 0, "editors": ["step"]},
-            "sequential": {"sequential": True, "editors": ["step"]},
+            "sequential": {"sequential": True, "every": 1, "editors": ["step"]},
         },
         "resamples": 200,
         **changes,

@@ -3,13 +3,28 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lightning_edit.comparison import Run, build_report, write_report
 
+SEQUENCE = [
+    {"edits": edits, "all": {"edit_success/token_accuracy": 1.0, "locality/a/self_agreement": 1 / edits}}
+    for edits in (1, 2, 3)
+]
 EVIL = '<!--<script><img src=x onerror="window.broken = 1"></script><script>window.broken = 1</script>&amp;'
+
+
+TRACE = {
+    "facts": [
+        {
+            "prompt": EVIL, "answer": " Rome", "tokens": [EVIL, "b"], "corrupted": 0.1,
+            "restored": {"state": [[0.1, 0.2], [0.3, 0.4]], "mlp": [[0.1, 0.2], [0.3, 0.4]]},
+        }
+    ]
+}  # fmt: skip
 
 
 def run_of(editor, accuracy, data="facts"):
@@ -35,8 +50,9 @@ def run_of(editor, accuracy, data="facts"):
 def path(tmp_path_factory):
     runs = [run_of("A<b>", 0.25), run_of("B", 0.75), run_of("C", 0.5), run_of("A<b>", 0.5, "others")]
     runs.append(Run("D", "facts", "independent", Path("x"), problem=f"failed: {EVIL}"))
+    runs.append(replace(run_of("A<b>", 0.5, "sequences"), sequence=SEQUENCE))
     folder = tmp_path_factory.mktemp("page")
-    write_report(build_report(runs, resamples=50), folder)
+    write_report(build_report(runs, resamples=50), folder, [TRACE])
     return folder / "report.html"
 
 
@@ -83,15 +99,18 @@ def test_it_opens_without_errors_and_runs_nothing_of_a_text(browser, path):
     assert browser.execute_script("return window.broken") is None
     assert browser.execute_script("return document.querySelectorAll('#records img, #table img').length") == 0
     assert EVIL in texts(browser, "#records td")[4]
-    assert len(texts(browser, ".plot .main-svg")) > 0
+    titles = texts(browser, ".plot .gtitle")
+    assert "sequences, independent: edit success over all records edited so far" in titles
+    assert titles[-1].startswith("Causal trace: <!--<script>")
+    assert browser.execute_script("return document.querySelectorAll('.plot .heatmaplayer image').length") == 2
 
 
 def test_it_sorts_by_every_column(browser, path):
     opened(browser, path)
     editors = "#table tbody td:nth-child(3)"
-    assert texts(browser, editors) == ["A<b>", "B", "C", "A<b>", "D"]
+    assert texts(browser, editors) == ["A<b>", "B", "C", "A<b>", "D", "A<b>"]
     browser.execute_script("document.querySelectorAll('#table th button')[3].click()")
-    assert texts(browser, editors) == ["B", "C", "A<b>", "A<b>", "D"]
+    assert texts(browser, editors) == ["B", "C", "A<b>", "A<b>", "A<b>", "D"]
     browser.execute_script("document.querySelectorAll('#table th button')[3].click()")
     assert texts(browser, editors)[0] == "A<b>"
     assert texts(browser, editors)[-1] == "D"
