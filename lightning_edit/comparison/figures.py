@@ -19,12 +19,17 @@ _CURVES = (("edit success", "edit_success", "token_accuracy"), ("locality", "loc
 _TRACE_TITLES = {"state": "single states", "mlp": "MLP outputs", "attention": "attention outputs"}
 TRACED_FACTS = 5
 """Facts of a trace that have a plot of their own."""
+_LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+_MAP_HEIGHT = 220
+"""Pixels of a heat map."""
 Figure = dict[str, Any]
 _Row = tuple[Run, Sequence[Interval | None]]
 
 
 def figures(report: Report, traces: Sequence[Mapping[str, Any]] = ()) -> list[Figure]:
     """Bars with intervals, success against locality, curves of sequences, and causal traces.
+
+    Titles are plain text, for the page to show; names within a figure are escaped, since plotly reads them as HTML.
 
     Args:
         report: The numbers.
@@ -37,7 +42,7 @@ def figures(report: Report, traces: Sequence[Mapping[str, Any]] = ()) -> list[Fi
             for run, row in zip(report.runs, report.intervals, strict=True)
             if (run.data, run.protocol) == (data, protocol) and run.lines
         ]
-        title = html.escape(f"{data}, {protocol}")
+        title = f"{data}, {protocol}"
         plots += [_bars(report, rows, title), _trade_off(report, rows, title)]
         plots += _sequence_curves([run for run, _ in rows], title)
     for trace in traces:
@@ -53,7 +58,7 @@ def _graphs() -> Any:
 
 def _bars(report: Report, rows: Sequence[_Row], title: str) -> Any:
     names = [html.escape(run.editor) for run, _ in rows]
-    figure = _graphs().Figure(layout={"title": {"text": title}, "barmode": "group", "legend": {"orientation": "h"}})
+    figure = _graphs().Figure(layout={"title": {"text": title}, "barmode": "group", "legend": _LEGEND})
     for index, column in enumerate(report.columns):
         intervals = [interval for _, row in rows if (interval := row[index]) is not None]
         if len(intervals) < len(rows) or column.better != "higher":
@@ -129,7 +134,7 @@ def _lines(title: str, y: str) -> Any:
             "title": {"text": title},
             "xaxis": {"title": {"text": "edits"}},
             "yaxis": {"title": {"text": html.escape(y)}},
-            "legend": {"orientation": "h"},
+            "legend": _LEGEND,
         }
     )
 
@@ -157,16 +162,16 @@ def _trace_maps(trace: Mapping[str, Any]) -> Iterator[Any]:
     for fact in trace["facts"][:TRACED_FACTS]:
         kinds = list(fact["restored"])
         titles = [_TRACE_TITLES.get(kind, html.escape(kind)) for kind in kinds]
-        figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=titles)
+        figure = make_subplots(len(kinds), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.08)
         tokens = [html.escape(f"{number} {token.strip()}"[:24]) for number, token in enumerate(fact["tokens"])]
         for number, kind in enumerate(kinds, 1):
             effects = [[value - fact["corrupted"] for value in row] for row in fact["restored"][kind]]
-            figure.add_heatmap(z=effects, y=tokens, coloraxis="coloraxis", row=1, col=number)
-            figure.update_xaxes(title_text="layer", row=1, col=number)
+            figure.add_heatmap(z=effects, y=tokens, coloraxis="coloraxis", row=number, col=1)
+        figure.update_xaxes(title_text="layer", row=len(kinds), col=1)
         figure.update_yaxes(autorange="reversed", automargin=True)
-        said = html.escape(f"{fact['prompt']} →{fact['answer']}")
         figure.update_layout(
-            title={"text": f"Causal trace: {said}"},
+            title={"text": f"Causal trace: {fact['prompt']} →{fact['answer']}"},
+            height=_MAP_HEIGHT * len(kinds),
             coloraxis={"colorscale": "Viridis", "colorbar": {"title": {"text": "effect on p"}}},
         )
         yield figure

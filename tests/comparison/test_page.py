@@ -99,9 +99,9 @@ def test_it_opens_without_errors_and_runs_nothing_of_a_text(browser, path):
     assert browser.execute_script("return window.broken") is None
     assert browser.execute_script("return document.querySelectorAll('#records img, #table img').length") == 0
     assert EVIL in texts(browser, "#records td")[4]
-    titles = texts(browser, ".plot .gtitle")
+    titles = texts(browser, "#plots h3")
     assert "sequences, independent: edit success over all records edited so far" in titles
-    assert titles[-1].startswith("Causal trace: <!--<script>")
+    assert titles[-1] == f"Causal trace: {EVIL} → Rome"
     assert browser.execute_script("return document.querySelectorAll('.plot .heatmaplayer image').length") == 2
 
 
