@@ -28,7 +28,7 @@ from lightning_edit.data import CounterFact
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.editors import MEMIT, ROME, Editor
 from lightning_edit.models import LanguageModel, load_language_model
-from lightning_edit.models.moments import MomentSums
+from lightning_edit.models.moment_sums import MomentSums
 from lightning_edit.records import EditRequest
 
 EVALUATIONS = 4

@@ -24,8 +24,8 @@ from benchmarks.evaluating import evaluate, summary
 from benchmarks.locating import changed_editor, counterfact, options_of
 from lightning_edit.data import WorldFacts
 from lightning_edit.models import LanguageModel, load_language_model
-from lightning_edit.models.moments import MomentSums
-from lightning_edit.models.record import Tap, record
+from lightning_edit.models.moment_sums import MomentSums
+from lightning_edit.models.recording import Tap, record
 from lightning_edit.models.sampled_statistics import sampled_statistics
 from lightning_edit.models.statistics import Corpus, IdentityStatistics, KeyStatistics, Statistics
 from lightning_edit.modules import EvaluationSettings, Evaluator

@@ -20,7 +20,7 @@ from benchmarks.environment import write_result
 from lightning_edit.data import WorldFacts
 from lightning_edit.editors.whitening import KeyWhitening, answering_key_moments
 from lightning_edit.models import LanguageModel, load_language_model
-from lightning_edit.models.record import Tap, record
+from lightning_edit.models.recording import Tap, record
 from lightning_edit.records import EditRecord, ProbeKind
 
 LAYERS = [-6, -5, -4, -3, -2, -1]

@@ -52,12 +52,12 @@ def init_arguments(part: object) -> dict[str, Any]:
 def argument_names(kind: type) -> list[str]:
     """Names of a constructor's arguments, those of its base class among them where it passes arguments on."""
     names: dict[str, None] = {}
-    for own in kind.__mro__:
-        if own is nn.Module:
+    for base in kind.__mro__:
+        if base is nn.Module:
             break
-        if "__init__" not in vars(own):
+        if "__init__" not in vars(base):
             continue
-        parameters = list(inspect.signature(vars(own)["__init__"]).parameters.values())[1:]
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         names.update({one.name: None for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD})
         if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
             break
@@ -104,8 +104,8 @@ def _class_of(class_path: str, where: str) -> object:
         ConfigurationError: If there is none, or its module would have to be imported and is not allowed to.
     """
     module, _, name = class_path.rpartition(".")
-    allowed = [own for own in os.environ.get(ALLOWED, "").split(",") if own]
-    known = module in sys.modules or any(f"{module}.".startswith(f"{own}.") for own in (_PACKAGE, *allowed))
+    allowed = [package for package in os.environ.get(ALLOWED, "").split(",") if package]
+    known = module in sys.modules or any(f"{module}.".startswith(f"{package}.") for package in (_PACKAGE, *allowed))
     if not known:
         raise ConfigurationError(
             f"{where}: {class_path} is not a class of this package, and its module is not imported on the word of a "
@@ -123,7 +123,7 @@ def _built(value: Any, kind: type, name: str, where: str) -> Any:
     if _is_description(value):
         return build(value, nn.Module, where)
     if isinstance(value, dict):
-        settings = next((hints[name] for own in kind.__mro__ if name in (hints := _hints(own))), None)
+        settings = next((hints[name] for base in kind.__mro__ if name in (hints := _hints(base))), None)
         if isinstance(settings, type) and is_dataclass(settings):
             known = {field.name for field in fields(settings)}
             if unknown := sorted(set(value) - known):

@@ -17,23 +17,23 @@ def _alone() -> bool:
     return not (processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1)
 
 
-def moments_of_all_processes(own: Moments) -> list[Moments]:
+def moments_of_all_processes(moments: Moments) -> list[Moments]:
     """The moments that every process found, in the order of their ranks; just its own where there is one process."""
     if _alone():
-        return [own]
-    packed = torch.cat([own.number[None], own.mean, own.square])
+        return [moments]
+    packed = torch.cat([moments.number[None], moments.mean, moments.square])
     gathered = [torch.empty_like(packed) for _ in range(processes.get_world_size())]
     processes.all_gather(gathered, packed)
-    size = len(own.mean)
-    return [Moments(found[0], found[1 : 1 + size], found[1 + size :]) for found in gathered]
+    size = len(moments.mean)
+    return [Moments(row[0], row[1 : 1 + size], row[1 + size :]) for row in gathered]
 
 
-def lists_of_all_processes(own: list[T]) -> tuple[list[T], int]:
-    """The lists of all processes, one behind the other by rank, and where the own one begins. The items are pickled."""
+def lists_of_all_processes(entries: list[T]) -> tuple[list[T], int]:
+    """The lists of all processes, one behind the other by rank, and where this process's begins. The items are pickled."""
     if _alone():
-        return own, 0
+        return entries, 0
     gathered: list[list[T]] = [[] for _ in range(processes.get_world_size())]
-    processes.all_gather_object(gathered, own)
+    processes.all_gather_object(gathered, entries)
     before = sum(len(items) for items in gathered[: processes.get_rank()])
     return [item for items in gathered for item in items], before
 
@@ -47,8 +47,8 @@ def mean_over_processes(count: int, device: torch.device) -> float:
     return float(total) / processes.get_world_size()
 
 
-def sum_over_processes(own: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes; the tensor is overwritten."""
     if not _alone():
-        processes.all_reduce(own)
-    return own
+        processes.all_reduce(values)
+    return values

@@ -75,11 +75,11 @@ def not_empty(where: str, **settings: Sequence[object] | None) -> None:
 
 
 def _numbers(where: str, settings: Mapping[str, float | None]) -> list[tuple[str, float]]:
-    found = [(name, value) for name, value in settings.items() if value is not None]
-    for name, value in found:
+    given = [(name, value) for name, value in settings.items() if value is not None]
+    for name, value in given:
         if not isinstance(value, int | float):
             raise ConfigurationError(f"{where}.{name}: expected a number, found {value!r}")
-    return found
+    return given
 
 
 def one_of(choices: Sequence[str], where: str, **settings: str) -> None:

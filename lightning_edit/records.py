@@ -225,8 +225,8 @@ def success_probe(request: EditRequest) -> Probe:
 
 def group_names(records: Sequence[EditRecord]) -> list[tuple[ProbeKind, str]]:
     """The pairs of kind and group that occur in ``records``, sorted; the same on every process."""
-    found = {(probe.kind, probe.group) for record in records for probe in record.all_probes}
-    return sorted(found, key=lambda pair: (pair[0].value, pair[1]))
+    names = {(probe.kind, probe.group) for record in records for probe in record.all_probes}
+    return sorted(names, key=lambda pair: (pair[0].value, pair[1]))
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ class EditingCLI(LightningCLI):
 
     def _interrupted(self, status: int) -> RunInterruptedError:
         callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
-        saved = next((own.path for own in callbacks if isinstance(own, LastCheckpoint)), None)
+        saved = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
         if self.subcommand == "fit" and saved is not None and saved.exists():
             return RunInterruptedError(f"stopped; the state is in {saved}. Go on with --ckpt_path {saved}", status)
         return RunInterruptedError("stopped; run the same command again to go on", status)

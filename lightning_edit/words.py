@@ -44,14 +44,14 @@ def find_words(text: str, phrase: str) -> list[tuple[int, int]]:
         phrase: The phrase, not empty.
     """
     boundaries = word_boundaries(text)
-    found, start = [], text.find(phrase)
+    spans, start = [], text.find(phrase)
     while start >= 0:
         end = start + len(phrase)
         has_particle = bool(_KOREAN.match(text[end : end + 1]) and _KOREAN.match(phrase[-1]))
         if start in boundaries and (end in boundaries or has_particle):
-            found.append((start, end))
+            spans.append((start, end))
         start = text.find(phrase, start + 1)
-    return found
+    return spans
 
 
 def words(text: str) -> list[str]:

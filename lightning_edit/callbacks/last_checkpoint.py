@@ -33,7 +33,11 @@ class LastCheckpoint(Callback):
         """Chooses the folder, which all processes must do together, and starts the clock."""
         self._saved_at, self._saved_step, self._first_step = time.monotonic(), -1, trainer.global_step
         directory = next(
-            (own.dirpath for own in trainer.checkpoint_callbacks if isinstance(own, ModelCheckpoint) and own.dirpath),
+            (
+                callback.dirpath
+                for callback in trainer.checkpoint_callbacks
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath
+            ),
             None,
         )
         self._folder = Path(directory or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")

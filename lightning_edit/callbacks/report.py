@@ -59,16 +59,16 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
 
 def not_finite(outcomes: Sequence[EditOutcome]) -> dict[str, dict[str, Any]]:
     """Name of each measure with infinite or NaN values to the number of such values and the records that have them."""
-    found: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
         prefix = f"{outcome.probe.kind}/{outcome.probe.group}".rstrip("/")
         for name, value in measures_of(outcome).items():
             if not math.isfinite(value):
-                entry = found.setdefault(f"{prefix}/{name}", {"outcomes": 0, "records": []})
+                entry = counts.setdefault(f"{prefix}/{name}", {"outcomes": 0, "records": []})
                 entry["outcomes"] += 1
                 if outcome.record_id not in entry["records"]:
                     entry["records"].append(outcome.record_id)
-    return found
+    return counts
 
 
 class TestReport(Callback):
@@ -183,12 +183,12 @@ def _seed() -> int | None:
     return int(value) if value else None
 
 
-def _gathered(own: list[T], trainer: Trainer) -> list[T]:
+def _gathered(items: list[T], trainer: Trainer) -> list[T]:
     """The lists of all processes, one behind the other."""
     if trainer.world_size == 1:
-        return own
+        return items
     parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, own)
+    torch.distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 

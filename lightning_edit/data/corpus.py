@@ -70,9 +70,9 @@ class CorpusBatches(Sampler[list[int]]):
         stop: int | None = None,
         steps: int = 0,
     ) -> None:
-        every = [list(range(at, min(at + batch_size, rows))) for at in range(0, rows, batch_size)]
-        own = every[rank::world_size][skip:stop]
-        self.batches = own + [[] for _ in range(steps - len(own))]
+        every = [list(range(start, min(start + batch_size, rows))) for start in range(0, rows, batch_size)]
+        batches = every[rank::world_size][skip:stop]
+        self.batches = batches + [[] for _ in range(steps - len(batches))]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -168,9 +168,9 @@ def pack(texts: Iterator[str], tokenizer: Any, length: int, tokens: int) -> Tens
     # Not shown where nobody looks (None).
     with tqdm(total=tokens, desc="tokens of the corpus", leave=False, disable=None) as bar:
         for text in texts:
-            found = tokenizer(text, add_special_tokens=False)["input_ids"] + end
-            ids.extend(found)
-            bar.update(len(found))
+            ids_of_text = tokenizer(text, add_special_tokens=False)["input_ids"] + end
+            ids.extend(ids_of_text)
+            bar.update(len(ids_of_text))
             if len(ids) >= tokens:
                 break
     rows = min(len(ids), tokens) // length
@@ -270,13 +270,13 @@ def _from_hub(source: str, field: str, split: str, configuration: str | None) ->
     try:
         from datasets import load_dataset
 
-        found = load_dataset(source, configuration, split=split, streaming=True)
+        rows = load_dataset(source, configuration, split=split, streaming=True)
     except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
         raise SourceNotFoundError(
             f"the corpus {source!r} is neither a local file nor reachable on the Hub ({type(error).__name__}: "
             f"{error}); pass a .txt, .jsonl or .parquet file; some data sets also want a data.corpus.configuration"
         ) from error
-    yield from _texts(found, source, field)
+    yield from _texts(rows, source, field)
 
 
 def _texts(records: Any, source: str | Path, field: str) -> Iterator[str]:

@@ -143,7 +143,7 @@ class EditDataModule(LightningDataModule):
     def evaluation_groups(self, stage: str) -> list[list[EditRecord]]:
         """The records of a stage in their order, in groups that are edited jointly."""
         records, unit = self.records(stage), self.eval_requests_per_edit
-        return [records[at : at + unit] for at in range(0, len(records), unit)]
+        return [records[start : start + unit] for start in range(0, len(records), unit)]
 
     def corpus_rows(self, encoder: PromptEncoder | None = None) -> Tensor:
         """(N, L) int32 the packed corpus, read once.

@@ -153,7 +153,7 @@ def _refuse_unknown(entry: Entry) -> None:
     names = [_OTHER_NAMES.get(name, name) for name in entry.values]
     for name in names:
         if names.count(name) > 1:
-            given = [own for own in entry.values if _OTHER_NAMES.get(own, own) == name]
+            given = [field for field in entry.values if _OTHER_NAMES.get(field, field) == name]
             raise entry.error(given[-1], f"{' and '.join(given)} name the same; keep one of them")
     entry.values = dict(zip(names, entry.values.values(), strict=True))
 

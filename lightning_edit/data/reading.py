@@ -241,9 +241,9 @@ def locate(source: str, names: Sequence[str]) -> Path:
         return path
     if path.is_dir():
         for name in names:
-            found = sorted(path.rglob(Path(name).name))
-            if found:
-                return found[0]
+            matches = sorted(path.rglob(Path(name).name))
+            if matches:
+                return matches[0]
         raise SourceNotFoundError(f"{path}: the folder has none of {list(names)}; pass the file itself")
     if "/" not in source or not could_be_hub_id(source):
         raise SourceNotFoundError(f"{source}: no such file or folder; pass a local path or a Hub id (owner/name)")

@@ -67,7 +67,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         # Lightning may announce the epoch again while workers fetch ahead; an iteration keeps the one it began with.
         epoch, start, self.skip = self.epoch, self.skip, 0
         for batch in self._global_batches(epoch)[start:]:
-            units = [batch[at : at + self.unit] for at in range(0, len(batch), self.unit)]
+            units = [batch[first : first + self.unit] for first in range(0, len(batch), self.unit)]
             yield [(epoch, index) for unit in units[self.rank :: self.world_size] for index in unit]
 
     def _global_batches(self, epoch: int) -> list[list[int]]:
@@ -79,7 +79,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         batches = []
         for start in range(0, len(order), size * self.POOL):
             pool = sorted(order[start : start + size * self.POOL], key=lambda index: self.lengths[index])
-            batches += [pool[at : at + size] for at in range(0, len(pool), size)]
+            batches += [pool[first : first + size] for first in range(0, len(pool), size)]
         rng.shuffle(batches)
         return batches
 
@@ -109,12 +109,12 @@ class EvaluationBatches(Sampler[list[list[int]]]):
         keep_order: bool = False,
     ) -> None:
         everything = list(range(len(lengths)))
-        groups = [everything[at : at + unit] for at in range(0, len(everything), unit)]
+        groups = [everything[first : first + unit] for first in range(0, len(everything), unit)]
         if not keep_order:
             groups.sort(key=lambda group: sum(lengths[index] for index in group))
-        own, size = groups[rank::world_size], max(batch_size // unit, 1)
-        self.batches = [own[start : start + size] for start in range(0, len(own), size)]
-        if everything and not own:
+        shard, size = groups[rank::world_size], max(batch_size // unit, 1)
+        self.batches = [shard[start : start + size] for start in range(0, len(shard), size)]
+        if everything and not shard:
             self.batches = [[]]
 
     def __len__(self) -> int:

@@ -117,8 +117,8 @@ class _Prunable(Adapters):
     ) -> None:
         super().__init__(sites, edits, budget.initial_rank, scale, dropout, seed)
         self.budget, self.orthogonality, self.steps = budget, orthogonality, steps
-        self._sensitivity = [[torch.zeros_like(p) for p in own] for own in self.parameters]
-        self._uncertainty = [[torch.zeros_like(p) for p in own] for own in self.parameters]
+        self._sensitivity = [[torch.zeros_like(p) for p in factors] for factors in self.parameters]
+        self._uncertainty = [[torch.zeros_like(p) for p in factors] for factors in self.parameters]
 
     def initial(self, generator: torch.Generator) -> list[Tensor]:
         """A and B from N(0, 0.02²), the singular values zero."""

@@ -58,13 +58,13 @@ class AlphaEdit(SpreadEditor):
         moment = statistics.moment(site.name)
         known = self._bases.get(site.name)
         if known is None or known[0] is not moment:
-            found = null_space(moment, self.threshold)
-            if not found.shape[1]:
+            basis = null_space(moment, self.threshold)
+            if not basis.shape[1]:
                 raise EditError(
                     f"no eigenvalue of the keys' second moment at {site.name} is below {self.threshold}: there is no "
                     "null space to edit in; raise editor.threshold"
                 )
-            known = self._bases[site.name] = (moment, found)
+            known = self._bases[site.name] = (moment, basis)
         return known[1]
 
     def require(self, site: EditSite, statistics: Statistics) -> None:
@@ -75,8 +75,8 @@ class AlphaEdit(SpreadEditor):
         """See :meth:`LocateEditor.statistics_findings`; each site's null-space dimension and number of inputs."""
         statistics = self.ready_statistics(model)
         sites = [model.layer_map.site(layer) for layer in self.edited_layers(model)]
-        found = {site.name: [self.basis(site, statistics).shape[1], site.fan_in] for site in sites}
-        return {**super().statistics_findings(model), "null_space": found}
+        ranks = {site.name: [self.basis(site, statistics).shape[1], site.fan_in] for site in sites}
+        return {**super().statistics_findings(model), "null_space": ranks}
 
     def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
         """See :meth:`SpreadEditor.left_factor`."""

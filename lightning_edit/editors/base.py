@@ -246,7 +246,7 @@ class Editor(nn.Module, ABC):
         theirs = json.loads(json.dumps([provenance.method, provenance.settings]))
         wanted = without_contradictions(requests, self.contradictions)
         # A memory names the requests that came without a name.
-        unnamed = ([replace(request, id="") for request in own] for own in (wanted, provenance.requests))
+        unnamed = ([replace(request, id="") for request in group] for group in (wanted, provenance.requests))
         return bool(mine == theirs) and next(unnamed) == next(unnamed)
 
     def check(self, model: LanguageModel, groups: Groups, on_top: bool = False) -> None:

@@ -180,8 +180,8 @@ def load_weights(path: str | Path, editor: Editor, model: LanguageModel) -> None
     """
     content = read_checkpoint(path)
     check_checkpoint(content, model)
-    stored, weights, own = content[KEY]["editor"], _weights(content), editor.state_dict()
-    shapes = [{name: value.shape for name, value in state.items()} for state in (weights, own)]
+    stored, weights, expected = content[KEY]["editor"], _weights(content), editor.state_dict()
+    shapes = [{name: value.shape for name, value in state.items()} for state in (weights, expected)]
     mine = components.describe(editor)
     if stored["class_path"] != mine["class_path"] or shapes[0] != shapes[1]:
         raise ConfigurationError(

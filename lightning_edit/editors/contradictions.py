@@ -24,12 +24,13 @@ def report_contradictions(group: Sequence[EditRequest], choice: Contradictions) 
     Raises:
         EditError: If requests contradict one another and the choice is to refuse.
     """
-    kept, found = without_contradictions(group, choice), overruled(group)
-    if found:
+    kept, contradictions = without_contradictions(group, choice), overruled(group)
+    if contradictions:
         done = "all are tried" if choice == "keep" else f"the last ones win, and {len(group) - len(kept)} are left out"
-        names = ", ".join(repr(request.id or request.prompt) for request in found)
+        names = ", ".join(repr(request.id or request.prompt) for request in contradictions)
         warnings.warn(
-            f"{len(found)} requests contradict later ones of the same edit ({names}); {done} (editor.contradictions)",
+            f"{len(contradictions)} requests contradict later ones of the same edit ({names}); {done} "
+            "(editor.contradictions)",
             stacklevel=4,
         )
 
@@ -45,14 +46,16 @@ def without_contradictions(group: Sequence[EditRequest], choice: Contradictions)
     Raises:
         EditError: If requests contradict one another and the choice is to refuse.
     """
-    last = {request.prompt: at for at, request in enumerate(group)}
+    last = {request.prompt: place for place, request in enumerate(group)}
     contradicting = overruled(group)
     if not contradicting or choice == "keep":
         return list(group)
     if choice == "last":
         prompts = {request.prompt for request in contradicting}
         return [
-            request for at, request in enumerate(group) if request.prompt not in prompts or at == last[request.prompt]
+            request
+            for place, request in enumerate(group)
+            if request.prompt not in prompts or place == last[request.prompt]
         ]
     first = contradicting[0]
     raise EditError(

@@ -62,25 +62,25 @@ class FactorCache:
         """
         wanted = {text.key: text for text in texts}
         order = [wanted[key] for key in sorted(wanted, key=lambda key: (len(key), key))]
-        groups = [order[at : at + _GROUP] for at in range(0, len(order), _GROUP)]
+        groups = [order[start : start + _GROUP] for start in range(0, len(order), _GROUP)]
         for group in tqdm(groups, desc="gradient factors", leave=False, disable=None if groups else True):
             batch = model.encoder.collate(group).to(model.device)
             positions = batch.answer_mask if answers_only else None
-            found, losses = capture_factors(model, batch, sites, trunk, positions)
-            if not self._keep(batch, found, losses):
+            factors, losses = capture_factors(model, batch, sites, trunk, positions)
+            if not self._keep(batch, factors, losses):
                 break
         _LOG.info("gradient factors of %d of %d requests kept, %.2f GB", len(self), len(order), self.bytes / 2**30)
 
-    def _keep(self, batch: TokenBatch, found: Factors, losses: Tensor) -> bool:
+    def _keep(self, batch: TokenBatch, factors: Factors, losses: Tensor) -> bool:
         """Keeps the factors of a batch if they fit; what is not finite is left to be found where it is used."""
-        needed = sum(own.x.nbytes + own.delta.nbytes for own in found.values())
+        needed = sum(one.x.nbytes + one.delta.nbytes for one in factors.values())
         if self.bytes + needed > self.limit:
             return False
         self.bytes += needed
         for row, key in enumerate(batch.keys):
             if bool(losses[row].isfinite()):
                 self._kept[key] = {
-                    site: (own.x[own.rows == row], own.delta[own.rows == row]) for site, own in found.items()
+                    site: (one.x[one.rows == row], one.delta[one.rows == row]) for site, one in factors.items()
                 }
         return True
 
@@ -91,14 +91,14 @@ class FactorCache:
             batch: R requests.
         """
         kept = [self._kept.get(key) for key in batch.keys]
-        rows = [own for own in kept if own is not None]
+        rows = [entry for entry in kept if entry is not None]
         if len(rows) < len(kept):
             return None
-        return {site: _joined([own[site] for own in rows]) for site in rows[0]}
+        return {site: _joined([entry[site] for entry in rows]) for site in rows[0]}
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> GradientFactors:
     """The factors of all rows, in their order."""
     x, delta = (torch.cat(column) for column in zip(*parts, strict=True))
-    counts = torch.tensor([len(own) for own, _ in parts], device=x.device)
+    counts = torch.tensor([len(x_part) for x_part, _ in parts], device=x.device)
     return GradientFactors(x, delta, torch.arange(len(parts), device=x.device).repeat_interleave(counts))

@@ -60,10 +60,10 @@ class FactorStore:
             factors: Site name to gradient factors of R rows.
             edit_of_row: (R) int64 the edit that each row belongs to.
         """
-        for site, own in factors.items():
-            self._group.setdefault(site, []).append(edit_of_row[own.rows])
-            self._x.setdefault(site, []).append(self._keep(own.x, f"{len(self._group[site])}-x", site))
-            self._delta.setdefault(site, []).append(self._keep(own.delta, f"{len(self._group[site])}-delta", site))
+        for site, one in factors.items():
+            self._group.setdefault(site, []).append(edit_of_row[one.rows])
+            self._x.setdefault(site, []).append(self._keep(one.x, f"{len(self._group[site])}-x", site))
+            self._delta.setdefault(site, []).append(self._keep(one.delta, f"{len(self._group[site])}-delta", site))
 
     def _keep(self, values: Tensor, name: str, site: str) -> Tensor:
         if self._folder is None or not values.numel():
@@ -102,7 +102,7 @@ class FactorStore:
 
     def _read(self, site: str, batch: int, rows: slice) -> FactorChunk:
         group = self._group[site][batch][rows]
-        x, delta = (own[site][batch][rows].to(group.device) for own in (self._x, self._delta))
+        x, delta = (batches[site][batch][rows].to(group.device) for batches in (self._x, self._delta))
         return FactorChunk(x, delta, group)
 
     def whole(self, site: str) -> FactorChunk:

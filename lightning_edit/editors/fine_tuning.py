@@ -105,7 +105,7 @@ class _Matrices(Tuned):
 
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
         return {
-            name: grouped_term([own[index : index + 1] for own in self.parameters], rows)
+            name: grouped_term([matrices[index : index + 1] for matrices in self.parameters], rows)
             for index, name in enumerate(self.names)
         }
 

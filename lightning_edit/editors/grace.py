@@ -101,8 +101,8 @@ class ValueResponder(SiteResponder):
             continues = batch.decoding and next(passes) > 0
             mask = self._positions(batch, split.shape[1], continues)
             times = len(split) // len(items)
-            own, where = values.repeat_interleave(times, 0), mask.repeat_interleave(times, 0)
-            return replacing(split, own, where).reshape(output.shape)
+            repeated, where = values.repeat_interleave(times, 0), mask.repeat_interleave(times, 0)
+            return replacing(split, repeated, where).reshape(output.shape)
 
         return {self.site: term}
 
@@ -207,7 +207,9 @@ class _Values(Tuned):
         self.site, self.responder = site.name, ValueResponder(site.name, editor.replacement)
 
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
-        values = torch.stack([self.parameters[edit][0] for edit, own in rows for _ in range(own.stop - own.start)])
+        values = torch.stack(
+            [self.parameters[edit][0] for edit, places in rows for _ in range(places.stop - places.start)]
+        )
         ends = BatchRows(list(range(len(values))), batch.tokens.answer_mask.int().argmax(1))
 
         def term(x: Tensor, output: Tensor) -> Tensor:

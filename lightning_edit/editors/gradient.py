@@ -124,10 +124,10 @@ class GradientEditor(Editor):
         bad = (~losses.isfinite()).nonzero()[:, 0].tolist()
         if bad:
             raise NonFiniteError(f"the target's loss of {names[bad[0]]!r} is {float(losses[bad[0]])}")
-        for site, own in factors.items():
-            wrong = (~own.delta.isfinite()).any(-1) | (~own.x.isfinite()).any(-1)
+        for site, one in factors.items():
+            wrong = (~one.delta.isfinite()).any(-1) | (~one.x.isfinite()).any(-1)
             if wrong.any():
-                name = names[int(own.rows[wrong][0])]
+                name = names[int(one.rows[wrong][0])]
                 raise NonFiniteError(
                     f"the gradient of {name!r} at {site} is not finite; is the base model in a precision that "
                     "overflows? float32 or bfloat16 are safe"

@@ -36,7 +36,10 @@ class GradientStep(GradientEditor):
         """See :meth:`GradientEditor.stack`."""
         stacked: dict[str, StackedDelta] = {}
         for site in store.sites:
-            own = store.whole(site)
-            x, delta = pack_rows(own.x, own.group, store.edits), pack_rows(own.delta, own.group, store.edits)
+            factors = store.whole(site)
+            x, delta = (
+                pack_rows(factors.x, factors.group, store.edits),
+                pack_rows(factors.delta, factors.group, store.edits),
+            )
             stacked[site] = StackedFactors(x.transpose(1, 2), -self.step_size * delta)
         return stacked

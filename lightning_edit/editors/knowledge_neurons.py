@@ -20,7 +20,7 @@ from lightning_edit.functional.attribution import chosen_neurons
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.prefix import Passes, shortest_passes
-from lightning_edit.models.record import Tap, record
+from lightning_edit.models.recording import Tap, record
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText
 
@@ -145,14 +145,14 @@ class KnowledgeNeurons(Editor):
 
         written = self.target_weight * mean(request.target) - self.answer_weight * mean(answer)
         values = self._values(model, model.encoder.encode(request.prompt), sites)
-        found = {}
+        changes = {}
         for layer, site in enumerate(sites):
-            own = neurons[neurons[:, 0] == layer][:, 1]
-            if len(own):
-                signs = values[layer, own].sign() if self.signed else torch.ones_like(values[layer, own])
-                rows = nn.functional.one_hot(own, site.fan_in).to(written)
-                found[site.name] = (rows.T, signs[:, None].to(written) * written)
-        return found
+            chosen = neurons[neurons[:, 0] == layer][:, 1]
+            if len(chosen):
+                signs = values[layer, chosen].sign() if self.signed else torch.ones_like(values[layer, chosen])
+                rows = nn.functional.one_hot(chosen, site.fan_in).to(written)
+                changes[site.name] = (rows.T, signs[:, None].to(written) * written)
+        return changes
 
     @staticmethod
     def _values(model: LanguageModel, text: EncodedText, sites: Sequence[EditSite]) -> Tensor:
@@ -169,7 +169,7 @@ class KnowledgeNeurons(Editor):
 
     def attributions(self, model: LanguageModel, prompt: str, answer: str, sites: Sequence[EditSite]) -> Tensor:
         """(P, L, M) attribution of every neuron for an answer, in every context."""
-        found = []
+        attributions = []
         for template in self.contexts:
             text = model.encoder.encode(template.replace(BARE, prompt), answer)
             start, end = text.target
@@ -177,8 +177,8 @@ class KnowledgeNeurons(Editor):
             for position in range(start, end):
                 before = EncodedText(text.ids[:position], (position, position))
                 each.append(self._attribution(model, before, text.ids[position], sites))
-            found.append(torch.stack(each).mean(0))
-        return torch.stack(found)
+            attributions.append(torch.stack(each).mean(0))
+        return torch.stack(attributions)
 
     def _attribution(self, model: LanguageModel, text: EncodedText, token: int, sites: Sequence[EditSite]) -> Tensor:
         """(L, M) attribution for one token behind a text: a row of the batch for each layer and step."""
@@ -186,11 +186,11 @@ class KnowledgeNeurons(Editor):
         values = self._values(model, text, sites)
         count = self._layers_at_once(model, text, sites)
         gradients = []
-        for at in range(0, len(sites), count):
-            some = sites[at : at + count]
+        for start in range(0, len(sites), count):
+            some = sites[start : start + count]
             # Below its own layer a row is the text as it is.
             passes = shortest_passes(model, [text], [last], some[0].layer)
-            gradients.append(self._gradients(model, passes, values[at : at + count], some, token))
+            gradients.append(self._gradients(model, passes, values[start : start + count], some, token))
         return values * torch.cat(gradients)
 
     def _layers_at_once(self, model: LanguageModel, text: EncodedText, sites: Sequence[EditSite]) -> int:
@@ -210,7 +210,7 @@ class KnowledgeNeurons(Editor):
         read = torch.zeros_like(batch.answer_mask)
         read[:, position] = True
         alphas = torch.arange(1, self.steps + 1, device=values.device) / self.steps
-        leaves = [(alphas[:, None].to(own) * own).requires_grad_() for own in values]
+        leaves = [(alphas[:, None].to(value) * value).requires_grad_() for value in values]
         with model.enable_grad_through(), _scaled(sites, leaves, position, batch.input_ids.shape):
             logits = passes.head_logits(rows, batch, read)
             probabilities = logits.float().softmax(-1)[:, token]
@@ -243,11 +243,11 @@ def _stacked(
 ) -> StackedFactors:
     """The factors of each edit's requests at a site side by side, padded to the same rank."""
     pairs = [[change[site.name] for change in group if site.name in change] for group in changes]
-    rank = max(sum(a.shape[1] for a, _ in own) for own in pairs)
+    rank = max(sum(a.shape[1] for a, _ in factors) for factors in pairs)
     a = torch.zeros(len(pairs), site.fan_in, max(rank, 1), device=model.device)
     b = torch.zeros(len(pairs), max(rank, 1), site.fan_out, device=model.device)
-    for index, own in enumerate(pairs):
-        if own:
-            left, right = torch.cat([pair[0] for pair in own], 1), torch.cat([pair[1] for pair in own], 0)
+    for index, factors in enumerate(pairs):
+        if factors:
+            left, right = torch.cat([pair[0] for pair in factors], 1), torch.cat([pair[1] for pair in factors], 0)
             a[index, :, : left.shape[1]], b[index, : len(right)] = left, right
     return StackedFactors(a, b)

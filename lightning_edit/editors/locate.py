@@ -33,7 +33,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.hub import MARK
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.record import Tap, record
+from lightning_edit.models.recording import Tap, record
 from lightning_edit.models.sampled_statistics import sampled_statistics
 from lightning_edit.models.shipped_statistics import shipped_statistics
 from lightning_edit.models.statistics import MANIFEST, IdentityStatistics, KeyStatistics, Statistics

@@ -65,13 +65,15 @@ class Adapters(Tuned):
 
     def _term(self, site: int, rows: Sequence[tuple[int, slice]]) -> Term:
         pairs = [self.factors(edit, site) for edit, _ in rows]
-        index = torch.tensor([place for place, (_, own) in enumerate(rows) for _ in range(own.stop - own.start)])
+        index = torch.tensor(
+            [place for place, (_, places) in enumerate(rows) for _ in range(places.stop - places.start)]
+        )
 
         def term(x: Tensor, output: Tensor) -> Tensor:
             a, b = (torch.stack([pair[side] for pair in pairs]) for side in (0, 1))
             split = x.reshape(len(index), -1, x.shape[-1]).to(a.dtype)
             if self.dropout:
-                split = split * torch.cat([self._mask(edit, split[own]) for edit, own in rows])
+                split = split * torch.cat([self._mask(edit, split[places]) for edit, places in rows])
             if len(index) != len(pairs):
                 a, b = a[index], b[index]
             return torch.bmm(torch.bmm(split, a), b).reshape(*x.shape[:-1], -1)

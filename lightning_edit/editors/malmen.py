@@ -151,8 +151,8 @@ class _Differences:
                 return carried([self.of(chunk)], [gradient_of(chunk, rows)])
 
             few = self.store.rows(self.site) <= self.size
-            own: Tensor = product() if few else checkpoint(product, use_reentrant=False, preserve_rng_state=False)
-            total, start = total + own, end
+            result: Tensor = product() if few else checkpoint(product, use_reentrant=False, preserve_rng_state=False)
+            total, start = total + result, end
         return total
 
     def carried_ridge(self, gradient: Tensor) -> Tensor:

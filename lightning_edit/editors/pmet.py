@@ -16,7 +16,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.key_value import least_squares_update
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.record import Tap
+from lightning_edit.models.recording import Tap
 from lightning_edit.models.statistics import Statistics
 
 ATTENTION = "attention"

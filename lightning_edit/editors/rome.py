@@ -14,7 +14,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.key_value import constrained_update
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.record import Tap
+from lightning_edit.models.recording import Tap
 from lightning_edit.models.statistics import Statistics
 
 
@@ -82,10 +82,10 @@ class ROME(LocateEditor):
         keys, outputs = (Reading.of(read[name], job.contexts) for name in taps)
         output = outputs.bare if self.original_keys else outputs.mean
         factors = []
-        for at, value in enumerate(job.values):
-            key = keys.mean[at][:, None]
+        for place, value in enumerate(job.values):
+            key = keys.mean[place][:, None]
             weighted = statistics.inverse_times(site.name, key)
-            held = keys.bare[at][:, None] if self.original_keys else None
-            residual = value.target(PLACE).double() - output[at]
+            held = keys.bare[place][:, None] if self.original_keys else None
+            residual = value.target(PLACE).double() - output[place]
             factors.append((constrained_update(key, weighted, held), residual[None]))
         return {site.name: job.stacked(factors)}

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from lightning_edit.editors.value_search import ValueResult, ValueSettings, search_values
 from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.record import Tap
+from lightning_edit.models.recording import Tap
 from lightning_edit.records import EditRequest
 
 _SEPARATOR = "|"

@@ -14,7 +14,7 @@ from lightning_edit.editors.prompts import BARE, STARTED_SAMPLES, Sampling
 from lightning_edit.edits import StackedFactors
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.record import Tap
+from lightning_edit.models.recording import Tap
 from lightning_edit.models.statistics import Statistics
 
 
@@ -60,8 +60,8 @@ class SpreadEditor(LocateEditor):
             residual = (targets - current) / self.share(len(job.sites) - index)
             factors = []
             for group in range(job.groups):
-                own = job.members(group)
-                left = self.left_factor(site, keys.mean[own].T, statistics, job.earlier_keys(site))
-                factors.append((left, residual[own]))
+                members = job.members(group)
+                left = self.left_factor(site, keys.mean[members].T, statistics, job.earlier_keys(site))
+                factors.append((left, residual[members]))
             partial[site.name] = job.stacked(factors)
         return partial

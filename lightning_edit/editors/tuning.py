@@ -71,7 +71,7 @@ class Tuned(ABC):
     """
 
     def __init__(self, parameters: Sequence[Sequence[Tensor]]) -> None:
-        self.parameters = [list(own) for own in parameters]
+        self.parameters = [list(tensors) for tensors in parameters]
 
     @abstractmethod
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
@@ -109,8 +109,8 @@ def grouped_term(changes: Sequence[Sequence[Tensor]], rows: Sequence[tuple[int, 
         count = rows[-1][1].stop
         parts = []
         split = x.reshape(count, -1, x.shape[-1])
-        for edit, own in rows:
-            part = split[own].flatten(0, 1)
+        for edit, places in rows:
+            part = split[places].flatten(0, 1)
             for matrix in changes[edit]:
                 part = part.to(matrix.dtype) @ matrix
             parts.append(part)
@@ -191,8 +191,8 @@ def _side_by_side(
 ) -> Iterator[list[int]]:
     """Edits that are trained in the same passes: as many as make a pass efficient, texts of similar length together."""
     budget, sizes = GRADIENT_BATCH_FACTOR * model.saturation_tokens, []
-    for own in texts:
-        count, longest = min(len(own), settings.batch_size or len(own)), max(len(one.text.ids) for one in own)
+    for group in texts:
+        count, longest = min(len(group), settings.batch_size or len(group)), max(len(one.text.ids) for one in group)
         sizes.append((count, longest))
     chunk: list[int] = []
     rows = longest = 0
@@ -221,9 +221,9 @@ class _Tuning:
         settings: TuningSettings,
     ) -> None:
         self.model, self.names, self.tuned, self.settings = model, names, tuned, settings
-        self.texts = CachedTexts(model, [one.text for own in texts for one in own], layer)
-        self.labels = [one.labels for own in texts for one in own]
-        starts = itertools.accumulate((len(own) for own in texts), initial=0)
+        self.texts = CachedTexts(model, [one.text for group in texts for one in group], layer)
+        self.labels = [one.labels for group in texts for one in group]
+        starts = itertools.accumulate((len(group) for group in texts), initial=0)
         self.rows_of = [range(start, end) for start, end in itertools.pairwise(starts)]
         self.problems: dict[int, str] = {}
 
@@ -258,17 +258,17 @@ class _Tuning:
 
     def _gradients(self, rows: Mapping[int, Sequence[int]]) -> dict[int, float]:
         """The loss of each edit on its rows; the gradients are left in its parameters."""
-        flat = [row for own in rows.values() for row in own]
+        flat = [row for rows_of_edit in rows.values() for row in rows_of_edit]
         batch, slices, start = self.texts.batch(flat), [], 0
-        for edit, own in rows.items():
-            slices.append((edit, slice(start, start + len(own))))
-            start += len(own)
+        for edit, rows_of_edit in rows.items():
+            slices.append((edit, slice(start, start + len(rows_of_edit))))
+            start += len(rows_of_edit)
         positions = self._positions(batch)
         with self.model.enable_grad_through():
             with added_terms(self.model, self.tuned.terms(slices, batch)):
                 read = self.texts.head_inputs(batch, positions)
             each = mean_by_row(*self._token_losses(read, positions, flat), len(flat))
-            losses = {edit: each[own].mean() for edit, own in slices}
+            losses = {edit: each[places].mean() for edit, places in slices}
             penalties = {edit: self.tuned.penalty(edit) for edit in rows}
             total = {
                 edit: loss if (extra := penalties[edit]) is None else loss + extra for edit, loss in losses.items()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lightning_edit.functional.whitening import principal_whitening
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.moments import MomentSums
-from lightning_edit.models.record import Tap, as_rows, tapped
+from lightning_edit.models.moment_sums import MomentSums
+from lightning_edit.models.recording import Tap, as_rows, tapped
 from lightning_edit.tokenization import EncodedText, similar_lengths
 
 

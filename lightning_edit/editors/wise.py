@@ -22,7 +22,7 @@ from lightning_edit.functional.ties import ties_merge
 from lightning_edit.models.cached_texts import TextBatch
 from lightning_edit.models.language_model import BatchRows, LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.record import Tap, record_all
+from lightning_edit.models.recording import Tap, record_all
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText
 
@@ -248,7 +248,7 @@ class _SideMemories(Tuned):
         """Trains the ``turn``-th request of some edits, side by side."""
         requests = [self.groups[edit][turn] for edit in edits]
         rows = [self.editor.rows_of(self.model, request) for request in requests]
-        flat = [one.text for own in rows for one in own]
+        flat = [one.text for group in rows for one in group]
         states = site_states(self.model, flat, self.site.name)
         count = len(rows[0]) if rows else 0
         for place, edit in enumerate(edits):
@@ -294,7 +294,7 @@ class _View(Tuned):
         self.memories, self.edits = memories, list(edits)
 
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
-        return self.memories.terms([(self.edits[edit], own) for edit, own in rows], batch)
+        return self.memories.terms([(self.edits[edit], places) for edit, places in rows], batch)
 
     def penalty(self, edit: int) -> Tensor:
         memories, margins, number = self.memories, self.memories.editor.margins, self.edits[edit]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.record import Side, Tap, record
+from lightning_edit.models.recording import Side, Tap, record
 
 
 def prompt_states(model: LanguageModel, prompts: Sequence[str], site: str, side: Side) -> Tensor:

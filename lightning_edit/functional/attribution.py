@@ -38,6 +38,6 @@ def chosen_neurons(scores: Tensor, threshold: float, share: float, at_least: int
         needed -= 1
     while needed < prompts and left(needed) > at_most and left(needed + 1) >= at_least:
         needed += 1
-    found = (counts >= needed).nonzero()
-    means = scores.mean(0)[found[:, 0], found[:, 1]]
-    return found[torch.argsort(means, descending=True, stable=True)[:at_most]]
+    chosen = (counts >= needed).nonzero()
+    means = scores.mean(0)[chosen[:, 0], chosen[:, 1]]
+    return chosen[torch.argsort(means, descending=True, stable=True)[:at_most]]

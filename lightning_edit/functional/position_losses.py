@@ -106,12 +106,12 @@ class _PositionLosses(torch.autograd.Function):
         losses, slopes = [inputs.new_zeros(0)], [inputs[:0]]
         for part in even_slices(len(inputs), at_once):
             with torch.set_grad_enabled(wanted):
-                own = inputs[part].detach().requires_grad_(wanted)
-                logits = logits_of(own)
-            found, slope = loss(logits.detach(), part, wanted)
+                leaf = inputs[part].detach().requires_grad_(wanted)
+                logits = logits_of(leaf)
+            values, slope = loss(logits.detach(), part, wanted)
             if slope is not None:
-                slopes += torch.autograd.grad(logits, own, slope.to(logits))
-            losses.append(found)
+                slopes += torch.autograd.grad(logits, leaf, slope.to(logits))
+            losses.append(values)
         ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(losses)
 

@@ -74,9 +74,9 @@ class PrimalRidge:
         dtype = ridge.dtype
         for keys, values, group in chunks:
             for edit in group.unique().tolist():
-                own = keys[group == edit].double()
-                gram[edit] += own.T @ own
-                right[edit] += own.T @ values[group == edit].double()
+                members = keys[group == edit].double()
+                gram[edit] += members.T @ members
+                right[edit] += members.T @ values[group == edit].double()
         self.factor = factorize(gram, ridge)
         self.solution = solve(self.factor, right).to(dtype)
 

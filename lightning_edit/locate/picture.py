@@ -38,8 +38,8 @@ def draw_trace(trace: Trace, path: str | Path, window: int, severed: str | None 
     height = 1.2 + 0.28 * len(trace.tokens)
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.6 * len(kinds), height), squeeze=False)
     names = [
-        _plain(f"{token!r}"[1:-1]) + ("*" if trace.subject[0] <= at < trace.subject[1] else "")
-        for at, token in enumerate(trace.tokens)
+        _plain(f"{token!r}"[1:-1]) + ("*" if trace.subject[0] <= place < trace.subject[1] else "")
+        for place, token in enumerate(trace.tokens)
     ]
     for axis, kind in zip(axes[0], kinds, strict=True):
         values = trace.restored[kind].numpy()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lightning_edit import ranges
 from lightning_edit.editors.prompts import in_context
 from lightning_edit.errors import ConfigurationError, LayerMapError
+from lightning_edit.models.fast_paths import problem_of
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.record import Tap, as_rows, first_tensor, tapped
+from lightning_edit.models.recording import Tap, as_rows, first_tensor, tapped
 from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText, TokenBatch
@@ -24,8 +25,6 @@ Restored = Literal["state", "mlp", "attention"]
 """What is put back: a block's whole output, or what its MLP or its attention adds."""
 ROLES = ("first subject", "middle subject", "last subject", "next", "further", "last")
 """Roles of tokens over which effects are averaged, as in the paper's figure 2."""
-_TOLERANCE = 1e-3
-"""Largest relative difference of probabilities that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +80,17 @@ class Trace:
         """The role of each token."""
         start, end = self.subject
         names = []
-        for at in range(len(self.tokens)):
-            if start <= at < end:
-                names.append("last subject" if at == end - 1 else "first subject" if at == start else "middle subject")
-            elif at == len(self.tokens) - 1:
+        for place in range(len(self.tokens)):
+            if start <= place < end:
+                names.append(
+                    "last subject" if place == end - 1 else "first subject" if place == start else "middle subject"
+                )
+            elif place == len(self.tokens) - 1:
                 names.append("last")
-            elif at == end:
+            elif place == end:
                 names.append("next")
             else:
-                names.append("further" if at > end else "before")
+                names.append("further" if place > end else "before")
         return names
 
     def effects(self, kind: str) -> Tensor:
@@ -100,12 +101,12 @@ class Trace:
 def embedding_deviation(model: LanguageModel, requests: Sequence[EditRequest]) -> float:
     """Standard deviation of the embeddings of all subject tokens."""
     embeddings: Any = model.model.get_input_embeddings()
-    found = []
+    subjects = []
     for request in requests:
         text = in_context(model, request, "{}")
         start, end = text.subject or (0, 0)
-        found.append(embeddings(torch.tensor(text.ids[start:end], device=model.device)).detach().float())
-    return float(torch.cat(found).std())
+        subjects.append(embeddings(torch.tensor(text.ids[start:end], device=model.device)).detach().float())
+    return float(torch.cat(subjects).std())
 
 
 @torch.no_grad()
@@ -196,7 +197,7 @@ class _Tracer:
         """Whether passes that start in the middle and at the end, under noise, give what whole passes give."""
         depth = len(self.model.layer_map)
         problems = [self._problem(layer, corrupted) for layer in (depth // 2, depth - 1)]
-        problem = next((own for own in problems if own is not None), None)
+        problem = next((text for text in problems if text is not None), None)
         if problem is not None:
             warnings.warn(
                 f"passes that start above the first block do not give what whole passes give in {self.model.name} "
@@ -207,16 +208,13 @@ class _Tracer:
 
     def _problem(self, layer: int, corrupted: Tensor) -> str | None:
         samples = self.settings.samples
-        try:
+
+        def from_layer() -> Tensor:
             with self._noisy(samples), self._above(layer, 1):
-                found = self._last_probabilities(self._batch(samples))[:, self.answer]
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-            # Blocks that want what those below them leave behind; whole passes need nothing of it.
-            return f"one from block {layer} on fails with {error!r}"
-        difference = float((found - corrupted).norm() / corrupted.norm().clamp(min=1e-12))
-        if difference <= max(_TOLERANCE, 8 * float(torch.finfo(self.model.dtype).eps)):
-            return None
-        return f"relative difference {difference:.1e} from block {layer} on"
+                return self._last_probabilities(self._batch(samples))[:, self.answer]
+
+        problem = problem_of(from_layer, corrupted)
+        return None if problem is None else f"from block {layer} on: {problem}"
 
     def _batch(self, rows: int) -> TokenBatch:
         return self.model.encoder.collate([self.text] * rows, padding_side="right").to(self.model.device)
@@ -248,17 +246,17 @@ class _Tracer:
         """(T, L) mean probability of the answer with a cell put back."""
         length, depth = len(self.text.ids), len(self.model.layer_map)
         # Cells of a layer together: below the lowest one all is as under noise alone.
-        cells = [(at, layer) for layer in range(depth) for at in range(length)]
+        cells = [(token, layer) for layer in range(depth) for token in range(length)]
         size = max(self.settings.tokens_per_batch // (length * self.settings.samples), 1)
-        found: list[Tensor] = []
+        probabilities: list[Tensor] = []
         for start in range(0, len(cells), size):
             chunk = cells[start : start + size]
             rows = len(chunk) * self.settings.samples
             lowest = min(self._layers(kind, layer).start for _, layer in chunk) if self.starts_above else 0
             with self._noisy(rows), self._above(lowest, len(chunk)), self._patched(kind, chunk):
                 values = self._last_probabilities(self._batch(rows))[:, self.answer]
-            found.append(values.view(len(chunk), -1).mean(1))
-        return torch.cat(found).view(depth, length).T.cpu()
+            probabilities.append(values.view(len(chunk), -1).mean(1))
+        return torch.cat(probabilities).view(depth, length).T.cpu()
 
     @contextmanager
     def _above(self, layer: int, cells: int) -> Iterator[None]:
@@ -275,10 +273,10 @@ class _Tracer:
         """Puts back what each cell stands for, in the cell's own rows."""
         with ExitStack() as stack:
             for layer in range(len(self.model.layer_map)):
-                mine = [index for index, (_, own) in enumerate(cells) if layer in self._layers(kind, own)]
+                mine = [index for index, (_, center) in enumerate(cells) if layer in self._layers(kind, center)]
                 if mine:
                     self._patch(stack, self.taps[kind][layer], mine, cells, self.clean[f"{kind}.{layer}"][None])
-                above = [index for index, (_, own) in enumerate(cells) if layer >= self._layers(kind, own).stop]
+                above = [index for index, (_, center) in enumerate(cells) if layer >= self._layers(kind, center).stop]
                 if self.severed and above:
                     tap = self.taps[self.severed][layer]
                     self._patch(stack, tap, above, cells, self.noisy[f"{self.severed}.{layer}"])
@@ -304,11 +302,11 @@ class _Tracer:
         shape = torch.Size((len(cells) * samples, len(self.text.ids)))
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            own = first_tensor(output)
-            changed = as_rows(own, shape).clone()
+            states = first_tensor(output)
+            changed = as_rows(states, shape).clone()
             for index in mine:
                 changed[index * samples : (index + 1) * samples, cells[index][0]] = values[:, cells[index][0]]
-            changed = changed.reshape(own.shape)
+            changed = changed.reshape(states.shape)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         stack.callback(tap.module.register_forward_hook(hook).remove)
@@ -319,16 +317,16 @@ def average_effects(traces: Sequence[Trace], kind: str) -> dict[str, tuple[Tenso
 
     Roles that no fact has are left out; a fact's tokens of one role are averaged first.
     """
-    found: dict[str, list[Tensor]] = {}
+    by_role: dict[str, list[Tensor]] = {}
     for trace in traces:
         roles, effects = trace.roles(), trace.effects(kind)
         for role in set(roles):
-            rows = [at for at, own in enumerate(roles) if own == role]
-            found.setdefault(role, []).append(effects[rows].mean(0))
+            rows = [place for place, name in enumerate(roles) if name == role]
+            by_role.setdefault(role, []).append(effects[rows].mean(0))
     averages = {}
     for role in ROLES:
-        if role in found:
-            values = torch.stack(found[role])
+        if role in by_role:
+            values = torch.stack(by_role[role])
             spread = values.std(0) if len(values) > 1 else torch.zeros_like(values[0])
             averages[role] = (values.mean(0), 1.96 * spread / len(values) ** 0.5)
     return averages

@@ -61,11 +61,11 @@ def _grouped(
     """
     grouped = query.shape[1] > key.shape[1] and attention_mask is not None
     if not grouped or any(options.get(name) is not None for name in _SPECIAL):
-        found, _ = sdpa_attention_forward(
+        output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-        return found, None
-    found = scaled_dot_product_attention(
+        return output, None
+    output = scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
     )
-    return found.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous(), None

@@ -44,7 +44,7 @@ class CachedTexts:
             states = self.trunk.states(tokens)
             if states is not None:
                 self._states.update(
-                    {row: own[: len(self.texts[row].ids)] for row, own in zip(chunk, states, strict=True)}
+                    {row: state[: len(self.texts[row].ids)] for row, state in zip(chunk, states, strict=True)}
                 )
         self._batches: dict[tuple[int, ...], TextBatch] = {}
 

@@ -59,12 +59,12 @@ def capture_factors(
         runs = [
             _run(passes or model, part, rows, sites, positions) for rows, part in batch.parts(model.saturation_tokens)
         ]
-        read = torch.cat([own.read for own in runs])
-        ids = torch.cat([own.batch.target_ids for own in runs])
-        of_row = torch.cat([own.rows[own.batch.target_rows] for own in runs])
+        read = torch.cat([run.read for run in runs])
+        ids = torch.cat([run.batch.target_ids for run in runs])
+        of_row = torch.cat([run.rows[run.batch.target_rows] for run in runs])
         losses = mean_by_row(token_losses(model, read, ids), of_row, len(batch))
-        gradients = iter(torch.autograd.grad(losses.sum(), [own.outputs[site.name] for own in runs for site in sites]))
-    parts = [{site.name: own.factors(site.name, next(gradients)) for site in sites} for own in runs]
+        gradients = iter(torch.autograd.grad(losses.sum(), [run.outputs[site.name] for run in runs for site in sites]))
+    parts = [{site.name: run.factors(site.name, next(gradients)) for site in sites} for run in runs]
     return {site.name: _joined([part[site.name] for part in parts]) for site in sites}, losses.detach()
 
 
@@ -92,8 +92,8 @@ class _Pass:
         """The factors of one site, given the gradient with respect to its output."""
         # With a device map, sites are on several devices.
         read, gradient = self.inputs[site].to(self.rows.device), gradient.to(self.rows.device)
-        found = _chosen_tokens(read, gradient, self.batch.input_ids.shape, self.positions)
-        return GradientFactors(found.x, found.delta, self.rows[found.rows])
+        chosen = _chosen_tokens(read, gradient, self.batch.input_ids.shape, self.positions)
+        return GradientFactors(chosen.x, chosen.delta, self.rows[chosen.rows])
 
 
 def _run(
@@ -107,8 +107,8 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-    own = None if positions is None else positions[rows][:, : batch.input_ids.shape[1]]
-    return _Pass(batch, rows, own, read, inputs, outputs)
+    chosen = None if positions is None else positions[rows][:, : batch.input_ids.shape[1]]
+    return _Pass(batch, rows, chosen, read, inputs, outputs)
 
 
 def _joined(parts: Sequence[GradientFactors]) -> GradientFactors:

@@ -106,14 +106,14 @@ def losses_and_divergences(
     count = len(inputs)
 
     def loss(logits: Tensor, part: slice, slope: bool) -> tuple[Tensor, Tensor | None]:
-        told, compared = _split(part, count)
-        first, second = _wide(logits).tensor_split([told.stop - told.start])
+        answers, compared = _split(part, count)
+        first, second = _wide(logits).tensor_split([answers.stop - answers.start])
         with torch.no_grad():
             reference = _wide(model.logits_of(before[compared])) if len(second) else second
-        return _joined(nll_and_slope(first, target_ids[told], slope), kl_and_slope(reference, second, slope))
+        return _joined(nll_and_slope(first, target_ids[answers], slope), kl_and_slope(reference, second, slope))
 
-    found = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
-    return found[:count], found[count:]
+    values = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
+    return values[:count], values[count:]
 
 
 @dataclass(frozen=True)
@@ -147,27 +147,29 @@ def search_losses(model: Head, inputs: Tensor, target_ids: Tensor, kept: Tensor,
     predicted, kept_logits = [target_ids[:0]], []
 
     def loss(logits: Tensor, part: slice, slope: bool) -> tuple[Tensor, Tensor | None]:
-        told, compared = _split(part, count)
-        first, second = _wide(logits).tensor_split([told.stop - told.start])
+        answers, compared = _split(part, count)
+        first, second = _wide(logits).tensor_split([answers.stop - answers.start])
         predicted.append(first.argmax(-1))
         kept_logits.append(second)
         reference = second if before is None else before[compared]
-        return _joined(nll_and_slope(first, target_ids[told], slope), reverse_kl_and_slope(reference, second, slope))
+        return _joined(nll_and_slope(first, target_ids[answers], slope), reverse_kl_and_slope(reference, second, slope))
 
-    found = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
-    return SearchLosses(found[:count], torch.cat(predicted), found[count:], torch.cat(kept_logits))
+    values = position_losses(torch.cat([inputs, kept]), model.logits_of, loss, model.logits_at_once)
+    return SearchLosses(values[:count], torch.cat(predicted), values[count:], torch.cat(kept_logits))
 
 
 def _split(part: slice, count: int) -> tuple[slice, slice]:
     """Of a part of all positions: its share of the ``count`` first ones, and of those behind, counted from there."""
-    told = slice(min(part.start, count), min(part.stop, count))
-    return told, slice(max(part.start - count, 0), max(part.stop - count, 0))
+    answers = slice(min(part.start, count), min(part.stop, count))
+    return answers, slice(max(part.start - count, 0), max(part.stop - count, 0))
 
 
-def _joined(told: tuple[Tensor, Tensor | None], compared: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _joined(
+    answers: tuple[Tensor, Tensor | None], compared: tuple[Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
     """Losses and slopes of two lots of positions, one behind the other."""
-    slopes = None if told[1] is None or compared[1] is None else torch.cat([told[1], compared[1]])
-    return torch.cat([told[0], compared[0]]), slopes
+    slopes = None if answers[1] is None or compared[1] is None else torch.cat([answers[1], compared[1]])
+    return torch.cat([answers[0], compared[0]]), slopes
 
 
 def _wide(logits: Tensor) -> Tensor:

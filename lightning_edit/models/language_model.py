@@ -121,7 +121,7 @@ class LanguageModel:
         self._block_returns: int | None = None
         self._applied: set[str] = set()
         self._running = 0
-        self._told_of_length = False
+        self._warned_about_length = False
         self.proofs: dict[tuple[str, int], int] = {}
         """Fast paths, by kind and layer, that gave what the full forward pass gives, for texts up to so many tokens."""
 
@@ -135,8 +135,8 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Precision of the hidden states."""
         embeddings: Any = self.model.get_input_embeddings()
-        found: torch.dtype = embeddings.weight.dtype
-        return found
+        dtype: torch.dtype = embeddings.weight.dtype
+        return dtype
 
     @property
     def is_placed(self) -> bool:
@@ -278,8 +278,8 @@ class LanguageModel:
         )
         if self.has_position_table:
             raise TokenizationError(f"{message}; shorten it")
-        if not self._told_of_length:
-            self._told_of_length = True
+        if not self._warned_about_length:
+            self._warned_about_length = True
             warnings.warn(
                 f"{message}; what it says beyond them may be of no use (other such texts are not named)", stacklevel=3
             )
@@ -515,7 +515,7 @@ class LanguageModel:
         before = torch.cat(references) if references else inputs[:0]
         ratings = rate(self, inputs, batch.target_ids, compared.to(inputs.device), before)
         columns = (inputs, ratings.log_probs, ratings.predicted)
-        own = zip(*(column.split(lengths) for column in columns), strict=True)
+        per_text = zip(*(column.split(lengths) for column in columns), strict=True)
         changes = iter(ratings.divergences.split([n for n, asked in zip(lengths, has_reference, strict=True) if asked]))
         return [
             Score(
@@ -525,7 +525,7 @@ class LanguageModel:
                 read.clone() if keep_head_input else None,
                 float(next(changes).mean()) if asked else None,
             )
-            for text, (read, log_probs, predicted), asked in zip(texts, own, has_reference, strict=True)
+            for text, (read, log_probs, predicted), asked in zip(texts, per_text, has_reference, strict=True)
         ]
 
     @torch.no_grad()

@@ -248,10 +248,10 @@ class LayerMap:
 
     def sites(self, wanted: Sequence[int | str]) -> list[EditSite]:
         """Edit sites by layer (the default site of that layer) or by full module name, in the order of the layers."""
-        found = [self.site(entry) if isinstance(entry, int) else self.named_site(entry) for entry in wanted]
-        if len({site.name for site in found}) < len(found):
+        sites = [self.site(entry) if isinstance(entry, int) else self.named_site(entry) for entry in wanted]
+        if len({site.name for site in sites}) < len(sites):
             raise LayerMapError(f"an edit site is named twice in {list(wanted)}; name each once")
-        return sorted(found, key=lambda site: site.layer)
+        return sorted(sites, key=lambda site: site.layer)
 
     def sites_ending_in(self, endings: Sequence[str], layers: Sequence[int] | None = None) -> list[EditSite]:
         """The linear maps inside blocks whose names end in one of some words, in the order of the layers.

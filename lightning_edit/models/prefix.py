@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_edit.models.attention import grouped_attention
+from lightning_edit.models.fast_paths import problem_of
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
-_TOLERANCE = 1e-3
-"""Largest relative difference of logits between the short and the full forward pass that counts as rounding."""
 _FURTHER = 2
 """A proof holds for texts so many times as long. Attention windows, which length could touch, are always looked for."""
 
@@ -178,12 +177,12 @@ def _moved(values: Tensor, place: Tensor) -> Tensor:
 
 def _selected(cache: Any, rows: Tensor) -> Any:
     """A cache of some of the rows, which grows without changing the original."""
-    own = copy.copy(cache)
-    own.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
     if not torch.equal(rows, torch.arange(len(cache.layers[0].keys), device=rows.device)):
-        for layer in own.layers:
+        for layer in chosen.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-    return own
+    return chosen
 
 
 @torch.no_grad()
@@ -201,44 +200,28 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
     """
     if not any(starts):
         return Passes(model, texts, starts, layer)
-    try:
-        short = SuffixPasses(model, texts, starts, layer)
-        problem = _difference(short, texts, starts)
-    except torch.cuda.OutOfMemoryError:
-        # The whole texts need more memory still.
-        raise
-    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        # Whatever a foreign cache raises, the whole texts can still be run.
-        problem = repr(error)
+    proof, longest = ("suffixes", layer), max(len(text.ids) for text in texts)
+    if model.proofs.get(proof, 0) >= longest:
+        return SuffixPasses(model, texts, starts, layer)
+    whole = Passes(model, texts, starts, layer)
+    rows = torch.arange(len(texts), device=model.device)
+    expected = whole.head_logits(rows, whole.batch, _last(whole.batch))
+    built: list[SuffixPasses] = []
+
+    def short() -> Tensor:
+        built.append(SuffixPasses(model, texts, starts, layer))
+        return built[0].head_logits(rows, built[0].batch, _last(built[0].batch))
+
+    problem = problem_of(short, expected)
     if problem is None:
-        return short
+        if bool(expected.isfinite().all()):
+            model.proofs[proof] = _FURTHER * longest
+        return built[0]
     warnings.warn(
         f"the keys and values before the subject cannot be reused in {model.name} ({problem}); whole texts are run",
         stacklevel=2,
     )
-    return Passes(model, texts, starts, layer)
-
-
-def _difference(short: SuffixPasses, texts: Sequence[EncodedText], starts: Sequence[int]) -> str | None:
-    """What makes the short passes differ from whole texts, if anything does; texts no longer than proved ones pass."""
-    model, proof = short.model, ("suffixes", short.layer)
-    longest = max(len(text.ids) for text in texts)
-    if model.proofs.get(proof, 0) >= longest:
-        return None
-    whole = Passes(model, texts, starts, short.layer)
-    rows = torch.arange(len(texts), device=model.device)
-    expected = whole.head_logits(rows, whole.batch, _last(whole.batch))
-    found = short.head_logits(rows, short.batch, _last(short.batch))
-    # A text whose whole pass breaks says nothing about the others.
-    finite = expected.isfinite().all(-1)
-    expected, found = expected[finite], found[finite]
-    difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
-    allowed = max(_TOLERANCE, 8 * float(torch.finfo(found.dtype).eps))
-    if not difference <= allowed:
-        return f"logits differ by {difference:.1e} (relative)"
-    if len(finite) and bool(finite.all()):
-        model.proofs[proof] = _FURTHER * longest
-    return None
+    return whole
 
 
 def _last(batch: TokenBatch) -> Tensor:

@@ -76,7 +76,7 @@ def _refuse_incomplete(path: str, loading: Mapping[str, Any]) -> None:
     """
     missing, mismatched = sorted(loading.get("missing_keys") or ()), loading.get("mismatched_keys") or ()
     if missing or mismatched:
-        names = [*missing, *(str(own[0] if isinstance(own, tuple) else own) for own in mismatched)]
+        names = [*missing, *(str(entry[0] if isinstance(entry, tuple) else entry) for entry in mismatched)]
         unused = sorted(loading.get("unexpected_keys") or ())
         hint = f"; the files hold names that the model does not have, such as {unused[0]}" if unused else ""
         raise ConfigurationError(

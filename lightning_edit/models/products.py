@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 _TOLERANCE = 1e-5
 """Largest relative difference between two products that counts as rounding in float32."""
-_ENOUGH = 1_000_000
+_MIN_PRODUCT = 1_000_000
 """Multiplications from which on oneDNN is faster: it takes 10 microseconds to begin."""
 
 
@@ -65,17 +65,17 @@ def _problem() -> str | None:
     x, weight = (torch.linspace(-1, 1, rows * 96).sin().view(rows, 96) for rows in (5, 64))
     expected = linear(x, weight)
     try:
-        found = _product(x, weight, None)
+        product = _product(x, weight, None)
     except (AttributeError, RuntimeError) as error:
         return repr(error)
-    difference = float((found - expected).norm() / expected.norm())
+    difference = float((product - expected).norm() / expected.norm())
     return None if difference <= _TOLERANCE else f"they differ by {difference:.1e} (relative)"
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Of (…, M) x, (N, M) weight and (N) bias: x Wᵀ + b."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -105,15 +105,15 @@ def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _product(x, weight, bias)
     # torch gives the apply of a Function no types.
-    found: Tensor = _FrozenProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return found
+    product: Tensor = _FrozenProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return product
 
 
 def _serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() * len(weight) >= _ENOUGH
+        and x.numel() * len(weight) >= _MIN_PRODUCT
         and not weight.requires_grad
         and (bias is None or not bias.requires_grad)
         and not torch.is_autocast_enabled("cpu")

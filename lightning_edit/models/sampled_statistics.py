@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import cache_folder
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.moments import MomentSums
+from lightning_edit.models.moment_sums import MomentSums
 from lightning_edit.models.statistics import MANIFEST, Corpus, KeyStatistics
 
 _LOG = logging.getLogger(__name__)

@@ -87,8 +87,8 @@ class EmbeddingScope(ScopeClassifier):
 
     def pretrained(self) -> list[nn.Parameter]:
         """Those of the encoder's trained layers that its embeddings depend on."""
-        own = self.trained.parameters() if self.trained_layers else []
-        return [parameter for parameter in own if parameter.requires_grad]
+        parameters = self.trained.parameters() if self.trained_layers else []
+        return [parameter for parameter in parameters if parameter.requires_grad]
 
     def remember(self, prompts: Sequence[str]) -> Tensor:
         """(M, D) unit embeddings."""
@@ -98,8 +98,8 @@ class EmbeddingScope(ScopeClassifier):
         """(N, D) float32 unit vectors f(x)."""
         device = self.projection.weight.device
         with torch.set_grad_enabled(self.trained_layers != 0 and torch.is_grad_enabled()):
-            own = self._encode(list(prompts), device)
-        projected = self.projection(own.to(self.projection.weight.dtype))
+            vectors = self._encode(list(prompts), device)
+        projected = self.projection(vectors.to(self.projection.weight.dtype))
         unit: Tensor = nn.functional.normalize(projected, dim=-1)
         return unit
 

@@ -110,13 +110,13 @@ class KeyStatistics:
         """
         if not (Path(folder) / MANIFEST).is_file():
             return None
-        found = cls.load(folder)
-        if found.corpus != corpus or found.fingerprint.compare(fingerprint) is not Likeness.SAME:
+        kept = cls.load(folder)
+        if kept.corpus != corpus or kept.fingerprint.compare(fingerprint) is not Likeness.SAME:
             raise ConfigurationError(
-                f"editor.statistics: {folder} holds statistics of {found.model_name} on {found.corpus}, to which those "
+                f"editor.statistics: {folder} holds statistics of {kept.model_name} on {kept.corpus}, to which those "
                 f"on {corpus} cannot be added; name another folder, or delete it"
             )
-        return found
+        return kept
 
     def moment(self, site: str) -> Tensor:
         """(M, M) the second moment at a site.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lightning_edit.models.fast_paths import problem_of
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
 from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk_store import (
@@ -32,8 +33,6 @@ _LOG = logging.getLogger(__name__)
 
 _GROUP = 32
 """Texts in one forward pass of :meth:`Trunk.fill`."""
-_TOLERANCE = 1e-3
-"""Largest relative difference of head inputs between the short and the full forward pass that counts as rounding."""
 
 
 class Trunk:
@@ -115,9 +114,9 @@ class Trunk:
             states: What :meth:`states` gave for them, if it is at hand.
         """
         kept = [self.store.get(key) for key in batch.keys]
-        found = [own.reference for own in kept if own is not None and own.reference is not None]
-        if len(found) == len(kept):
-            return torch.cat(found).to(device=self.model.device, dtype=self.model.dtype)
+        references = [entry.reference for entry in kept if entry is not None and entry.reference is not None]
+        if len(references) == len(kept):
+            return torch.cat(references).to(device=self.model.device, dtype=self.model.dtype)
         with torch.no_grad():
             return self.head_inputs(batch, batch.answer_mask, states)
 
@@ -178,8 +177,8 @@ class Trunk:
         if not isinstance(self.store, MemoryStore) or self.store.bytes > self.limit:
             self.store = MemoryStore()
         states, inputs = self._run(batch, positions, whole=True)
-        for key, own in zip(batch.keys, states, strict=True):
-            self.store.put(key, Kept(own.to(self.dtype or own.dtype)))
+        for key, state in zip(batch.keys, states, strict=True):
+            self.store.put(key, Kept(state.to(self.dtype or state.dtype)))
         return inputs
 
     def holds(self, batch: TokenBatch) -> bool:
@@ -191,7 +190,7 @@ class Trunk:
         groups = []
         for some, referenced in ((wanted.keys() - compared.keys(), False), (compared.keys(), True)):
             ordered = [wanted[key] for key in sorted(some, key=lambda key: (len(key), key))]
-            groups += [_Group(ordered[at : at + _GROUP], referenced) for at in range(0, len(ordered), _GROUP)]
+            groups += [_Group(ordered[start : start + _GROUP], referenced) for start in range(0, len(ordered), _GROUP)]
         return groups
 
     def _within_limit(self, groups: list[_Group], count: int, dtype: torch.dtype, folder: Path | None) -> list[_Group]:
@@ -219,9 +218,9 @@ class Trunk:
             str(dtype).removeprefix("torch."),
             digest_of_texts((*entry.key, entry.answers) for entry in entries),
         )
-        own = folder / identity.name
-        store, built = open_or_build(own, identity, entries, self._sizes, dtype, lambda: self._computed(groups))
-        _LOG.info("hidden states %s %s", "written to" if built else "read from", own)
+        place = folder / identity.name
+        store, built = open_or_build(place, identity, entries, self._sizes, dtype, lambda: self._computed(groups))
+        _LOG.info("hidden states %s %s", "written to" if built else "read from", place)
         return store
 
     def _computed(self, groups: list[_Group]) -> Iterator[tuple[TextKey, Kept]]:
@@ -235,28 +234,25 @@ class Trunk:
         states, inputs = self._run(batch, positions, whole=group.referenced)
         references: list[Tensor | None] = [None] * len(states)
         if group.referenced:
-            references = [own.clone() for own in inputs.split(batch.target_lengths.tolist())]
-        kept = [Kept(own, reference) for own, reference in zip(states, references, strict=True)]
+            references = [part.clone() for part in inputs.split(batch.target_lengths.tolist())]
+        kept = [Kept(part, reference) for part, reference in zip(states, references, strict=True)]
         return list(zip(batch.keys, kept, strict=True))
 
+    @torch.no_grad()
     def _prove(self, batch: TokenBatch) -> None:
         """Compares the short pass with the full one, at the positions that answer; where it fails, says so."""
-        try:
-            problem = self._difference(batch)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-            # Blocks that call or return otherwise than all that are known; the full pass needs nothing of them.
-            problem = f"a pass from there on fails ({type(error).__name__}: {error})"
+        full = self._measured_pass(batch)
+        problem = problem_of(lambda: self._short(batch, batch.answer_mask), full)
         self.works = problem is None
         if problem is not None:
             warnings.warn(
-                f"the hidden states below block {self.layer} cannot be reused in {self.model.name}: {problem}; the "
+                f"the hidden states below block {self.layer} cannot be reused in {self.model.name} ({problem}); the "
                 "full forward pass is taken from now on",
                 stacklevel=3,
             )
 
-    @torch.no_grad()
-    def _difference(self, batch: TokenBatch) -> str | None:
-        """How the short pass differs from the full one, if it does."""
+    def _measured_pass(self, batch: TokenBatch) -> Tensor:
+        """What the head reads at the answers in a full pass, which also tells what the trunk's block returns."""
         returned: list[int] = []
         sizes: list[int] = []
 
@@ -270,27 +266,18 @@ class Trunk:
         finally:
             handle.remove()
         self._returns, self._sizes = returned[0], (sizes[0], full.shape[-1])
-        short = self._short(batch, batch.answer_mask)
-        # A text whose whole pass breaks says nothing about the others.
-        finite = full.isfinite().all(-1)
-        short, full = short[finite], full[finite]
-        difference = float((short - full).norm() / full.norm().clamp(min=1e-12))
-        # Half precision rounds more coarsely than the tolerance that float32 allows.
-        allowed = max(_TOLERANCE, 8 * float(torch.finfo(short.dtype).eps))
-        if difference <= allowed:
-            return None
-        return f"what the head reads differs by {difference:.1e} (relative) from the full forward pass"
+        return full
 
     def _gather(self, batch: TokenBatch) -> Tensor:
         """(R, S, hidden size) the states of a batch, with zeros at its padding."""
         kept = [self.store.get(key) for key in batch.keys]
-        found = [own.states for own in kept if own is not None]
-        if len(found) == len(kept):
-            own = [states.to(device=self.model.device, dtype=self.model.dtype) for states in found]
+        held = [entry.states for entry in kept if entry is not None]
+        if len(held) == len(kept):
+            rows = [states.to(device=self.model.device, dtype=self.model.dtype) for states in held]
         else:
-            own = self._run(batch, torch.zeros_like(batch.answer_mask), whole=False)[0]
-        states = own[0].new_zeros(*batch.input_ids.shape, own[0].shape[-1])
-        for row, state in enumerate(own):
+            rows = self._run(batch, torch.zeros_like(batch.answer_mask), whole=False)[0]
+        states = rows[0].new_zeros(*batch.input_ids.shape, rows[0].shape[-1])
+        for row, state in enumerate(rows):
             states[row, batch.attention_mask[row].bool()] = state
         return states
 
@@ -306,7 +293,7 @@ class Trunk:
                 inputs = self._full(batch, positions)
         finally:
             handle.remove()
-        return [own[mask].clone() for own, mask in zip(seen[0], batch.attention_mask.bool(), strict=True)], inputs
+        return [row[mask].clone() for row, mask in zip(seen[0], batch.attention_mask.bool(), strict=True)], inputs
 
 
 class _Learner:

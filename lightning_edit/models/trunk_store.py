@@ -212,15 +212,15 @@ def _is_whole(
         return False
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        found = Identity(**manifest["identity"])
+        kept = Identity(**manifest["identity"])
         checksums, stored = dict(manifest["checksums"]), manifest["format"]
     except FileNotFoundError as error:
         raise ConfigurationError(f"{folder} exists and holds no cache of hidden states; name another folder") from error
     except (KeyError, TypeError, ValueError, RecursionError):
         return False
-    if found.name != identity.name:
+    if kept.name != identity.name:
         raise BaseModelMismatchError(
-            f"{folder} holds hidden states of {found.model} (layer {found.layer}, {found.dtype}), of another model, "
+            f"{folder} holds hidden states of {kept.model} (layer {kept.layer}, {kept.dtype}), of another model, "
             f"tokenizer, layer, precision or set of texts than {identity.model} (layer {identity.layer}, "
             f"{identity.dtype}) with these texts; name another folder, or delete it"
         )

@@ -382,8 +382,8 @@ class EditingModule(LightningModule):
                 f"the checkpoint holds {stored['class_path']}, but model.editor is {mine['class_path']}"
             )
         known = {key: tensor.shape for key, tensor in self.state_dict().items()}
-        found = {key: tensor.shape for key, tensor in cast(dict[str, Any], checkpoint["state_dict"]).items()}
-        if known != found:
+        shapes = {key: tensor.shape for key, tensor in cast(dict[str, Any], checkpoint["state_dict"]).items()}
+        if known != shapes:
             raise ConfigurationError(
                 f"the checkpoint's editor was made with {stored['init_args']}, but model.editor is configured with "
                 f"{mine['init_args']}; use the same settings"
@@ -408,7 +408,9 @@ def _continue_within_epoch(checkpoint: dict[str, Any]) -> None:
     Lightning ends the epoch before it stops, and a resumed run would then begin with the next one. The counts are set
     to what they are in a checkpoint that is written between two batches.
     """
-    data = next((own for name, own in checkpoint.items() if name == "EditDataModule" and isinstance(own, dict)), {})
+    data = next(
+        (content for name, content in checkpoint.items() if name == "EditDataModule" and isinstance(content, dict)), {}
+    )
     loops = checkpoint.get("loops", {}).get("fit_loop")
     if not data.get("batches_done") or not loops:
         return

@@ -111,8 +111,8 @@ class EvaluationSettings:
     def groups(self, groups: Sequence[tuple[ProbeKind, str]]) -> list[tuple[ProbeKind, str]]:
         """The kinds and groups of probes that are asked of records that have those of ``groups`` themselves."""
         asked = [pair for pair in groups if pair[0] is not ProbeKind.FLUENCY]
-        own = [pair for pair in groups if pair[0] is ProbeKind.FLUENCY]
-        return asked + ([*dict.fromkeys([*own, (ProbeKind.FLUENCY, "")])] if self.measures_fluency else [])
+        fluency = [pair for pair in groups if pair[0] is ProbeKind.FLUENCY]
+        return asked + ([*dict.fromkeys([*fluency, (ProbeKind.FLUENCY, "")])] if self.measures_fluency else [])
 
 
 @dataclass(frozen=True)
@@ -317,9 +317,9 @@ class Evaluator:
         probes = [probe for probe in record.all_probes if probe.kind is not ProbeKind.FLUENCY]
         if not self.settings.measures_fluency:
             return probes
-        own = list(record.probes_of(ProbeKind.FLUENCY))
+        given = list(record.probes_of(ProbeKind.FLUENCY))
         default = [Probe(request.prompt, (), ProbeKind.FLUENCY) for request in record.requests]
-        return probes + (own or default)
+        return probes + (given or default)
 
     def _limit(self, probe: Probe) -> int:
         if probe.kind is ProbeKind.FLUENCY:
@@ -341,8 +341,8 @@ class Evaluator:
             said = self._score(self.model, asked, None, passes)
             said = self._generate(self.model, asked, said)
             said = [
-                own if question.probe.kind is ProbeKind.LOCALITY else replace(own, head_input=None)
-                for own, question in zip(said, asked, strict=True)
+                answer if question.probe.kind is ProbeKind.LOCALITY else replace(answer, head_input=None)
+                for answer, question in zip(said, asked, strict=True)
             ]
             self._before.update(zip(new, said, strict=True))
         return [self._before[key] for key in keys]

@@ -73,8 +73,8 @@ def _unedited(trunk: Trunk, batch: TokenBatch, rows: Tensor, states: Tensor | No
     """The (N, hidden size) head inputs of the unedited model at the answers of some rows, if there are any."""
     if not len(rows):
         return []
-    own = batch.select(rows)
-    return [trunk.references(own, None if states is None else states[rows, : own.input_ids.shape[1]])]
+    chosen = batch.select(rows)
+    return [trunk.references(chosen, None if states is None else states[rows, : chosen.input_ids.shape[1]])]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lightning_edit.files import remove_unfinished
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.loading import LanguageModelSettings
-from lightning_edit.models.moments import MomentSums
+from lightning_edit.models.moment_sums import MomentSums
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
@@ -86,7 +86,7 @@ class LocateEditing(EditingModule):
         self._identity = self._identified()
         remove_unfinished(self._partial())
         self._sums = MomentSums.resume(self._partial(), self._identity)
-        self._tell_of_others()
+        self._warn_about_stale_partials()
         self._share_what_is_left()
         if self.trainer.world_size > 1 and not list(self.parameters()):
             # Data parallelism refuses a module without parameters, and this one has nothing to train.
@@ -144,10 +144,10 @@ class LocateEditing(EditingModule):
             super().prepare_measures(stage)
 
     def _data(self) -> EditDataModule:
-        found = getattr(self.trainer, "datamodule", None)
-        if not isinstance(found, EditDataModule):
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, EditDataModule):
             raise ConfigurationError("pass an EditDataModule with a corpus to the Trainer")
-        return found
+        return datamodule
 
     def _identified(self) -> str:
         """What the sums belong to: model, sites, corpus, packing, share of the processes, and their limit."""
@@ -176,11 +176,11 @@ class LocateEditing(EditingModule):
         folder, share = Path(str(self.editor.statistics)), f"{self._identity[:_SHOWN]}-{self.trainer.global_rank}"
         return folder.with_name(f"{folder.name}.partial-{share}.safetensors")
 
-    def _tell_of_others(self) -> None:
+    def _warn_about_stale_partials(self) -> None:
         """Sums of another model or text, of other layers or packing stay for the run that they belong to."""
         folder = Path(str(self.editor.statistics))
-        found = {*folder.parent.glob(f"{glob.escape(folder.name)}.partial-*.safetensors")}
-        others = sorted(str(path) for path in found if f".partial-{self._identity[:_SHOWN]}-" not in path.name)
+        partials = {*folder.parent.glob(f"{glob.escape(folder.name)}.partial-*.safetensors")}
+        others = sorted(str(path) for path in partials if f".partial-{self._identity[:_SHOWN]}-" not in path.name)
         if others and self.trainer.is_global_zero:
             _LOG.warning(
                 "%s: sums of another run that was stopped (another model, text, packing, limit or number of processes, "
@@ -228,8 +228,8 @@ class LocateEditing(EditingModule):
         corpus, model = self._corpus(whole.tokens), self.language_model
         kept = self._kept(corpus)
         self.trainer.strategy.barrier()
-        own = {site: moment.cpu() for site, moment in whole.moments().items()}
-        moments = {**(kept.moments if kept else {}), **own}
+        computed = {site: moment.cpu() for site, moment in whole.moments().items()}
+        moments = {**(kept.moments if kept else {}), **computed}
         statistics = KeyStatistics(moments, corpus, model.name, model.fingerprint)
         if self.trainer.is_global_zero:
             folder = statistics.save(str(self.editor.statistics))

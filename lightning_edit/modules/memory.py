@@ -139,10 +139,10 @@ class MemoryEditing(TrainedEditing):
             NonFiniteError: If the loss is not finite.
         """
         memory, first = lists_of_all_processes(batch.requests)
-        own = [self._request_of(batch, row) for row in range(len(batch.outer_texts))]
+        request_of_row = [self._request_of(batch, row) for row in range(len(batch.outer_texts))]
         classifier = self.editor.scope_classifier
         examples = [
-            ScopeExample(prompt, first + own[row] if row < batch.rephrases else None)
+            ScopeExample(prompt, first + request_of_row[row] if row < batch.rephrases else None)
             for row, (prompt, _) in enumerate(batch.outer_texts)
         ]
         if self.subject_examples and self.objective == "supervised":
@@ -166,7 +166,7 @@ class MemoryEditing(TrainedEditing):
         hit = log_p.detach().exp().max(dim=1).values >= self.editor.threshold
         inside = torch.tensor([example.owner is not None for example in examples], device=hit.device)
         rates = {"hit_rate": hit[inside], "false_hit_rate": hit[~inside]}
-        return {name: own.float().mean() for name, own in rates.items() if len(own)}
+        return {name: values.float().mean() for name, values in rates.items() if len(values)}
 
     def _supervised(
         self, batch: TrainingBatch, log_p: Tensor, examples: list[ScopeExample], memory: list[EditRequest]
@@ -196,7 +196,7 @@ class MemoryEditing(TrainedEditing):
                 "objective: mixed needs a counterfactual model with the base's own tokens; use supervised"
             )
         best, which = log_p.max(dim=1)
-        logits, asked = self._answer_logits(batch, [memory[at] for at in which.tolist()])
+        logits, asked = self._answer_logits(batch, [memory[place] for place in which.tolist()])
         with torch.no_grad():
             plain = base.answer_logits(batch.outer).log_softmax(-1)
         share = best[asked.target_rows][:, None]
@@ -234,8 +234,8 @@ class MemoryEditing(TrainedEditing):
     def _request_of(batch: TrainingBatch, row: int) -> int:
         """The place among the batch's requests of the one that a text belongs to."""
         places: list[int] = (batch.edit_of_request == batch.edit_of_outer[row]).nonzero()[:, 0].tolist()
-        request = _asked_about([batch.requests[at] for at in places], batch.outer_texts[row])
-        return next(at for at in places if batch.requests[at] is request)
+        request = _asked_about([batch.requests[place] for place in places], batch.outer_texts[row])
+        return next(place for place in places if batch.requests[place] is request)
 
     def _mean(self, losses: Tensor) -> Tensor:
         """The mean over the losses of all processes, such that averaged gradients are those of the whole."""
@@ -246,14 +246,18 @@ class MemoryEditing(TrainedEditing):
         """The parameters that are trained, with a learning rate of their own for each part."""
         groups, classifier = [], self.editor.scope_classifier
         if self.train_counterfactual:
-            own = list(self.editor.answering_model.parameters())
-            groups.append({"params": own, "lr": self.learning_rate, "name": "counterfactual"})
+            parameters = list(self.editor.answering_model.parameters())
+            groups.append({"params": parameters, "lr": self.learning_rate, "name": "counterfactual"})
         if self.train_scope:
             pretrained = classifier.pretrained()
-            trained = [own for own in classifier.parameters() if own.requires_grad]
-            new = [own for own in trained if all(own is not other for other in pretrained)]
+            trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+            new = [parameter for parameter in trained if all(parameter is not other for other in pretrained)]
             rates = {"scope": (new, self.scope_learning_rate), "encoder": (pretrained, self.encoder_learning_rate)}
-            groups += [{"params": own, "lr": rate, "name": name} for name, (own, rate) in rates.items() if own]
+            groups += [
+                {"params": parameters, "lr": rate, "name": name}
+                for name, (parameters, rate) in rates.items()
+                if parameters
+            ]
         return groups
 
     def configure_optimizers(self) -> Any:

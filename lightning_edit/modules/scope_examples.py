@@ -46,19 +46,19 @@ def subject_examples(memory: Sequence[EditRequest], places: Iterable[int]) -> li
         places: Places of the requests that are wanted.
     """
     order = sorted(range(len(memory)), key=lambda place: (memory[place].prompt, memory[place].target))
-    found: list[ScopeExample] = []
+    examples: list[ScopeExample] = []
     for place in places:
-        own, at = memory[place], order.index(place)
-        if own.subject is None or own.subject_span is None:
+        request, rank = memory[place], order.index(place)
+        if request.subject is None or request.subject_span is None:
             continue
-        found += [ScopeExample(text, place) for text in _searches(own.subject, _asked(own))]
-        following = (memory[index] for index in (*order[at + 1 :], *order[:at]))
-        other = next((one for one in following if one.subject_span and _overlap(own, one) < 0.5), None)
+        examples += [ScopeExample(text, place) for text in _searches(request.subject, _asked(request))]
+        following = (memory[index] for index in (*order[rank + 1 :], *order[:rank]))
+        other = next((one for one in following if one.subject_span and _overlap(request, one) < 0.5), None)
         if other is not None and other.subject_span is not None:
             start, end = other.subject_span
-            found.append(ScopeExample(other.prompt[:start] + own.subject + other.prompt[end:]))
-            found += [ScopeExample(text) for text in _searches(own.subject, _asked(other))]
-    return found
+            examples.append(ScopeExample(other.prompt[:start] + request.subject + other.prompt[end:]))
+            examples += [ScopeExample(text) for text in _searches(request.subject, _asked(other))]
+    return examples
 
 
 def _searches(subject: str, asked: Sequence[str]) -> list[str]:
@@ -92,7 +92,7 @@ def judged_pairs(examples: Sequence[ScopeExample], memory: Sequence[EditRequest]
         if example.owner is not None:
             in_scope[row, example.owner] = True
             asked.add(remembered[example.owner])
-        for at, text in enumerate(remembered):
-            if text in asked and not in_scope[row, at]:
-                counted[row, at] = False
+        for place, text in enumerate(remembered):
+            if text in asked and not in_scope[row, place]:
+                counted[row, place] = False
     return in_scope, counted

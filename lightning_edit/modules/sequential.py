@@ -62,7 +62,7 @@ class SequentialRun:
         self._lock = FileLock(folder / _LOCK_FILE)
         self.sequence = EditSequence()
         self.rows: list[dict[str, Any]] = []
-        self._told = 0
+        self._reported = 0
         self.stopped = False
         if not self.groups:
             raise ConfigurationError(
@@ -204,8 +204,8 @@ class SequentialRun:
 
     def new_rows(self) -> list[dict[str, Any]]:
         """The measures since the last call; those of the run that is gone on with are among the first ones."""
-        rows = [row for row in self.rows if row["edits"] > self._told]
-        self._told = self._measured
+        rows = [row for row in self.rows if row["edits"] > self._reported]
+        self._reported = self._measured
         return rows
 
     @property
@@ -230,9 +230,9 @@ class SequentialRun:
         if now is not None and self._perplexity_before is not None:
             row |= {"perplexity": now, "perplexity_before": self._perplexity_before}
             self._check(now / self._perplexity_before)
-        self.rows = [*(own for own in self.rows if own["edits"] < self.edited), row]
+        self.rows = [*(earlier for earlier in self.rows if earlier["edits"] < self.edited), row]
         with replace_file(self.folder / SCHEDULE_FILE) as temporary:
-            lines = [json.dumps(finite_json(own), allow_nan=False) for own in self.rows]
+            lines = [json.dumps(finite_json(earlier), allow_nan=False) for earlier in self.rows]
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return outcomes
 
@@ -295,7 +295,7 @@ def flat(row: dict[str, Any]) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            values.update({f"{name}/{inner}": own for inner, own in value.items() if own is not None})
+            values.update({f"{name}/{inner}": number for inner, number in value.items() if number is not None})
         elif value is not None:
             values[name] = value
     return values

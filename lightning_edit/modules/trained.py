@@ -146,7 +146,7 @@ class TrainedEditing(EditingModule, ABC):
         super().on_save_checkpoint(checkpoint)
         if self.trainer.accumulate_grad_batches > 1:
             gradients = {name: parameter.grad for name, parameter in self.editor.named_parameters()}
-            checkpoint[_GRADIENTS] = {name: own for name, own in gradients.items() if own is not None}
+            checkpoint[_GRADIENTS] = {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`EditingModule.on_load_checkpoint`."""

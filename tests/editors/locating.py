@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_edit.models.record import Tap, record
+from lightning_edit.models.recording import Tap, record
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 
 CONTEXTS = [["{}"], ["Well. {}", "The answer. {}"]]

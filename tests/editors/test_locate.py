@@ -20,7 +20,7 @@ from lightning_edit.errors import (
     TokenizationError,
 )
 from lightning_edit.models import LanguageModel
-from lightning_edit.models.record import Tap, record
+from lightning_edit.models.recording import Tap, record
 from lightning_edit.records import EditRequest
 from tests.editors.locating import SEARCH, ready, statistics_of
 from tests.testers import REQUESTS, EditorTester

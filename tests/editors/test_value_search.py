@@ -8,7 +8,7 @@ from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_search import ValueSettings, _Search, search_values
 from lightning_edit.errors import ConfigurationError, LayerMapError
 from lightning_edit.models import LanguageModel
-from lightning_edit.models.record import Tap
+from lightning_edit.models.recording import Tap
 from tests.testers import REQUESTS, log_prob
 from tests.tiny_models import FAMILIES, SHARED, build, byte_level_tokenizer, language_model
 

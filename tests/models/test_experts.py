@@ -11,7 +11,7 @@ from lightning_edit.export.adapter import adapter_of
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.capture import capture_factors
 from lightning_edit.models.layer_map import LayerMap
-from lightning_edit.models.record import Tap, record_all
+from lightning_edit.models.recording import Tap, record_all
 from tests.editors.locating import SEARCH, ready, statistics_of
 from tests.testers import REQUESTS, EditorTester, log_prob
 from tests.tiny_models import MIXTURES, build, byte_level_tokenizer

@@ -76,7 +76,7 @@ def test_falls_back_in_words_where_logits_differ(monkeypatch):
     texts, starts = texts_of(model)
     states = SuffixPasses._entering_states
     monkeypatch.setattr(SuffixPasses, "_entering_states", lambda self, rows: states(self, rows) + 1)
-    with pytest.warns(UserWarning, match=r"cannot be reused in tiny-llama \(logits differ"):
+    with pytest.warns(UserWarning, match=r"cannot be reused in tiny-llama \(relative difference"):
         passes = shortest_passes(model, texts, starts, 1)
     assert type(passes) is Passes
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 def everywhere(monkeypatch):
     """As on a processor that oneDNN's products are for."""
     monkeypatch.setattr(products, "_mkl_is_narrow", lambda: True)
-    monkeypatch.setattr(products, "_ENOUGH", 1)
+    monkeypatch.setattr(products, "_MIN_PRODUCT", 1)
     products._is_faster_here.cache_clear()
     yield
     products._is_faster_here.cache_clear()
@@ -81,7 +81,7 @@ def ways_around():
             assert module(x).dtype is torch.bfloat16
 
     def small(module, x):
-        products._ENOUGH = 5 * 12 * 7 + 1
+        products._MIN_PRODUCT = 5 * 12 * 7 + 1
         assert torch.equal(module(x), nn.functional.linear(x, module.weight, module.bias))
 
     def turned_off(module, x):

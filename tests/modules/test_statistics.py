@@ -13,7 +13,7 @@ from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.models import load_language_model
-from lightning_edit.models.moments import MomentSums, keys_of
+from lightning_edit.models.moment_sums import MomentSums, keys_of
 from lightning_edit.models.statistics import KeyStatistics
 from lightning_edit.modules import LocateEditing
 from tests.modules.fitting import fitted, write_config

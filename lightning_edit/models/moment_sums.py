@@ -19,7 +19,7 @@ from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.products import multiplied
-from lightning_edit.models.record import Tap, tapped
+from lightning_edit.models.recording import Tap, tapped
 from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import TokenBatch
 
@@ -52,8 +52,8 @@ class MomentSums:
 
     def add(self, keys: dict[str, Tensor]) -> None:
         """Adds keys: site name to (T, M)."""
-        for site, own in keys.items():
-            wide = own.to(torch.promote_types(own.dtype, torch.float32))
+        for site, rows in keys.items():
+            wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
             product = multiplied(wide.T, wide.T)
             if site in self.sums:
                 # Sums of a run that was resumed were read from a file.
@@ -78,7 +78,7 @@ class MomentSums:
 
     def moments(self) -> dict[str, Tensor]:
         """Site name to (M, M) float32 second moment."""
-        return {site: (own / self.tokens).float() for site, own in self.sums.items()}
+        return {site: (total / self.tokens).float() for site, total in self.sums.items()}
 
     def save(self, path: Path, identity: str) -> None:
         """Saves the sums so far, for a resume.
@@ -88,8 +88,8 @@ class MomentSums:
             identity: What they belong to.
         """
         metadata = {"identity": identity, "tokens": json.dumps(self.tokens), "batches": json.dumps(self.batches)}
-        with replace_file(path, sum(own.nbytes for own in self.sums.values())) as temporary:
-            save_file({site: own.cpu().contiguous() for site, own in self.sums.items()}, temporary, metadata)
+        with replace_file(path, sum(total.nbytes for total in self.sums.values())) as temporary:
+            save_file({site: total.cpu().contiguous() for site, total in self.sums.items()}, temporary, metadata)
 
     @classmethod
     def resume(cls, path: Path, identity: str) -> MomentSums:

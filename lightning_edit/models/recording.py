@@ -95,7 +95,7 @@ def record(
     # Nothing that lies behind a position is read at it.
     texts = [EncodedText(text.ids[: end + 1], (end + 1, end + 1)) for text, end in zip(texts, positions, strict=True)]
     last = _recorded(model, texts, taps, around, lambda values, length: values[length - 1])
-    return {name: torch.stack(own) for name, own in last.items()}
+    return {name: torch.stack(states) for name, states in last.items()}
 
 
 def record_all(
@@ -145,6 +145,6 @@ def _recorded(
             rows = as_rows(values, batch.input_ids.shape)
             wide = torch.promote_types(rows.dtype, torch.float32)
             # Copies, so that nothing of the batch is kept beside what is chosen.
-            own = (choose(row, length).to(wide, copy=True) for row, length in zip(rows, lengths, strict=True))
-            recorded[name].update(zip(chunk, own, strict=True))
-    return {name: [own[index] for index in range(len(texts))] for name, own in recorded.items()}
+            chosen = (choose(row, length).to(wide, copy=True) for row, length in zip(rows, lengths, strict=True))
+            recorded[name].update(zip(chunk, chosen, strict=True))
+    return {name: [chosen[index] for index in range(len(texts))] for name, chosen in recorded.items()}
