@@ -63,7 +63,14 @@ with evaluator.prepared(editor, records[:32]):
     evaluator.evaluate(records[:32], edits)
     seconds["making and measuring 32 edits of MEND"] = time.perf_counter() - start
 
-rome = ROME(layers=[9], covariance="identity", contexts=[["{}", "So: {}", "Well, {}", "And {}"]], steps=10)
+contexts = [["{}", "So: {}", "Well, {}", "And {}"]]
+try:
+    from lightning_edit.editors import ContextSettings, ValueSettings
+    search = {"search": ValueSettings(steps=10), "contexts": ContextSettings(contexts)}
+except ImportError:
+    # Settings were arguments of the editor.
+    search = {"steps": 10, "contexts": contexts}
+rome = ROME(layers=[9], covariance="identity", **search)
 facts = [EditRequest(f"The capital of {name} is", "Rome", name) for name in ("France", "Germany", "Brazil", "Japan")]
 rome.edit_each(model, facts[:1])
 start = time.perf_counter()

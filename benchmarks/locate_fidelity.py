@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.environment import write_result
-from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, Editor
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, ContextSettings, Editor, ValueSettings
 from lightning_edit.edits import WeightEdit
 from lightning_edit.models import load_language_model
 from lightning_edit.records import EditRequest
@@ -30,22 +31,19 @@ LAYERS = [4, 5, 6, 7, 8]
 
 def editors(contexts: list[str], statistics: str) -> dict[str, Editor]:
     """The methods with the reference's settings. ROME averages over all contexts, the others over groups of them."""
-    common: dict[str, Any] = {
-        "statistics": statistics,
-        "steps": 10,
-        "learning_rate": 0.5,
-        "weight_decay": 1e-3,
-        "clamp_norm": 4.0,
-        "kl_weight": 0.0625,
-        "stop_below": 0.05,
-    }
-    alike, grouped = {**common, "contexts": [contexts]}, {**common, "contexts": [contexts[:1], contexts[1:]]}
+    search = ValueSettings(
+        steps=10, learning_rate=0.5, weight_decay=1e-3, clamp_norm=4.0, kl_weight=0.0625, stop_below=0.05
+    )
+    common: dict[str, Any] = {"statistics": statistics, "search": search}
+    alike = {**common, "contexts": ContextSettings([contexts])}
+    grouped = {**common, "contexts": ContextSettings([contexts[:1], contexts[1:]])}
+    weighed = replace(search, satisfied_weight=0.1, satisfied_kl=0.01)
     return {
         "rome": ROME(layers=[5], original_keys=True, **alike),
         "rrome": ROME(layers=[5], **alike),
         "memit": MEMIT(layers=LAYERS, covariance_weight=15000.0, **grouped),
         "emmet": EMMET(layers=[5], covariance_weight=1.0, constraint_ridge=0.1, **grouped),
-        "pmet": PMET(layers=LAYERS, covariance_weight=15000.0, satisfied_kl=0.01, **grouped),
+        "pmet": PMET(layers=LAYERS, covariance_weight=15000.0, **{**grouped, "search": weighed}),
         "alphaedit": AlphaEdit(layers=LAYERS, threshold=0.02, ridge=10.0, **grouped),
     }
 

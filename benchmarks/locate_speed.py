@@ -26,14 +26,15 @@ from benchmarks.environment import in_a_process, peak_memory, read_result, write
 from benchmarks.training_cost import operations, speed_of_products
 from lightning_edit.data import CounterFact
 from lightning_edit.data.corpus import TextCorpus
-from lightning_edit.editors import MEMIT, ROME, Editor
+from lightning_edit.editors import MEMIT, ROME, Editor, ValueSettings
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.models.moment_sums import MomentSums
 from lightning_edit.records import EditRequest
 
 EVALUATIONS = 4
 """Of the loss, where costs are compared with one another."""
-COMMON: dict[str, Any] = {"covariance": "identity", "steps": 25, "stop_below": 0.05}
+SEARCH = ValueSettings(steps=25, stop_below=0.05)
+COMMON: dict[str, Any] = {"covariance": "identity", "search": SEARCH}
 
 
 def rome(**settings: Any) -> Editor:
@@ -41,7 +42,7 @@ def rome(**settings: Any) -> Editor:
 
 
 def memit(**settings: Any) -> Editor:
-    return MEMIT(**{"layers": [4, 5, 6, 7, 8], **COMMON, "clamp_norm": 4.0, "weight_decay": 1e-3, **settings})
+    return MEMIT(**{"layers": [4, 5, 6, 7, 8], **COMMON, **settings})
 
 
 def requests_of(data: Path, count: int) -> list[EditRequest]:
@@ -129,7 +130,7 @@ def growth(model: LanguageModel, data: Path) -> dict[str, Any]:
         floor = operations(lambda: editor.edit(model, group)) / rate
         return {"seconds": round(seconds / len(group), 3), "floor": round(floor / len(group), 3)}
 
-    few: dict[str, Any] = {"steps": EVALUATIONS, "stop_below": None}
+    few: dict[str, Any] = {"search": ValueSettings(steps=EVALUATIONS)}
     lengths = {}
     for words in (0, 20, 60, 120):
         lead = "It is said. " * (words // 3)

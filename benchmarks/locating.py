@@ -51,8 +51,18 @@ def fitted_statistics(data: Path, work: Path) -> Path:
 
 
 def changed_editor(method: str, statistics: Path, changes: dict[str, Any]) -> Editor:
-    """A method with its settings in configs/editor but for some changes, and the statistics, if it wants some."""
+    """A method with its settings in configs/editor but for some changes, and the statistics, if it wants some.
+
+    Changes of its search and its contexts are named like those of its constructor.
+    """
     configured = configured_editor(f"configs/editor/{method}.yaml")
-    own = {"statistics": str(statistics)} if "statistics" in configured.hyperparameters else {}
+    fitted = {"statistics": str(statistics)} if "statistics" in configured.hyperparameters else {}
     described = describe(configured)
-    return build({**described, "init_args": {**described["init_args"], **own, **changes}}, Editor, method)
+    arguments = {**described["init_args"], **fitted}
+    for name, value in changes.items():
+        part = next((part for part in ("search", "contexts") if name in (arguments.get(part) or {})), None)
+        if part is None:
+            arguments[name] = value
+        else:
+            arguments[part] = {**arguments[part], name: value}
+    return build({**described, "init_args": arguments}, Editor, method)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import peak_memory, write_result
-from lightning_edit.editors import AlphaEdit
+from lightning_edit.editors import AlphaEdit, ContextSettings, ValueSettings
 from lightning_edit.edits import EditSequence, FactoredDelta, Provenance, WeightEdit
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.models.statistics import Corpus, KeyStatistics
@@ -51,7 +51,9 @@ def random_edit(model: LanguageModel, layers: list[int], number: int, before: tu
 
 
 def measured(model: LanguageModel, layers: list[int], counts: list[int], **settings: Any) -> list[dict[str, Any]]:
-    editor = AlphaEdit(layers=layers, contexts=[["{}"], ["So. {}"]], steps=5, **settings)
+    editor = AlphaEdit(
+        layers=layers, contexts=ContextSettings([["{}"], ["So. {}"]]), search=ValueSettings(steps=5), **settings
+    )
     editor.use_statistics(moments_of(model, layers))
     sequence, rows = EditSequence(), []
     for count in counts:

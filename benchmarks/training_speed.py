@@ -24,7 +24,7 @@ from benchmarks.environment import in_a_process, peak_memory, read_result, write
 from lightning_edit.data import EditDataModule, ZsRE
 from lightning_edit.editors import MALMEN, MEND, SERAC
 from lightning_edit.models import load_language_model
-from lightning_edit.modules import HypernetworkEditing, MemoryEditing
+from lightning_edit.modules import HypernetworkEditing, HypernetworkOptimization, MemoryEditing
 from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 
 SITES = [-6, -5, -4, -3, -2, -1]
@@ -58,7 +58,10 @@ class Run:
             return MemoryEditing(SERAC(), trunk=trunk)
         editor = {"MEND": MEND, "MALMEN": MALMEN}[self.editor](sites=SITES, rank=64, shared=True)
         return HypernetworkEditing(
-            editor, trunk=trunk, factor_gigabytes=trunk.gigabytes, learning_rate=1e-6, step_size_learning_rate=1e-6
+            editor,
+            trunk=trunk,
+            factor_gigabytes=trunk.gigabytes,
+            optimization=HypernetworkOptimization(learning_rate=1e-6, step_size_learning_rate=1e-6),
         )
 
 

@@ -36,7 +36,7 @@ TIMED = 3
 def searched(model: LanguageModel, editor: LocateEditor, requests: list[EditRequest]) -> list[ValueResult]:
     """The values that an editor searches for some requests."""
     sites = model.layer_map.sites(editor.edited_layers(model))
-    settings = replace(editor.value_settings(), loss_layer=editor.loss_layer_of(model, sites))
+    settings = replace(editor.search, loss_layer=editor.loss_layer_of(model, sites))
     templates = editor.contexts_for(model).templates
     return search_values(model, requests, templates, editor.taps(model, sites), settings)
 

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast, get_type_hints
 
 from torch import nn
@@ -130,8 +130,20 @@ def _built(value: Any, kind: type, name: str, where: str) -> Any:
                 raise ConfigurationError(
                     f"{where}: {name} has no setting {unknown[0]}; it has {', '.join(sorted(known))}"
                 )
-            return settings(**value)
+            default = _default(kind, name)
+            # What is not given is as the constructor's default has it, on the command line as well.
+            return replace(default, **value) if isinstance(default, settings) else settings(**value)
     return value
+
+
+def _default(kind: type, name: str) -> object:
+    """The default of a constructor's argument; None where it has none."""
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameter = inspect.signature(vars(base)["__init__"]).parameters.get(name)
+            if parameter is not None:
+                return None if parameter.default is inspect.Parameter.empty else parameter.default
+    return None
 
 
 def _hints(kind: type) -> dict[str, Any]:

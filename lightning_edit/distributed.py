@@ -29,7 +29,7 @@ def moments_of_all_processes(moments: Moments) -> list[Moments]:
 
 
 def lists_of_all_processes(entries: list[T]) -> tuple[list[T], int]:
-    """The lists of all processes, one behind the other by rank, and where this process's begins. The items are pickled."""
+    """The lists of all processes, joined by rank, and where this process's begins; the items are pickled."""
     if _alone():
         return entries, 0
     gathered: list[list[T]] = [[] for _ in range(processes.get_world_size())]

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -67,11 +67,11 @@ def concise(message: str, options: Sequence[str] = ()) -> str:
         message: An error of jsonargparse: nested lines, with the alternatives of a union side by side.
         options: The names of the command's options.
     """
-    if match := _UNRECOGNIZED.search(message):
-        return f"there is no option {match[1]}{_nearest(match[1], options)}"
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     keys = _KEY.findall(message)
     classes = _CLASS.findall(message)
+    if match := _UNRECOGNIZED.search(message):
+        return _unrecognized(match[1], keys, classes, options)
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     where = ".".join(keys[:1] + [key for key in keys[1:] if key not in keys[0]])
     if match := _OPTION.search(message):
         return _in(where, f"{_short(classes)} has no setting {match[1]}{_nearest(match[1], _settings(classes))}")
@@ -83,6 +83,17 @@ def concise(message: str, options: Sequence[str] = ()) -> str:
         module, _, name = classes[-1].rpartition(".")
         return _in(where, f"there is no class {classes[-1]}{_nearest(name, _public_names(module))}")
     return _in(where, problem or message)
+
+
+def _unrecognized(option: str, keys: Sequence[str], classes: Sequence[str], options: Sequence[str]) -> str:
+    """What is wrong with an option that there is not, or with a setting of a part's settings class."""
+    part, _, name = option.lstrip("-").rpartition(".")
+    kind = _imported(classes[-1]) if classes else None
+    settings = _hint(kind, part) if isinstance(kind, type) and part else None
+    if isinstance(settings, type) and is_dataclass(settings):
+        names = [field.name for field in fields(settings)]
+        return _in(".".join([*keys[:1], part]), f"{settings.__name__} has no setting {name}{_nearest(name, names)}")
+    return f"there is no option {option}{_nearest(option, options)}"
 
 
 def refuse_nulls(kind: type, settings: Mapping[str, Any], where: str) -> None:

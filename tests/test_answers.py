@@ -3,7 +3,7 @@
 import pytest
 
 from lightning_edit.answers import edit_report
-from lightning_edit.editors import MEMIT, FineTuning, TuningSettings
+from lightning_edit.editors import MEMIT, ContextSettings, FineTuning, TuningSettings, ValueSettings
 from tests.testers import REQUESTS
 from tests.tiny_models import language_model
 
@@ -11,7 +11,7 @@ from tests.tiny_models import language_model
 @pytest.mark.parametrize("weight", [15000.0, 1e9])
 def test_an_edit_on_an_identity_covariance_that_changes_nothing_has_a_cross(weight):
     model = language_model("llama")
-    search = {"steps": 4, "contexts": [["{}"]]}
+    search = {"search": ValueSettings(steps=4), "contexts": ContextSettings([["{}"]])}
     edit = MEMIT(layers=[1], covariance="identity", covariance_weight=weight, **search).edit(model, REQUESTS[:1])
     assert any(delta.dense().any() for delta in edit.deltas.values())
     report = edit_report(model, edit, REQUESTS[:1])

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -57,8 +58,14 @@ def test_help_of_training_comes_from_the_docstrings(capsys):
 
 
 def test_a_wrong_key_is_an_error_that_names_it(capsys):
-    assert main(["fit", "--model", "lightning_edit.modules.HypernetworkEditing", "--model.edit_wieght", "1"]) == 1
-    assert "edit_wieght; did you mean edit_weight?" in capsys.readouterr().err
+    arguments = ["fit", "--model", "lightning_edit.modules.HypernetworkEditing"]
+    assert main([*arguments, "--model.log_siets", "true"]) == 1
+    assert "log_siets; did you mean log_sites?" in capsys.readouterr().err
+    assert main([*arguments, "--model.optimization.edit_wieght", "1"]) == 1
+    assert (
+        "model.optimization: HypernetworkOptimization has no setting edit_wieght; did you mean edit_weight?"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])
@@ -128,7 +135,9 @@ def test_every_editor_file_builds_its_editor_and_belongs_to_a_model(path):
         # The one that searches no value and needs no statistics.
         return
     assert content["init_args"]["statistics"] == f"statistics/{path.parent.name}"
-    missing = {"steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight"} - set(content["init_args"])
+    missing = {"steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight"} - set(
+        content["init_args"]["search"]
+    )
     assert not missing, "every setting of a published model is written out"
 
 
@@ -139,7 +148,12 @@ def test_every_model_file_holds_settings_of_a_model(path):
 
 def test_interpolation_works_across_files_and_flags(capsys):
     experiment = ROOT / "configs" / "experiment" / "mend-smollm2-worldfacts.yaml"
-    flags = ["--model.warmup_steps", "7", "--trainer.max_steps", "${..model.init_args.warmup_steps}"]
+    flags = [
+        "--model.optimization.warmup_steps",
+        "7",
+        "--trainer.max_steps",
+        "${..model.init_args.optimization.warmup_steps}",
+    ]
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(experiment), *flags, "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 7
@@ -180,3 +194,15 @@ def test_notes_go_to_the_standard_error_of_the_time(monkeypatch):
         assert text in stream.getvalue()
         assert "Traceback" not in stream.getvalue()
         stream.close()
+
+
+def test_settings_of_a_search_that_are_not_given_stay_as_the_method_has_them(capsys):
+    """On the command line as in :func:`lightning_edit.components.build`."""
+    editor = {"class_path": "lightning_edit.editors.MEMIT", "init_args": {"layers": [1], "search": {"steps": 3}}}
+    model = {"class_path": "lightning_edit.modules.LocateEditing", "init_args": {"editor": editor}}
+    flags = ["--model.editor.init_args.search.learning_rate", "0.25", "--print_config"]
+    with pytest.raises(SystemExit):
+        main(["test", "--model", json.dumps(model), "--data.test", "lightning_edit.data.WorldFacts", *flags])
+    search = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["editor"]["init_args"]["search"]
+    assert (search["steps"], search["learning_rate"]) == (3, 0.25)
+    assert (search["clamp_norm"], search["weight_decay"]) == (0.75, 0.5)

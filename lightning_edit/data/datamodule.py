@@ -283,6 +283,6 @@ class EditDataModule(LightningDataModule):
             if other:
                 raise ConfigurationError(
                     f"the checkpoint's run had other training batches: {', '.join(other)}; use the same settings to go "
-                    "on with it, or start a new run from its weights (model.start)"
+                    "on with it, or start a new run from its weights (model.optimization.start)"
                 )
         self._resume_at = int(state_dict.get("epoch", 0)), int(state_dict.get("batches_done", 0))

@@ -16,10 +16,12 @@ from lightning_edit.editors.melo import MELO
 from lightning_edit.editors.memit import MEMIT
 from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.pmet import PMET
+from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.rome import ROME
 from lightning_edit.editors.scr import SCR
 from lightning_edit.editors.serac import SERAC
 from lightning_edit.editors.tuning import TuningSettings
+from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.editors.wise import WISE, Margins
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "AlphaEdit",
     "Budget",
     "Capabilities",
+    "ContextSettings",
     "Editor",
     "FineTuning",
     "GradientStep",
@@ -47,5 +50,6 @@ __all__ = [
     "LoRA",
     "Margins",
     "TuningSettings",
+    "ValueSettings",
     "load_editor",
 ]

@@ -8,8 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from lightning_edit import ranges
+from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.job import Job, keys_name
+from lightning_edit.editors.locate import Covariance
+from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.spread import SpreadEditor
+from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.edits import StackedFactors
 from lightning_edit.errors import EditError
 from lightning_edit.functional.key_value import null_space, null_space_update
@@ -30,9 +34,11 @@ class AlphaEdit(SpreadEditor):
             Llama-3 8B.
         threshold: Largest eigenvalue that counts as zero (the authors' 0.02).
         ridge: L₂ (10 in the authors' settings).
-        clamp_norm: Largest |δ| in units of |h| (the authors' 0.75).
-        weight_decay: Weight of |δ| / |h|² (the authors' 0.5).
-        common: See :class:`LocateEditor`.
+        search: How values are searched, by default with the authors' |δ| ≤ 0.75 |h| and weight decay of 0.5.
+        contexts: See :class:`LocateEditor`.
+        statistics: See there.
+        covariance: See there.
+        contradictions: See there.
     """
 
     def __init__(
@@ -40,11 +46,13 @@ class AlphaEdit(SpreadEditor):
         layers: Sequence[int] | None = None,
         threshold: float = 0.02,
         ridge: float = 10.0,
-        clamp_norm: float = 0.75,
-        weight_decay: float = 0.5,
-        **common: Any,
+        search: ValueSettings = ValueSettings(clamp_norm=0.75, weight_decay=0.5),
+        contexts: ContextSettings = ContextSettings(),
+        statistics: str | None = None,
+        covariance: Covariance = "fitted",
+        contradictions: Contradictions = "error",
     ) -> None:
-        super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        super().__init__(layers, statistics, covariance, search, contexts, contradictions)
         ranges.above(0, "editor", threshold=threshold, ridge=ridge)
         self.threshold, self.ridge = threshold, ridge
         self._bases: dict[str, tuple[Tensor, Tensor]] = {}

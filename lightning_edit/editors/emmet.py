@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_edit import ranges
+from lightning_edit.editors.contradictions import Contradictions
+from lightning_edit.editors.locate import Covariance
+from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.spread import SpreadEditor
+from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.errors import EditError
 from lightning_edit.functional.key_value import constrained_update
 from lightning_edit.models.layer_map import EditSite
@@ -29,9 +32,12 @@ class EMMET(SpreadEditor):
         covariance_weight: λ (the authors use 1,000 for GPT-2 XL and 1 for the others; without β it has no effect).
         constraint_ridge: β (the authors' 0.1).
         covariance_ridge: ε (the authors' 0).
-        clamp_norm: Largest |δ| in units of |h| (the authors' 0.75; 4 for Llama-2).
-        weight_decay: Weight of |δ| / |h|² (the authors' 0.5; 1e-3 for Llama-2).
-        common: See :class:`LocateEditor`.
+        search: How values are searched, by default with the authors' |δ| ≤ 0.75 |h| and weight decay of 0.5 (4 and 1e-3
+            for Llama-2).
+        contexts: See :class:`LocateEditor`.
+        statistics: See there.
+        covariance: See there.
+        contradictions: See there.
     """
 
     def __init__(
@@ -40,11 +46,13 @@ class EMMET(SpreadEditor):
         covariance_weight: float = 1.0,
         constraint_ridge: float = 0.1,
         covariance_ridge: float = 0.0,
-        clamp_norm: float = 0.75,
-        weight_decay: float = 0.5,
-        **common: Any,
+        search: ValueSettings = ValueSettings(clamp_norm=0.75, weight_decay=0.5),
+        contexts: ContextSettings = ContextSettings(),
+        statistics: str | None = None,
+        covariance: Covariance = "fitted",
+        contradictions: Contradictions = "error",
     ) -> None:
-        super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        super().__init__(layers, statistics, covariance, search, contexts, contradictions)
         ranges.above(0, "editor", covariance_weight=covariance_weight)
         ranges.at_least(0, "editor", constraint_ridge=constraint_ridge, covariance_ridge=covariance_ridge)
         self.covariance_weight = covariance_weight

@@ -19,6 +19,7 @@ from lightning_edit.editors.job import Job, Reading, no_change, non_finite_edits
 from lightning_edit.editors.prompts import (
     BARE,
     Contexts,
+    ContextSettings,
     Sampling,
     every_context,
     in_context,
@@ -27,7 +28,6 @@ from lightning_edit.editors.prompts import (
 )
 from lightning_edit.editors.searched_values import SearchedValues
 from lightning_edit.editors.value_search import ValueSettings, search_values
-from lightning_edit.editors.value_steps import ValueOptimizer
 from lightning_edit.edits import EditSequence, Provenance, StackedFactors, WeightChanges
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.hub import MARK
@@ -52,25 +52,10 @@ class LocateEditor(Editor):
             given, with a warning.
         statistics: Folder of fitted statistics of the keys.
         covariance: "fitted" uses them; "identity" puts C = I in their place, for trials.
-        contexts: Texts with "{}" in place of the prompt, in groups; averages run over groups of means. If none are
-            given, the model samples them itself, as the method's authors do; they are written into the edit.
-        context_seed: Seed of that sampling.
-        bare_apart: Whether the prompt by itself weighs as much in a mean over contexts as all sampled ones together. As
-            in the authors' code if None: MEMIT's and its successors' does so, ROME's counts it as one of 21. A model
-            whose texts begin without a special token reads a subject at the very beginning unlike any other, and then
-            little of ROME's update reaches it.
+        search: How values are searched.
+        contexts: The contexts of a prompt.
         contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
             "last" keeps the last one, "keep" tries to make all of them.
-        steps: Evaluations of the loss in the search for a value (published settings have 20 or 25).
-        learning_rate: Adam's, in that search (0.5 in most published settings).
-        weight_decay: Weight of |δ| / |h|² in it.
-        clamp_norm: Largest |δ| in units of |h|.
-        kl_weight: Weight of the divergence on "<subject> is a" (the authors' 0.0625).
-        stop_below: End the search once its loss is below this; never if None. The authors' code stops at 0.05.
-        loss_layer: Layer whose output the final norm and the head read for the target's loss in the search; the last
-            one if None, as in all published settings.
-        optimizer: "adam", as in all published settings, or "lbfgs", with which 10 evaluations reach what Adam does in
-            25 (benchmarks/README.md); the learning rate is then not used.
     """
 
     capabilities = Capabilities(needs_subject=True, fit_reads="corpus", needs_grad=True)
@@ -80,37 +65,18 @@ class LocateEditor(Editor):
         layers: Sequence[int] | None = None,
         statistics: str | None = None,
         covariance: Covariance = "fitted",
-        contexts: Sequence[Sequence[str]] | None = None,
-        context_seed: int = 0,
-        bare_apart: bool | None = None,
+        search: ValueSettings = ValueSettings(),
+        contexts: ContextSettings = ContextSettings(),
         contradictions: Contradictions = "error",
-        steps: int = 25,
-        learning_rate: float = 0.5,
-        weight_decay: float = 1e-3,
-        clamp_norm: float = 4.0,
-        kl_weight: float = 0.0625,
-        stop_below: float | None = None,
-        loss_layer: int | None = None,
-        optimizer: ValueOptimizer = "adam",
     ) -> None:
         super().__init__()
-        ranges.one_of(get_args(ValueOptimizer), "editor", optimizer=optimizer)
         ranges.one_of(get_args(Covariance), "editor", covariance=covariance)
         ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
         ranges.layer_numbers("editor", layers)
-        ranges.at_least(1, "editor", steps=steps)
-        ranges.at_least(0, "editor", weight_decay=weight_decay, kl_weight=kl_weight)
-        ranges.above(0, "editor", learning_rate=learning_rate, clamp_norm=clamp_norm)
         self.layers = list(layers) if layers is not None else None
         self.statistics, self.covariance = statistics, covariance
-        self.contexts = None if contexts is None else [list(group) for group in contexts]
-        self.context_seed, self.bare_apart = context_seed, bare_apart
-        self.contradictions = contradictions
-        self.steps, self.learning_rate, self.weight_decay = steps, learning_rate, weight_decay
-        self.clamp_norm, self.kl_weight, self.stop_below = clamp_norm, kl_weight, stop_below
-        self.loss_layer, self.optimizer = loss_layer, optimizer
+        self.search, self.contexts, self.contradictions = search, contexts, contradictions
         self._statistics: Statistics | None = None
-        self._contexts = None if contexts is None else Contexts(tuple(tuple(group) for group in contexts))
         self._sampled: tuple[str, Contexts] | None = None
         self._searched_values: SearchedValues | None = None
 
@@ -170,30 +136,18 @@ class LocateEditor(Editor):
 
     def contexts_for(self, model: LanguageModel) -> Contexts:
         """The contexts, sampled from the model where none are configured."""
-        if self._contexts is not None:
-            return self._contexts
+        if self.contexts.given is not None:
+            return self.contexts.given
         digest = model.fingerprint.digest
         if self._sampled is None or self._sampled[0] != digest:
-            apart = self.sampling.apart if self.bare_apart is None else self.bare_apart
+            apart = self.sampling.apart if self.contexts.bare_apart is None else self.contexts.bare_apart
             sampling = replace(self.sampling, apart=apart)
-            self._sampled = digest, sampled_contexts(model, sampling, self.context_seed)
+            self._sampled = digest, sampled_contexts(model, sampling, self.contexts.seed)
         return self._sampled[1]
 
     def require(self, site: EditSite, statistics: Statistics) -> None:
         """Refuses statistics that do not serve a site, before any work is done."""
         statistics.require(site.name)
-
-    def value_settings(self) -> ValueSettings:
-        """How values are searched."""
-        return ValueSettings(
-            self.steps,
-            self.learning_rate,
-            self.weight_decay,
-            self.clamp_norm,
-            self.kl_weight,
-            self.stop_below,
-            optimizer=self.optimizer,
-        )
 
     def loss_layer_of(self, model: LanguageModel, sites: Sequence[EditSite]) -> int | None:
         """Index of the layer that the target's loss reads; None for the last.
@@ -201,12 +155,13 @@ class LocateEditor(Editor):
         Raises:
             ConfigurationError: If it lies below an edited one, whose change it could not see.
         """
-        if self.loss_layer is None:
+        if self.search.loss_layer is None:
             return None
-        layer, highest = model.layer_map.index(self.loss_layer), max(site.layer for site in sites)
+        layer, highest = model.layer_map.index(self.search.loss_layer), max(site.layer for site in sites)
         if layer < highest:
             raise ConfigurationError(
-                f"editor.loss_layer: layer {layer} lies below the edited layer {highest}, and would not see its change"
+                f"editor.search.loss_layer: layer {layer} lies below the edited layer {highest}, and would not see its "
+                "change"
             )
         return None if layer == len(model.layer_map) - 1 else layer
 
@@ -262,7 +217,7 @@ class LocateEditor(Editor):
         flat = [request for group in groups for request in group]
         group_of = [index for index, group in enumerate(groups) for _ in group]
         contexts = self.contexts_for(model)
-        settings = replace(self.value_settings(), loss_layer=self.loss_layer_of(model, sites))
+        settings = replace(self.search, loss_layer=self.loss_layer_of(model, sites))
         # Kept values are those of the unedited model.
         shared = self._searched_values if not len(after) else None
         search = shared.search if shared is not None else search_values

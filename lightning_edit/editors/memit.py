@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from lightning_edit import ranges
+from lightning_edit.editors.contradictions import Contradictions
+from lightning_edit.editors.locate import Covariance
+from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.spread import SpreadEditor
+from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.functional.key_value import least_squares_update
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.statistics import Statistics
@@ -22,20 +25,24 @@ class MEMIT(SpreadEditor):
     Args:
         layers: Layers to edit. The authors edit 13 to 17 of 48 of GPT-2 XL and 3 to 8 of 28 of GPT-J.
         covariance_weight: λ (the authors use 20,000 for GPT-2 XL and 15,000 for GPT-J).
-        clamp_norm: Largest |δ| in units of |h| (the authors' 0.75).
-        weight_decay: Weight of |δ| / |h|² (the authors' 0.5).
-        common: See :class:`LocateEditor`.
+        search: How values are searched, by default with the authors' |δ| ≤ 0.75 |h| and weight decay of 0.5.
+        contexts: See :class:`LocateEditor`.
+        statistics: See there.
+        covariance: See there.
+        contradictions: See there.
     """
 
     def __init__(
         self,
         layers: Sequence[int] | None = None,
         covariance_weight: float = 15000.0,
-        clamp_norm: float = 0.75,
-        weight_decay: float = 0.5,
-        **common: Any,
+        search: ValueSettings = ValueSettings(clamp_norm=0.75, weight_decay=0.5),
+        contexts: ContextSettings = ContextSettings(),
+        statistics: str | None = None,
+        covariance: Covariance = "fitted",
+        contradictions: Contradictions = "error",
     ) -> None:
-        super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        super().__init__(layers, statistics, covariance, search, contexts, contradictions)
         ranges.above(0, "editor", covariance_weight=covariance_weight)
         self.covariance_weight = covariance_weight
 

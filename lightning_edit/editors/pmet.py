@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from lightning_edit import ranges
-from lightning_edit.editors.locate import PLACE
+from lightning_edit.editors.contradictions import Contradictions
+from lightning_edit.editors.locate import PLACE, Covariance
+from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.spread import SpreadEditor
 from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.errors import ConfigurationError
@@ -31,53 +31,35 @@ class PMET(SpreadEditor):
     Args:
         layers: Layers to edit. The authors edit 3 to 8 of 28 of GPT-J.
         covariance_weight: λ (the authors use 6,000 for GPT-J).
-        steps: Evaluations of the loss (the authors' 30).
-        learning_rate: Adam's (the authors' 0.2 for GPT-J).
-        clamp_norm: Largest |δ| in units of |h| (the authors' 0.75).
-        weight_decay: Weight of |δ| / |h|² (the authors' 0.5).
-        kl_weight: Weight of the divergence (the authors' 1).
-        satisfied_weight: Weight of the target's loss in the step after one in which every target token was the most
-            probable one (the authors' 0.1).
-        satisfied_kl: End in such a step if the weighted divergence is at most this (the authors' 0.01); never if None.
-        common: See :class:`LocateEditor`.
+        search: How values are searched, by default with the authors' settings for GPT-J: 30 evaluations, a learning
+            rate of 0.2, |δ| ≤ 0.75 |h|, a weight decay of 0.5, a weight of 1 for the divergence, and of 0.1 for the
+            target's loss once every target token is the most probable one.
+        contexts: See :class:`LocateEditor`.
+        statistics: See there.
+        covariance: See there.
+        contradictions: See there.
     """
 
     def __init__(
         self,
         layers: Sequence[int] | None = None,
         covariance_weight: float = 6000.0,
-        steps: int = 30,
-        learning_rate: float = 0.2,
-        clamp_norm: float = 0.75,
-        weight_decay: float = 0.5,
-        kl_weight: float = 1.0,
-        satisfied_weight: float = 0.1,
-        satisfied_kl: float | None = None,
-        **common: Any,
+        search: ValueSettings = ValueSettings(
+            steps=30, learning_rate=0.2, weight_decay=0.5, clamp_norm=0.75, kl_weight=1.0, satisfied_weight=0.1
+        ),
+        contexts: ContextSettings = ContextSettings(),
+        statistics: str | None = None,
+        covariance: Covariance = "fitted",
+        contradictions: Contradictions = "error",
     ) -> None:
-        super().__init__(
-            layers=layers,
-            steps=steps,
-            learning_rate=learning_rate,
-            clamp_norm=clamp_norm,
-            weight_decay=weight_decay,
-            kl_weight=kl_weight,
-            **common,
-        )
-        if self.optimizer != "adam":
+        super().__init__(layers, statistics, covariance, search, contexts, contradictions)
+        if search.optimizer != "adam":
             raise ConfigurationError(
-                f"editor.optimizer: {self.optimizer!r} searches one value of a loss that stays as it is; PMET searches "
-                "two, and weighs its loss anew as it goes; leave it at adam"
+                f"editor.search.optimizer: {search.optimizer!r} searches one value of a loss that stays as it is; PMET "
+                "searches two, and weighs its loss anew as it goes; leave it at adam"
             )
         ranges.above(0, "editor", covariance_weight=covariance_weight)
-        ranges.at_least(0, "editor", satisfied_weight=satisfied_weight)
         self.covariance_weight = covariance_weight
-        self.satisfied_weight, self.satisfied_kl = satisfied_weight, satisfied_kl
-
-    def value_settings(self) -> ValueSettings:
-        """See :meth:`LocateEditor.value_settings`."""
-        settings = super().value_settings()
-        return replace(settings, satisfied_weight=self.satisfied_weight, satisfied_kl=self.satisfied_kl)
 
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
         """The output projections of MLP and attention in the last layer."""

@@ -105,6 +105,38 @@ STARTED_SAMPLES = Sampling(("The", "Therefore", "Because", "I", "You"), (10,) * 
 """MEMIT's contexts: one sample for each of five beginnings (Meng et al. 2023), whose code counts the beginning, too."""
 
 
+@dataclass(frozen=True)
+class ContextSettings:
+    """The contexts of a prompt, over which values are searched and keys are averaged.
+
+    Args:
+        templates: Texts with "{}" in place of the prompt, in groups; averages run over groups of means. If none are
+            given, the model samples them itself, as the methods' authors do; they are written into the edit.
+        seed: Seed of that sampling.
+        bare_apart: Whether the prompt by itself weighs as much in a mean over contexts as all sampled ones together. As
+            in the authors' code if None: MEMIT's and its successors' does so, ROME's counts it as one of 21. A model
+            whose texts begin without a special token reads a subject at the very beginning unlike any other, and then
+            little of ROME's update reaches it.
+
+    Raises:
+        ConfigurationError: If a template is not usable.
+    """
+
+    templates: Sequence[Sequence[str]] | None = None
+    seed: int = 0
+    bare_apart: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.templates is not None:
+            object.__setattr__(self, "templates", [list(group) for group in self.templates])
+            Contexts(tuple(tuple(group) for group in self.templates or ()))
+
+    @property
+    def given(self) -> Contexts | None:
+        """The contexts that are configured; None where they are sampled."""
+        return None if self.templates is None else Contexts(tuple(tuple(group) for group in self.templates))
+
+
 def sampled_contexts(model: LanguageModel, sampling: Sampling, seed: int) -> Contexts:
     """Contexts sampled from the model, five likeliest tokens at a time; the global random state is left as it was.
 

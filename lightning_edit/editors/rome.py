@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lightning_edit.editors.base import Capabilities
+from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.job import Job, Reading
-from lightning_edit.editors.locate import PLACE, LocateEditor
-from lightning_edit.editors.prompts import PLAIN_SAMPLES, Sampling
+from lightning_edit.editors.locate import PLACE, Covariance, LocateEditor
+from lightning_edit.editors.prompts import PLAIN_SAMPLES, ContextSettings, Sampling
+from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.edits import StackedFactors
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.key_value import constrained_update
@@ -33,13 +34,17 @@ class ROME(LocateEditor):
     Args:
         layers: The one layer to edit. The authors edit layer 17 of 48 of GPT-2 XL and 5 of 28 of GPT-J.
         original_keys: As in the original implementation: the bare prompt's key and output outside C⁻¹k*.
-        clamp_norm: Largest |δ| in units of |h| (the authors' 4).
-        weight_decay: Weight of |δ| / |h|² (0.5 for the GPT models; 1e-3 is common for Llama's).
-        common: See :class:`LocateEditor`.
+        search: How values are searched, by default with the authors' |δ| ≤ 4 |h| and a weight decay of 1e-3, which is
+            common for Llama (the authors' 0.5 is for GPT models).
+        contexts: See :class:`LocateEditor`.
+        statistics: See there.
+        covariance: See there.
+        contradictions: See there.
 
     Example:
         >>> from lightning_edit import EditRequest
-        >>> editor = ROME(layers=[1], covariance="identity", contexts=[["{}"]], steps=5)
+        >>> from lightning_edit.editors import ValueSettings
+        >>> editor = ROME(layers=[1], search=ValueSettings(steps=5), covariance="identity")
         >>> edit = editor.edit(model, [EditRequest("The capital of France is", target="Rome", subject="France")])
         >>> [delta] = edit.weight_deltas().values()
         >>> int(delta.dense().count_nonzero() > 0), edit.provenance.method
@@ -52,11 +57,13 @@ class ROME(LocateEditor):
         self,
         layers: Sequence[int] | None = None,
         original_keys: bool = False,
-        clamp_norm: float = 4.0,
-        weight_decay: float = 1e-3,
-        **common: Any,
+        search: ValueSettings = ValueSettings(),
+        contexts: ContextSettings = ContextSettings(),
+        statistics: str | None = None,
+        covariance: Covariance = "fitted",
+        contradictions: Contradictions = "error",
     ) -> None:
-        super().__init__(layers=layers, clamp_norm=clamp_norm, weight_decay=weight_decay, **common)
+        super().__init__(layers, statistics, covariance, search, contexts, contradictions)
         if layers is not None and len(layers) != 1:
             raise ConfigurationError(f"editor.layers: ROME edits one layer, found {list(layers)}")
         self.original_keys = original_keys

@@ -21,7 +21,7 @@ def difference(fast: Tensor, full: Tensor) -> str | None:
         full: The same of the full pass. Rows that are not finite are passed over: a text whose full pass breaks says
             nothing about the others.
     """
-    finite = full.isfinite().reshape(len(full), -1).all(-1)
+    finite = full.isfinite() if full.dim() == 1 else full.isfinite().all(-1)
     fast, full = fast[finite], full[finite]
     relative = float((fast - full).norm() / full.norm().clamp(min=1e-12))
     # Half precision rounds more coarsely than the tolerance that float32 allows.

@@ -240,9 +240,10 @@ class Trunk:
 
     @torch.no_grad()
     def _prove(self, batch: TokenBatch) -> None:
-        """Compares the short pass with the full one, at the positions that answer; where it fails, says so."""
-        full = self._measured_pass(batch)
-        problem = problem_of(lambda: self._short(batch, batch.answer_mask), full)
+        """Compares the short pass with the full one; where it fails, says so."""
+        positions = _compared_positions(batch)
+        full = self._measured_pass(batch, positions)
+        problem = problem_of(lambda: self._short(batch, positions), full)
         self.works = problem is None
         if problem is not None:
             warnings.warn(
@@ -251,8 +252,8 @@ class Trunk:
                 stacklevel=3,
             )
 
-    def _measured_pass(self, batch: TokenBatch) -> Tensor:
-        """What the head reads at the answers in a full pass, which also tells what the trunk's block returns."""
+    def _measured_pass(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """What the head reads at some positions in a full pass, which also tells what the trunk's block returns."""
         returned: list[int] = []
         sizes: list[int] = []
 
@@ -262,7 +263,7 @@ class Trunk:
 
         handle = self.model.layer_map.blocks[self.layer].register_forward_hook(record)
         try:
-            full = self._full(batch, batch.answer_mask)
+            full = self._full(batch, positions)
         finally:
             handle.remove()
         self._returns, self._sizes = returned[0], (sizes[0], full.shape[-1])
@@ -332,6 +333,15 @@ class _Group:
 
     def entries(self) -> list[Entry]:
         return [Entry(text.key, len(text.ids), len(text.target_ids) if self.referenced else 0) for text in self.texts]
+
+
+def _compared_positions(batch: TokenBatch) -> Tensor:
+    """(R, S) bool: the positions that answer; the last one of each text where none does."""
+    if bool(batch.answer_mask.any()):
+        return batch.answer_mask
+    last = torch.zeros_like(batch.answer_mask)
+    last[torch.arange(len(batch)), batch.attention_mask.cumsum(1).argmax(1)] = True
+    return last
 
 
 def _recording(seen: list[Tensor]) -> Callable[..., None]:

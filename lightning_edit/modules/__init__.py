@@ -5,6 +5,7 @@ from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
 from lightning_edit.modules.hypernetwork import HypernetworkEditing
 from lightning_edit.modules.locate import LocateEditing
 from lightning_edit.modules.memory import MemoryEditing
+from lightning_edit.modules.optimization import HypernetworkOptimization, MemoryOptimization
 from lightning_edit.modules.retrieval import RetrievalEditing
 
 __all__ = [
@@ -12,8 +13,10 @@ __all__ = [
     "EvaluationSettings",
     "Evaluator",
     "HypernetworkEditing",
+    "HypernetworkOptimization",
     "LocateEditing",
     "MemoryEditing",
+    "MemoryOptimization",
     "Prediction",
     "RetrievalEditing",
 ]

@@ -27,7 +27,8 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.evaluation import EvaluationSettings
-from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
+from lightning_edit.modules.optimization import HypernetworkOptimization
+from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 _WHITENING_TEXTS = 1024
@@ -139,21 +140,15 @@ class HypernetworkEditing(TrainedEditing):
         validation: How they are evaluated in validation while fitting.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes.
-        edit_weight: Weight of the target's loss (the authors' c_edit, 0.1).
-        locality_weight: Weight of the divergence from the unedited model (the authors' c_loc, 1.0).
-        learning_rate: Adam's learning rate for the networks. The authors use 1e-6 with weights of unit variance and
-            100,000 and more steps; ours start smaller, and short runs need a larger rate.
-        step_size_learning_rate: Adam's learning rate for the step sizes (the authors use 1e-4).
-        warmup_steps: The learning rates rise linearly over this many steps.
-        schedule: "constant", or "cosine" decay to zero over the run.
+        optimization: How it is trained.
         trunk: How the hidden states below the lowest block that training reaches are kept.
         factor_gigabytes: Size of the gradient factors that are kept in memory: they belong to the unedited model, and
             are computed once for each training request instead of in every epoch. 0 keeps none.
-        start: Checkpoint of an editor of the same shape whose weights training starts from.
         log_sites: Whether norms and step sizes of each edit site are logged.
     """
 
     editor: HypernetworkEditor
+    optimization: HypernetworkOptimization
 
     def __init__(
         self,
@@ -163,27 +158,15 @@ class HypernetworkEditing(TrainedEditing):
         validation: EvaluationSettings = EvaluationSettings(generate_records=8),
         average: Average = "probe",
         metrics: Sequence[Metric] = (),
-        edit_weight: float = 0.1,
-        locality_weight: float = 1.0,
-        learning_rate: float = 7e-4,
-        step_size_learning_rate: float = 3e-5,
-        warmup_steps: int = 0,
-        schedule: Schedule = "constant",
+        optimization: HypernetworkOptimization = HypernetworkOptimization(),
         trunk: TrunkSettings = TrunkSettings(),
         factor_gigabytes: float = 0.0,
-        start: str | None = None,
         log_sites: bool = True,
     ) -> None:
-        super().__init__(
-            editor, language_model, evaluation, validation, average, metrics, warmup_steps, schedule, trunk, start
-        )
-        ranges.at_least(0, "model", edit_weight=edit_weight, locality_weight=locality_weight)
-        ranges.at_least(0, "model", learning_rate=learning_rate, step_size_learning_rate=step_size_learning_rate)
+        super().__init__(editor, language_model, evaluation, validation, average, metrics, optimization, trunk)
         ranges.at_least(0, "model", factor_gigabytes=factor_gigabytes)
         self.log_sites = log_sites
         self._factors = FactorCache(int(factor_gigabytes * 2**30))
-        self.edit_weight, self.locality_weight = edit_weight, locality_weight
-        self.learning_rate, self.step_size_learning_rate = learning_rate, step_size_learning_rate
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -204,7 +187,8 @@ class HypernetworkEditing(TrainedEditing):
         store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk, self._factors)
         editor.learn_statistics(store)
         proposal = editor.propose(store)
-        outer = outer_gradients(model, batch, proposal, trunk, self.edit_weight, self.locality_weight)
+        weights = self.optimization.edit_weight, self.optimization.locality_weight
+        outer = outer_gradients(model, batch, proposal, trunk, *weights)
         self._check_finite(batch, proposal, outer)
         self._log_step(batch, proposal, outer)
         return surrogate_loss(outer.objective, proposal.carry(outer.gradients))
@@ -269,8 +253,8 @@ class HypernetworkEditing(TrainedEditing):
         networks = [value for name, value in parameters.items() if not name.startswith("step_sizes")]
         optimizer = torch.optim.Adam(
             [
-                {"params": networks, "lr": self.learning_rate, "name": "networks"},
-                {"params": sizes, "lr": self.step_size_learning_rate, "name": "step_sizes"},
+                {"params": networks, "lr": self.optimization.learning_rate, "name": "networks"},
+                {"params": sizes, "lr": self.optimization.step_size_learning_rate, "name": "step_sizes"},
             ]
         )
         return self.scheduled(optimizer)

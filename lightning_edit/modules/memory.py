@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_edit import ranges
 from lightning_edit.data.batches import TrainingBatch
 from lightning_edit.distributed import lists_of_all_processes, mean_over_processes
 from lightning_edit.editors.serac import SERAC
@@ -22,8 +21,9 @@ from lightning_edit.models.head import token_losses
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.optimization import MemoryOptimization
 from lightning_edit.modules.scope_examples import ScopeExample, judged_pairs, subject_examples
-from lightning_edit.modules.trained import Schedule, TrainedEditing, TrunkSettings
+from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import TokenBatch
 
@@ -43,32 +43,12 @@ class MemoryEditing(TrainedEditing):
         validation: How they are evaluated in validation while fitting.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes.
-        objective: "supervised": the classifier's binary cross-entropy and the counterfactual model's loss on the
-            matching request, apart (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
-            (1 - s) · p_base, s being the largest scope probability, on rephrases, and its divergence from the base on
-            locality prompts; only where the counterfactual model has the base's tokens.
-        subject_examples: Whether to make those hard examples. Without them a classifier trained on unrelated locality
-            prompts learns to look at the subject alone.
-        hardest_negatives: Whether the classifier's loss counts, of all requests that a prompt is out of scope of, the
-            most probable one alone. Routing looks no further, and in a mean over all pairs (the paper's equation) the
-            easy ones outweigh it.
-        train_scope: Whether the scope classifier is trained.
-        train_counterfactual: Whether the counterfactual model is trained.
-        scope_weight: Weight of the classifier's loss; the counterfactual model's has weight one.
-        learning_rate: Adam's learning rate for the counterfactual model. (The authors use 1e-5 for whole models.)
-        scope_learning_rate: Adam's learning rate for the scope classifier's projection and scale.
-        encoder_learning_rate: Adam's learning rate for the pretrained layers that are trained with them.
-        warmup_steps: The learning rates rise linearly over this many steps.
-        schedule: "constant", or "cosine" decay to zero over the run.
+        optimization: What is trained, and how.
         trunk: How the hidden states below the lowest block that training reaches are kept.
-        start: Checkpoint of an editor of the same shape whose weights training starts from; so the classifier and the
-            counterfactual model can be trained one after the other.
-
-    Raises:
-        ConfigurationError: If nothing is to be trained.
     """
 
     editor: SERAC
+    optimization: MemoryOptimization
 
     def __init__(
         self,
@@ -78,42 +58,18 @@ class MemoryEditing(TrainedEditing):
         validation: EvaluationSettings = EvaluationSettings(generate_records=8),
         average: Average = "probe",
         metrics: Sequence[Metric] = (),
-        objective: Literal["supervised", "mixed"] = "supervised",
-        subject_examples: bool = True,
-        hardest_negatives: bool = True,
-        train_scope: bool = True,
-        train_counterfactual: bool = True,
-        scope_weight: float = 1.0,
-        learning_rate: float = 5e-4,
-        scope_learning_rate: float = 1e-3,
-        encoder_learning_rate: float = 1e-4,
-        warmup_steps: int = 0,
-        schedule: Schedule = "constant",
+        optimization: MemoryOptimization = MemoryOptimization(),
         trunk: TrunkSettings = TrunkSettings(),
-        start: str | None = None,
     ) -> None:
-        super().__init__(
-            editor, language_model, evaluation, validation, average, metrics, warmup_steps, schedule, trunk, start
-        )
-        if not (train_scope or train_counterfactual):
-            raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
-        ranges.one_of(("supervised", "mixed"), "model", objective=objective)
-        ranges.at_least(0, "model", scope_weight=scope_weight, scope_learning_rate=scope_learning_rate)
-        ranges.at_least(0, "model", learning_rate=learning_rate, encoder_learning_rate=encoder_learning_rate)
-        self.objective, self.subject_examples = objective, subject_examples
-        self.hardest_negatives = hardest_negatives
-        self.train_scope, self.train_counterfactual = train_scope, train_counterfactual
-        self.scope_weight = scope_weight
-        self.learning_rate, self.scope_learning_rate = learning_rate, scope_learning_rate
-        self.encoder_learning_rate = encoder_learning_rate
+        super().__init__(editor, language_model, evaluation, validation, average, metrics, optimization, trunk)
 
     def setup(self, stage: str) -> None:
         """See :meth:`EditingModule.setup`; in fit, what is not trained takes no gradient."""
         super().setup(stage)
         if stage == "fit":
             for part, trained in (
-                (self.editor.scope_classifier, self.train_scope),
-                (self.editor.answering_model, self.train_counterfactual),
+                (self.editor.scope_classifier, self.optimization.train_scope),
+                (self.editor.answering_model, self.optimization.train_counterfactual),
             ):
                 if not trained:
                     part.requires_grad_(False)
@@ -145,13 +101,13 @@ class MemoryEditing(TrainedEditing):
             ScopeExample(prompt, first + request_of_row[row] if row < batch.rephrases else None)
             for row, (prompt, _) in enumerate(batch.outer_texts)
         ]
-        if self.subject_examples and self.objective == "supervised":
+        if self.optimization.subject_examples and self.optimization.objective == "supervised":
             examples += subject_examples(memory, range(first, first + len(batch.requests)))
-        with torch.set_grad_enabled(self.train_scope):
+        with torch.set_grad_enabled(self.optimization.train_scope):
             keys = classifier.remember([request.prompt for request in memory])
             log_p = classifier.log_similarity([example.prompt for example in examples], keys)
         values: dict[str, Tensor | float]
-        if self.objective == "mixed":
+        if self.optimization.objective == "mixed":
             loss, values = self._mixed(batch, log_p, memory)
         else:
             loss, values = self._supervised(batch, log_p, examples, memory)
@@ -173,14 +129,14 @@ class MemoryEditing(TrainedEditing):
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         loss = log_p.new_zeros(())
         values: dict[str, Tensor | float] = {}
-        if self.train_scope:
+        if self.optimization.train_scope:
             in_scope, counted = judged_pairs(examples, memory)
             in_scope, counted = in_scope.to(log_p.device), counted.to(log_p.device)
-            positive, negative = scope_losses(log_p, in_scope, counted, self.hardest_negatives)
+            positive, negative = scope_losses(log_p, in_scope, counted, self.optimization.hardest_negatives)
             scope = self._mean(positive) + self._mean(negative)
-            loss = loss + self.scope_weight * scope
+            loss = loss + self.optimization.scope_weight * scope
             values |= {"scope_loss": scope.detach()}
-        if self.train_counterfactual:
+        if self.optimization.train_counterfactual:
             requests = [memory[example.owner] for example in examples[: batch.rephrases] if example.owner is not None]
             edit = self._mean(self._answer_losses(batch, requests))
             loss = loss + edit
@@ -227,7 +183,7 @@ class MemoryEditing(TrainedEditing):
         base = self.language_model
         with self.editor.answering_model.speaking(base) as other:
             asked = _shown(other, batch.outer_texts, requests)
-            with torch.set_grad_enabled(self.train_counterfactual):
+            with torch.set_grad_enabled(self.optimization.train_counterfactual):
                 return (self.trunk() if other is base else other).answer_logits(asked), asked
 
     @staticmethod
@@ -245,14 +201,17 @@ class MemoryEditing(TrainedEditing):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters that are trained, with a learning rate of their own for each part."""
         groups, classifier = [], self.editor.scope_classifier
-        if self.train_counterfactual:
+        if self.optimization.train_counterfactual:
             parameters = list(self.editor.answering_model.parameters())
-            groups.append({"params": parameters, "lr": self.learning_rate, "name": "counterfactual"})
-        if self.train_scope:
+            groups.append({"params": parameters, "lr": self.optimization.learning_rate, "name": "counterfactual"})
+        if self.optimization.train_scope:
             pretrained = classifier.pretrained()
             trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
             new = [parameter for parameter in trained if all(parameter is not other for other in pretrained)]
-            rates = {"scope": (new, self.scope_learning_rate), "encoder": (pretrained, self.encoder_learning_rate)}
+            rates = {
+                "scope": (new, self.optimization.scope_learning_rate),
+                "encoder": (pretrained, self.optimization.encoder_learning_rate),
+            }
             groups += [
                 {"params": parameters, "lr": rate, "name": name}
                 for name, (parameters, rate) in rates.items()

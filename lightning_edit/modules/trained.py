@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import grad_norm
@@ -23,9 +23,7 @@ from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation import EvaluationSettings
-
-Schedule = Literal["constant", "cosine"]
-
+from lightning_edit.modules.optimization import Optimization
 
 _GRADIENTS = "lightning_edit_gradients"
 """Key of a checkpoint under which the gradients of an incomplete step are kept."""
@@ -65,10 +63,8 @@ class TrainedEditing(EditingModule, ABC):
         validation: How they are evaluated in validation while fitting.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes.
-        warmup_steps: The learning rates rise linearly over this many steps.
-        schedule: "constant", or "cosine" decay to zero over the run.
+        optimization: How it is trained.
         trunk: How the hidden states below the lowest block that training reaches are kept.
-        start: Checkpoint of an editor of the same shape whose weights training starts from.
     """
 
     def __init__(
@@ -79,24 +75,19 @@ class TrainedEditing(EditingModule, ABC):
         validation: EvaluationSettings,
         average: Average,
         metrics: Sequence[Metric],
-        warmup_steps: int,
-        schedule: Schedule,
+        optimization: Optimization,
         trunk: TrunkSettings,
-        start: str | None,
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average, metrics)
-        ranges.at_least(0, "model", warmup_steps=warmup_steps)
-        ranges.one_of(get_args(Schedule), "model", schedule=schedule)
-        self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.trunk_settings, self.start = trunk, start
+        self.optimization, self.trunk_settings = optimization, trunk
         self._kept: Trunk | None = None
         self._gradients: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         """See :meth:`EditingModule.setup`; in fit, the editor gets the weights that training starts from."""
         super().setup(stage)
-        if stage == "fit" and self.start is not None:
-            load_weights(self.start, self.editor, self.language_model)
+        if stage == "fit" and self.optimization.start is not None:
+            load_weights(self.optimization.start, self.editor, self.language_model)
 
     @abstractmethod
     def lowest_layer(self) -> int:
@@ -171,10 +162,11 @@ class TrainedEditing(EditingModule, ABC):
 
     def _rate(self, step: int) -> float:
         """Factor of the learning rates at a step."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if self.schedule == "constant":
+        warmup = self.optimization.warmup_steps
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.optimization.schedule == "constant":
             return 1.0
-        total = max(int(self.trainer.estimated_stepping_batches), self.warmup_steps + 1)
-        progress = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
+        total = max(int(self.trainer.estimated_stepping_batches), warmup + 1)
+        progress = (step - warmup) / max(total - warmup, 1)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -35,7 +35,7 @@ def configured(folder, tiny_folder, **changes):
     for name, content in {
         "ice": {"class_path": "lightning_edit.editors.ICE"},
         "step": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [1, 2]}},
-        "rome": {"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1], "steps": 2}},
+        "rome": {"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1], "search": {"steps": 2}}},
         "broken": {"class_path": "lightning_edit.editors.GradientStep", "init_args": {"sites": [99]}},
     }.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
@@ -406,7 +406,7 @@ def test_the_cells_of_some_editors_and_data_sets_can_be_run_alone(tmp_path, tiny
 
 def test_methods_that_search_the_same_values_search_them_once_and_report_the_whole_time(tmp_path, tiny_folder):
     for name, original in (("first", False), ("second", True)):
-        arguments = {"layers": [1], "steps": 3, "original_keys": original}
+        arguments = {"layers": [1], "search": {"steps": 3}, "original_keys": original}
         content = {"class_path": "lightning_edit.editors.ROME", "init_args": arguments}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     editors = {name: {"editor": f"{name}.yaml"} for name in ("first", "second")}

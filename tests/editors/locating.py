@@ -2,13 +2,14 @@
 
 import torch
 
+from lightning_edit.editors import ContextSettings, ValueSettings
 from lightning_edit.models.recording import Tap, record
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 
 CONTEXTS = [["{}"], ["Well. {}", "The answer. {}"]]
 
 
-SEARCH = {"steps": 8, "learning_rate": 0.5, "clamp_norm": 4.0, "weight_decay": 1e-3, "contexts": CONTEXTS}
+SEARCH = {"search": ValueSettings(steps=8), "contexts": ContextSettings(CONTEXTS)}
 
 
 def statistics_of(model, layers=(0, 1, 2), scale=1.0):

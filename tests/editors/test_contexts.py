@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_edit.editors import MEMIT, ROME
+from lightning_edit.editors import MEMIT, ROME, ContextSettings, ValueSettings
 from lightning_edit.editors.prompts import STARTED_SAMPLES, sampled_contexts
 from lightning_edit.edits import EditSequence, FactoredDelta, WeightEdit
 from lightning_edit.models import LanguageModel
@@ -15,7 +15,7 @@ from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_mo
 
 def test_contexts_are_sampled_from_the_unedited_model():
     model = language_model("llama")
-    settings = {**SEARCH, "contexts": None, "steps": 2}
+    settings = {**SEARCH, "contexts": ContextSettings(), "search": ValueSettings(steps=2)}
 
     def fresh():
         return ready(MEMIT(layers=[0, 1], covariance_weight=1e-3, **settings), model)
@@ -38,7 +38,7 @@ def test_contexts_are_sampled_from_the_unedited_model():
 @pytest.mark.parametrize(("kind", "groups"), [(ROME, [21]), (MEMIT, [1, 5])])
 def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
     model = language_model("llama")
-    settings = {"layers": [1], "steps": 2}
+    settings = {"layers": [1], "search": ValueSettings(steps=2)}
     state_before = torch.random.get_rng_state()
     edit = ready(kind(**settings), model).edit(model, REQUESTS[:1])
     assert torch.equal(torch.random.get_rng_state(), state_before)
@@ -48,9 +48,9 @@ def test_contexts_are_sampled_from_the_model_by_seed(kind, groups):
     assert all(template.count("{}") == 1 and template.endswith(". {}") for template in used[-1][1:])
     again = ready(kind(**settings), model).edit(model, REQUESTS[:1])
     assert again.provenance.findings["contexts"] == used
-    other = ready(kind(**settings, context_seed=1), model).edit(model, REQUESTS[:1])
+    other = ready(kind(**settings, contexts=ContextSettings(seed=1)), model).edit(model, REQUESTS[:1])
     assert other.provenance.findings["contexts"] != used
-    listed = ready(kind(**settings, contexts=used), model).edit(model, REQUESTS[:1])
+    listed = ready(kind(**settings, contexts=ContextSettings(used)), model).edit(model, REQUESTS[:1])
     for site, delta in edit.deltas.items():
         torch.testing.assert_close(listed.deltas[site].dense(), delta.dense())
 
@@ -92,7 +92,10 @@ def test_samples_begin_with_one_token_that_begins_a_text(bos, monkeypatch):
 @pytest.mark.parametrize(("kind", "apart", "groups"), [(ROME, True, [1, 20]), (MEMIT, False, [6])])
 def test_the_bare_prompt_weighs_as_much_as_is_asked_for(kind, apart, groups):
     model = language_model("llama")
-    usual, other = (ready(kind(layers=[1], bare_apart=choice), model).contexts_for(model) for choice in (None, apart))
+    usual, other = (
+        ready(kind(layers=[1], contexts=ContextSettings(bare_apart=choice)), model).contexts_for(model)
+        for choice in (None, apart)
+    )
     assert [len(group) for group in other.groups] == groups
     assert other.templates == usual.templates
     assert float(other.weights[0]) == pytest.approx(1 / 2 if apart else 1 / 6)

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, ContextSettings, ValueSettings
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_search import search_values
 from lightning_edit.edits import EditSequence
@@ -29,7 +29,7 @@ from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_mo
 
 class TestROME(EditorTester):
     # With more contexts the constraint holds for their mean key, which says little on a random model.
-    settings = {**SEARCH, "contexts": [["{}"]]}
+    settings = {**SEARCH, "contexts": ContextSettings([["{}"]])}
 
     def make(self, model):
         return ready(ROME(layers=[1], **self.settings), model)
@@ -52,7 +52,7 @@ class TestEMMET(EditorTester):
 
 class TestPMET(EditorTester):
     def make(self, model):
-        return ready(PMET(layers=[0, 1], covariance_weight=1.0, **SEARCH, kl_weight=0.0625), model)
+        return ready(PMET(layers=[0, 1], covariance_weight=1.0, **SEARCH), model)
 
 
 class TestAlphaEdit(EditorTester):
@@ -62,7 +62,9 @@ class TestAlphaEdit(EditorTester):
 
 def test_a_loss_layer_below_the_edited_one_is_an_error():
     model = language_model("llama")
-    editor = ROME(layers=[1], covariance="identity", contexts=[["{}"]], loss_layer=0)
+    editor = ROME(
+        layers=[1], covariance="identity", contexts=ContextSettings([["{}"]]), search=ValueSettings(loss_layer=0)
+    )
     with pytest.raises(ConfigurationError, match="layer 0 lies below the edited layer 1"):
         editor.edit(model, REQUESTS[:1])
 
@@ -134,7 +136,7 @@ def test_an_edit_of_alphaedit_says_how_large_its_null_spaces_are():
 
 def test_an_editor_knows_its_edits():
     model = language_model("llama")
-    sampling = {**SEARCH, "contexts": None, "steps": 2}
+    sampling = {**SEARCH, "contexts": ContextSettings(), "search": ValueSettings(steps=2)}
     editor = ready(MEMIT(layers=[0, 1], contradictions="last", **sampling), model)
     overruled = [replace(REQUESTS[0], target="Oslo"), *REQUESTS[:2]]
     provenance = editor.edit(model, overruled).provenance
@@ -195,7 +197,7 @@ def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
     with pytest.raises(EditorNotFittedError, match="10 tokens, too few for keys of size 48"):
         editor.edit(model, REQUESTS[:1])
     with pytest.raises(ConfigurationError, match="layer 0 lies below"):
-        ready(kind(layers=[1], loss_layer=0), model).edit(model, REQUESTS[:1])
+        ready(kind(layers=[1], search=ValueSettings(loss_layer=0)), model).edit(model, REQUESTS[:1])
     with monkeypatch.context() as patch:
         patch.setattr(model.encoder, "_subject_tokens", Mock(side_effect=TokenizationError("no token covers")))
         with pytest.raises(TokenizationError, match="no token covers"):
@@ -203,9 +205,9 @@ def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match="expected one of"):
         kind(covariance="none")
     with pytest.raises(ConfigurationError, match="at least 1"):
-        kind(steps=0)
+        kind(search=ValueSettings(steps=0))
     with pytest.raises(ConfigurationError, match="the first template must be"):
-        ready(kind(layers=[1], contexts=[["Well. {}"]]), model).edit(model, REQUESTS[:1])
+        ready(kind(layers=[1], contexts=ContextSettings([["Well. {}"]])), model).edit(model, REQUESTS[:1])
 
 
 def test_layers_follow_from_the_depth_with_a_warning():
@@ -246,10 +248,10 @@ def test_alphaedit_keeps_nothing_between_edits():
 def test_the_edited_key_gives_the_wanted_value():
     """ROME's constraint on a real forward pass: under the edit, the site writes v* at the subject, for the mean key."""
     model = LanguageModel(build(FAMILIES["llama"][0](), torch.float64), byte_level_tokenizer())
-    editor = ready(ROME(layers=[1], **{**SEARCH, "contexts": [["{}"]]}), model)
+    editor = ready(ROME(layers=[1], **{**SEARCH, "contexts": ContextSettings([["{}"]])}), model)
     site = model.layer_map.site(1)
     tap = Tap(site.module, "output", 1)
-    [found] = search_values(model, REQUESTS[:1], ["{}"], {"value": tap}, editor.value_settings())
+    [found] = search_values(model, REQUESTS[:1], ["{}"], {"value": tap}, editor.search)
     edit = editor.edit(model, REQUESTS[:1])
     texts = every_context(model, REQUESTS[:1], ["{}"])
     with edit.applied(model):

@@ -6,12 +6,13 @@ contexts and second moments. The authors stop a search at a loss of 0.05.
 """
 
 import json
+from types import MappingProxyType
 
 import pytest
 import transformers
 from tokenizers import Tokenizer
 
-from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, ContextSettings, ValueSettings
 from lightning_edit.editors.value_search import search_values
 from lightning_edit.edits import EditSequence
 from lightning_edit.models import LanguageModel
@@ -48,18 +49,21 @@ def requests_of(golden, places):
     return found
 
 
-def make(kind, golden, model, scenario, moments="memit", flat=False, **settings):
+def make(kind, golden, model, scenario, moments="memit", flat=False, search=MappingProxyType({}), **settings):
     wanted = scenario["hparams"]
     groups = golden["contexts"]
     editor = kind(
         layers=wanted["layers"],
-        contexts=[[template for group in groups for template in group]] if flat else groups,
-        steps=wanted["v_num_grad_steps"],
-        learning_rate=wanted["v_lr"],
-        weight_decay=wanted["v_weight_decay"],
-        clamp_norm=wanted["clamp_norm_factor"],
-        kl_weight=wanted["kl_factor"],
-        stop_below=0.05,
+        contexts=ContextSettings([[template for group in groups for template in group]] if flat else groups),
+        search=ValueSettings(
+            steps=wanted["v_num_grad_steps"],
+            learning_rate=wanted["v_lr"],
+            weight_decay=wanted["v_weight_decay"],
+            clamp_norm=wanted["clamp_norm_factor"],
+            kl_weight=wanted["kl_factor"],
+            stop_below=0.05,
+            **search,
+        ),
         covariance="fitted" if wanted["mom2_adjustment"] else "identity",
         **settings,
     )
@@ -80,9 +84,9 @@ def check(golden, model, scenario, editor, after=None):
 def check_search(golden, model, scenario, editor):
     """Every loss on the way, and the change that was found."""
     sites = [model.layer_map.site(layer) for layer in editor.edited_layers(model)]
-    templates = [template for group in editor.contexts for template in group]
+    templates = [template for group in editor.contexts.templates for template in group]
     wanted = requests_of(golden, scenario["requests"])
-    found = search_values(model, wanted, templates, editor.taps(model, sites), editor.value_settings())
+    found = search_values(model, wanted, templates, editor.taps(model, sites), editor.search)
     for own, losses, delta in zip(found, scenario["losses"], scenario["deltas"], strict=True):
         close(double(own.losses), losses, TOLERANCE)
         if delta is not None:
@@ -126,8 +130,9 @@ def test_emmet(golden, model, name):
 @pytest.mark.parametrize("name", ["n1", "n3", "branch_3_low_kl"])
 def test_pmet(golden, model, name):
     scenario = golden["scenarios"][f"pmet/{name}"]
-    settings = {"covariance_weight": scenario["hparams"]["mom2_update_weight"], "satisfied_kl": 0.01}
-    editor = make(PMET, golden, model, scenario, **settings)
+    weight = scenario["hparams"]["mom2_update_weight"]
+    search = {"satisfied_weight": 0.1, "satisfied_kl": 0.01}
+    editor = make(PMET, golden, model, scenario, search=search, covariance_weight=weight)
     check_search(golden, model, scenario, editor)
     check(golden, model, scenario, editor)
 

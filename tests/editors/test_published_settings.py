@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, KnowledgeNeurons
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, KnowledgeNeurons, ValueSettings
 from lightning_edit.editors.configured import configured_editor
 
 FOLDER = Path(__file__).parents[2] / "configs" / "editor"
@@ -47,17 +47,17 @@ OTHERS = {
 }
 # Defaults of the classes, where the paper or its authors have a single one.
 DEFAULTS = {
-    ROME: {"original_keys": False, "learning_rate": 0.5, "clamp_norm": 4.0, "kl_weight": 0.0625, "stop_below": None},
-    MEMIT: {"covariance_weight": 15000.0, "learning_rate": 0.5, "clamp_norm": 0.75, "weight_decay": 0.5},
-    PMET: {"covariance_weight": 6000.0, "steps": 30, "learning_rate": 0.2, "kl_weight": 1.0, "satisfied_weight": 0.1},
-    EMMET: {"constraint_ridge": 0.1, "covariance_ridge": 0.0, "clamp_norm": 0.75},
-    AlphaEdit: {"threshold": 0.02, "ridge": 10.0, "clamp_norm": 0.75},
+    ROME: {"original_keys": False, "search": ValueSettings(25, 0.5, 1e-3, 4.0, 0.0625)},
+    MEMIT: {"covariance_weight": 15000.0, "search": ValueSettings(25, 0.5, 0.5, 0.75, 0.0625)},
+    PMET: {"covariance_weight": 6000.0, "search": ValueSettings(30, 0.2, 0.5, 0.75, 1.0, satisfied_weight=0.1)},
+    EMMET: {"constraint_ridge": 0.1, "covariance_ridge": 0.0, "search": ValueSettings(25, 0.5, 0.5, 0.75, 0.0625)},
+    AlphaEdit: {"threshold": 0.02, "ridge": 10.0, "search": ValueSettings(25, 0.5, 0.5, 0.75, 0.0625)},
     KnowledgeNeurons: {
         "steps": 20, "threshold": 0.2, "share": 0.7, "at_least": 2, "at_most": 5, "answer_weight": 1.0,
         "target_weight": 8.0, "signed": False,
     },
 }  # fmt: skip
-SEARCH = ("layers", "steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight")
+SEARCH = ("steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight")
 
 
 def settings(model, method):
@@ -66,19 +66,21 @@ def settings(model, method):
 
 @pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
 def test_what_a_method_does_without_settings(kind):
-    found = kind().hyperparameters
-    assert {name: found[name] for name in DEFAULTS[kind]} == DEFAULTS[kind]
+    editor = kind()
+    assert {name: getattr(editor, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
 
 
 @pytest.mark.parametrize(("model", "method"), SEARCHES)
 def test_how_a_value_is_searched(model, method):
-    found = settings(model, method)
-    assert tuple(found[name] for name in SEARCH) == SEARCHES[model, method]
+    configured = settings(model, method)
+    search = tuple(configured["search"][name] for name in SEARCH)
+    assert (configured["layers"], *search) == SEARCHES[model, method]
 
 
 @pytest.mark.parametrize(("model", "method", "name"), OTHERS)
 def test_what_is_a_methods_own(model, method, name):
-    assert settings(model, method)[name] == OTHERS[model, method, name]
+    configured = settings(model, method)
+    assert {**configured, **configured.get("search", {})}[name] == OTHERS[model, method, name]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,7 +97,7 @@ def test_rome_and_r_rome_differ_in_their_keys_alone(model):
     authors, corrected = settings(model, "rome"), settings(model, "r-rome")
     assert authors.pop("original_keys") is True
     assert corrected.pop("original_keys") is False
-    assert {name: authors[name] for name in SEARCH} == {name: corrected[name] for name in SEARCH}
+    assert (authors["layers"], authors["search"]) == (corrected["layers"], corrected["search"])
 
 
 def test_rome_for_smollm2_has_r_romes_correction():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_edit.editors import EMMET, MEMIT, ROME, searched_values
+from lightning_edit.editors import EMMET, MEMIT, ROME, ContextSettings, ValueSettings, searched_values
 from lightning_edit.editors.value_search import ValueResult
 from lightning_edit.edits import EditSequence
 from lightning_edit.errors import EditError
@@ -11,7 +11,12 @@ from lightning_edit.models import load_language_model
 from tests.testers import REQUESTS
 from tests.tiny_models import language_model
 
-COMMON = {"layers": [1], "covariance": "identity", "contexts": [["{}"], ["Well. {}"]], "steps": 4}
+COMMON = {
+    "layers": [1],
+    "covariance": "identity",
+    "contexts": ContextSettings([["{}"], ["Well. {}"]]),
+    "search": ValueSettings(steps=4),
+}
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def test_an_edit_is_the_same_with_values_that_another_method_searched(model, tmp
 
 
 def test_memit_and_emmet_share_and_only_new_requests_are_searched(model, tmp_path, searches):
-    memit, emmet = (ready(kind(**COMMON, clamp_norm=2.0, weight_decay=0.1), model) for kind in (MEMIT, EMMET))
+    memit, emmet = (ready(kind(**COMMON), model) for kind in (MEMIT, EMMET))
     for editor in (memit, emmet):
         editor.share_searches(tmp_path)
     memit.edit_each(model, REQUESTS[:2])
@@ -64,7 +69,15 @@ def test_memit_and_emmet_share_and_only_new_requests_are_searched(model, tmp_pat
     assert searches == [2, 1]
 
 
-@pytest.mark.parametrize("changed", [{"steps": 3}, {"contexts": [["{}"]]}, {"weight_decay": 0.1}, {"layers": [2]}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"search": ValueSettings(steps=3)},
+        {"search": ValueSettings(steps=4, weight_decay=0.1)},
+        {"contexts": ContextSettings([["{}"]])},
+        {"layers": [2]},
+    ],
+)
 def test_another_search_is_not_taken_for_the_same(changed, model, tmp_path, searches):
     for settings in (COMMON, COMMON | changed):
         editor = ready(ROME(**settings), model)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_edit.components import build
 from lightning_edit.editors import (
     EMMET,
     MALMEN,
@@ -13,10 +14,13 @@ from lightning_edit.editors import (
     ROME,
     SERAC,
     AlphaEdit,
+    ContextSettings,
+    Editor,
     FineTuning,
     GradientStep,
     KnowledgeNeurons,
     LoRA,
+    ValueSettings,
 )
 from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
 from lightning_edit.models.statistics import Corpus, IdentityStatistics, KeyStatistics
@@ -24,7 +28,8 @@ from lightning_edit.records import EditRequest
 from tests.testers import REQUESTS
 from tests.tiny_models import language_model
 
-KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
+SEARCHING = [ROME, MEMIT, EMMET, PMET, AlphaEdit]
+KINDS = [*SEARCHING, KnowledgeNeurons]
 
 
 @pytest.mark.parametrize(
@@ -33,17 +38,22 @@ KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
         *((kind, {"layers": []}, "editor.layers: name at least one") for kind in KINDS),
         *((kind, {"layers": ["model.layers.1.mlp.up_proj"]}, "expected a list of layers' numbers") for kind in KINDS),
         *((kind, {"layers": 1}, "editor.layers: expected a list of layers' numbers, found 1") for kind in KINDS),
-        *((kind, {"steps": "5"}, "editor.steps: expected a number, found '5'") for kind in KINDS),
+        *(
+            (kind, {"search": {"steps": "5"}}, "editor.search.steps: expected a number, found '5'")
+            for kind in SEARCHING
+        ),
+        (KnowledgeNeurons, {"steps": "5"}, "editor.steps: expected a number, found '5'"),
         (ROME, {"layers": [1, 2]}, r"editor.layers: ROME edits one layer, found \[1, 2\]"),
-        *((kind, {"steps": 0}, "editor.steps: expected at least 1, found 0") for kind in KINDS),
-        (MEMIT, {"learning_rate": 0.0}, "editor.learning_rate: expected more than 0, found 0"),
-        (MEMIT, {"clamp_norm": -1.0}, "editor.clamp_norm: expected more than 0"),
-        (ROME, {"weight_decay": -1.0}, "editor.weight_decay: expected at least 0"),
-        (ROME, {"kl_weight": float("nan")}, "editor.kl_weight: expected at least 0, found nan"),
+        *((kind, {"search": {"steps": 0}}, "editor.search.steps: expected at least 1, found 0") for kind in SEARCHING),
+        (KnowledgeNeurons, {"steps": 0}, "editor.steps: expected at least 1, found 0"),
+        (MEMIT, {"search": {"learning_rate": 0.0}}, "editor.search.learning_rate: expected more than 0, found 0"),
+        (MEMIT, {"search": {"clamp_norm": -1.0}}, "editor.search.clamp_norm: expected more than 0"),
+        (ROME, {"search": {"weight_decay": -1.0}}, "editor.search.weight_decay: expected at least 0"),
+        (ROME, {"search": {"kl_weight": float("nan")}}, "editor.search.kl_weight: expected at least 0, found nan"),
         *((kind, {"covariance_weight": 0.0}, "editor.covariance_weight: expected") for kind in (MEMIT, PMET, EMMET)),
         (EMMET, {"covariance_ridge": -1.0}, "editor.covariance_ridge: expected at least 0"),
         (AlphaEdit, {"ridge": -1.0}, "editor.ridge: expected more than 0"),
-        (PMET, {"satisfied_weight": -1.0}, "editor.satisfied_weight: expected at least 0"),
+        (PMET, {"search": {"satisfied_weight": -1.0}}, "editor.search.satisfied_weight: expected at least 0"),
         (MEMIT, {"covariance": "none"}, "editor.covariance: expected one of"),
         (MEMIT, {"contradictions": "first"}, "editor.contradictions: expected one of"),
         (KnowledgeNeurons, {"contradictions": "first"}, "editor.contradictions: expected one of"),
@@ -53,7 +63,7 @@ KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
         (KnowledgeNeurons, {"answer_weight": float("nan")}, "editor.answer_weight: expected at least 0, found nan"),
         (KnowledgeNeurons, {"target_weight": "8"}, "editor.target_weight: expected a number, found '8'"),
         (KnowledgeNeurons, {"threshold": 1.0}, "editor.threshold: expected a share below 1"),
-        (ROME, {"contexts": [["{}"], []]}, "a group without templates"),
+        (ROME, {"contexts": {"templates": [["{}"], []]}}, "a group without templates"),
         *((kind, {"sites": []}, "editor.sites: name at least one") for kind in (MEND, MALMEN, GradientStep, MELO)),
         (FineTuning, {"sites": []}, "editor.sites: name at least one"),
         (LoRA, {"targets": []}, "editor.targets: name at least one"),
@@ -65,7 +75,13 @@ KINDS = [ROME, MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons]
 )
 def test_a_setting_out_of_its_range_is_refused(kind, settings, message):
     with pytest.raises(ConfigurationError, match=message):
-        kind(**settings)
+        build({"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": settings}, Editor, "here")
+
+
+def test_settings_that_are_not_given_are_those_of_the_method():
+    """Not those of the settings' class: a file that names one of them leaves the others as the method has them."""
+    described = {"class_path": "lightning_edit.editors.MEMIT", "init_args": {"search": {"steps": 3}}}
+    assert build(described, Editor, "here").search == ValueSettings(steps=3, clamp_norm=0.75, weight_decay=0.5)
 
 
 @pytest.mark.parametrize("kind", [MEMIT, EMMET, PMET, AlphaEdit, KnowledgeNeurons])
@@ -85,7 +101,13 @@ def test_a_layer_named_twice_is_refused(kind, layers):
 def test_requests_that_share_a_key_need_a_ridge(family, contexts):
     """The keys of the two differ by rounding, and then the system can be solved: by an update of any size."""
     model = language_model(family)
-    editor = EMMET(layers=[1], covariance="identity", contexts=contexts, steps=2, constraint_ridge=0.0)
+    editor = EMMET(
+        layers=[1],
+        covariance="identity",
+        contexts=ContextSettings(contexts),
+        search=ValueSettings(steps=2),
+        constraint_ridge=0.0,
+    )
     others = [EditRequest(f"The capital of {name} is", "Rome", name) for name in ("Italy", "Peru", "Chad", "Oman")]
     same = EditRequest("The capital of Peru, in South America, is", "Oslo", "Peru")
     assert editor.edit(model, others)
@@ -98,7 +120,7 @@ def test_requests_that_share_a_key_need_a_ridge(family, contexts):
 @pytest.mark.parametrize("kind", [ROME, MEMIT])
 def test_an_update_that_is_not_finite_is_reported_and_the_others_stand(kind, monkeypatch):
     model = language_model("llama")
-    editor = kind(layers=[1], covariance="identity", contexts=[["{}"]], steps=2)
+    editor = kind(layers=[1], covariance="identity", contexts=ContextSettings([["{}"]]), search=ValueSettings(steps=2))
     whole = kind.updates
 
     def broken(self, model, job, statistics):
@@ -121,7 +143,7 @@ def test_an_update_that_is_not_finite_is_reported_and_the_others_stand(kind, mon
 def test_an_update_that_is_not_finite_leaves_no_keys_behind(monkeypatch):
     model = language_model("llama")
     moments = {site.name: torch.eye(site.fan_in) / 100 for site in model.layer_map.sites([1])}
-    editor = AlphaEdit(layers=[1], threshold=0.1, contexts=[["{}"]], steps=2)
+    editor = AlphaEdit(layers=[1], threshold=0.1, contexts=ContextSettings([["{}"]]), search=ValueSettings(steps=2))
     editor.use_statistics(KeyStatistics(moments, Corpus("", 8, 1000, ""), model.name, model.fingerprint))
     whole = AlphaEdit.updates
 

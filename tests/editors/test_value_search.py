@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_edit.editors import MEMIT, PMET, ROME
+from lightning_edit.editors import MEMIT, PMET, ROME, ContextSettings
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_search import ValueSettings, _Search, search_values
 from lightning_edit.errors import ConfigurationError, LayerMapError
@@ -47,7 +47,7 @@ def test_models_that_share_keys_and_values_are_searched_with_whole_texts_in_word
 def test_several_states_for_each_position_are_refused_in_words():
     base = build(SHARED["gemma3n"]())
     model = LanguageModel(base, byte_level_tokenizer(), site="model.layers.{}.mlp.down_proj")
-    editor = MEMIT(layers=[1], covariance="identity", contexts=[["{}"]], steps=2)
+    editor = MEMIT(layers=[1], covariance="identity", contexts=ContextSettings([["{}"]]), search=ValueSettings(steps=2))
     with (
         pytest.warns(UserWarning, match="cannot be reused"),
         pytest.raises(LayerMapError, match=r"not one state for each position; .* such as ROME"),
@@ -219,18 +219,23 @@ def plain_loss_at(model, module, request, templates, settings, value):
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_edits_with_either_optimizer_make_the_target_more_probable(optimizer):
     model = language_model("llama")
-    editor = ROME(layers=[1], covariance="identity", contexts=[["{}"]], steps=12, optimizer=optimizer)
+    editor = ROME(
+        layers=[1],
+        covariance="identity",
+        contexts=ContextSettings([["{}"]]),
+        search=ValueSettings(steps=12, optimizer=optimizer),
+    )
     edit, before = editor.edit(model, REQUESTS[:1]), log_prob(model, REQUESTS[0])
     with edit.applied(model) as edited:
         assert log_prob(edited, REQUESTS[0]) > before + 0.5
-    assert edit.provenance.settings["optimizer"] == optimizer
+    assert edit.provenance.settings["search"]["optimizer"] == optimizer
 
 
 def test_pmet_is_refused_with_quasi_newton_steps():
-    with pytest.raises(ConfigurationError, match=r"editor.optimizer: 'lbfgs' .* PMET searches two"):
-        PMET(optimizer="lbfgs")
-    with pytest.raises(ConfigurationError, match=r"editor.optimizer: expected one of"):
-        ROME(optimizer="newton")
+    with pytest.raises(ConfigurationError, match=r"editor.search.optimizer: 'lbfgs' .* PMET searches two"):
+        PMET(search=ValueSettings(optimizer="lbfgs"))
+    with pytest.raises(ConfigurationError, match=r"editor.search.optimizer: expected one of"):
+        ROME(search=ValueSettings(optimizer="newton"))
 
 
 def test_a_finished_request_leaves_the_batch(monkeypatch):

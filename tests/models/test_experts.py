@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_edit.editors import MALMEN, MEMIT, MEND, ROME, GradientStep
+from lightning_edit.editors import MALMEN, MEMIT, MEND, ROME, ContextSettings, GradientStep
 from lightning_edit.errors import EditError, LayerMapError
 from lightning_edit.export.adapter import adapter_of
 from lightning_edit.models import LanguageModel
@@ -96,7 +96,7 @@ class TestROMEOnAnExpert(EditorTester):
         return _model(request.param, num_local_experts=2)
 
     def make(self, model):
-        return ready(ROME(layers=[1], **{**SEARCH, "contexts": [["{}"]]}), model)
+        return ready(ROME(layers=[1], **{**SEARCH, "contexts": ContextSettings([["{}"]])}), model)
 
 
 def _reads(model: LanguageModel, request) -> bool:
@@ -111,7 +111,7 @@ def test_a_subject_that_is_sent_to_other_experts_is_an_error(editor):
     outcomes = set()
     for expert in range(4):
         model = _model("mixtral", expert, num_experts_per_tok=1)
-        settings = {**SEARCH, "contexts": [["{}"]]}
+        settings = {**SEARCH, "contexts": ContextSettings([["{}"]])}
         method = editor(layers=[1], **settings)
         method.use_statistics(statistics_of(model, layers=(1,)))
         outcomes.add(_reads(model, REQUESTS[0]))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_edit.editors import ROME
+from lightning_edit.editors import ROME, ContextSettings, ValueSettings
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError
 from lightning_edit.models import sampled_statistics as module
 from lightning_edit.models.sampled_statistics import sample_texts, sampled_statistics
@@ -66,7 +66,12 @@ def test_they_are_collected_once_and_layers_are_added(monkeypatch):
 def test_rome_edits_with_them_where_none_are_fitted(tmp_path):
     model = language_model("llama")
     before = state(model)
-    editor = ROME(layers=[1], statistics=str(tmp_path / "none"), steps=10, contexts=[["{}"]])
+    editor = ROME(
+        layers=[1],
+        statistics=str(tmp_path / "none"),
+        search=ValueSettings(steps=10),
+        contexts=ContextSettings([["{}"]]),
+    )
     editor.setup(model)
     editor.fit_without_corpus(model)
     edit = editor.edit(model, REQUESTS[:1])
@@ -76,4 +81,4 @@ def test_rome_edits_with_them_where_none_are_fitted(tmp_path):
     assert edit.provenance.findings["corpus"]["name"].startswith("sampled by the model itself")
     assert_untouched(model, before)
     with pytest.raises(ConfigurationError, match="fit_without_corpus"):
-        ROME(layers=[1], contexts=[["{}"]]).edit(model, REQUESTS[:1])
+        ROME(layers=[1], contexts=ContextSettings([["{}"]])).edit(model, REQUESTS[:1])

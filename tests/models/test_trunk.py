@@ -3,7 +3,7 @@ import torch
 
 from lightning_edit.editors import GradientStep
 from lightning_edit.models.skipping import skipped
-from lightning_edit.models.trunk import Trunk
+from lightning_edit.models.trunk import Trunk, _compared_positions
 from lightning_edit.records import EditRequest
 from tests.tiny_models import FAMILIES, language_model
 
@@ -184,3 +184,21 @@ def test_leaving_blocks_out_keeps_what_a_device_map_put_on_them():
         assert vars(block)["forward"] is placed
     finally:
         del vars(block)["forward"]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_texts_without_an_answer_are_compared_at_their_last_token(padding_side, monkeypatch):
+    """With no position to compare, any pass would seem to be right."""
+    model = language_model("llama")
+    texts = [model.encoder.encode(prompt) for prompt in ("The capital of France is", "Oslo is")]
+    batch = model.encoder.collate(texts, padding_side=padding_side)
+    assert not batch.answer_mask.any()
+    trunk = Trunk(model, 1)
+    short = Trunk._short
+    monkeypatch.setattr(Trunk, "_short", lambda self, *arguments: short(self, *arguments) + 1)
+    with pytest.warns(UserWarning, match="cannot be reused"):
+        trunk.states(batch)
+    assert trunk.works is False
+    positions = _compared_positions(batch)
+    last = [len(text.ids) - 1 if padding_side == "right" else batch.input_ids.shape[1] - 1 for text in texts]
+    assert positions.nonzero().tolist() == [[row, place] for row, place in enumerate(last)]

@@ -63,9 +63,9 @@ def test_numbers_out_of_their_range_are_refused(setting):
     ("option", "value"),
     [
         ("--model.evaluation.extra_tokens", "-9"),
-        ("--model.learning_rate", "-1"),
-        ("--model.edit_weight", "-1"),
-        ("--model.warmup_steps", "-1"),
+        ("--model.optimization.learning_rate", "-1"),
+        ("--model.optimization.edit_weight", "-1"),
+        ("--model.optimization.warmup_steps", "-1"),
         ("--data.num_workers", "-1"),
         ("--model.trunk.gigabytes", "-1"),
     ],

@@ -8,7 +8,7 @@ import yaml
 
 from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
-from lightning_edit.editors import MEMIT, locate
+from lightning_edit.editors import MEMIT, ContextSettings, ValueSettings, locate
 from lightning_edit.errors import EditError
 from lightning_edit.modules import Evaluator
 from tests.modules.fitting import write_config
@@ -18,10 +18,10 @@ from tests.tiny_models import byte_level_tokenizer
 def test_what_cannot_be_edited_is_refused_before_the_unedited_model_is_asked(run, monkeypatch, capsys):
     monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
     # Nothing but the editor's own check sees this.
-    arguments = ["test", "--config", str(run / "config.yaml"), "--model.editor.init_args.loss_layer", "0"]
+    arguments = ["test", "--config", str(run / "config.yaml"), "--model.editor.init_args.search.loss_layer", "0"]
     for sequential in ([], ["--model.evaluation.sequential.every", "1"]):
         assert main([*arguments, *sequential]) == 1
-        assert "editor.loss_layer: layer 0 lies below the edited layer 1" in capsys.readouterr().err
+        assert "editor.search.loss_layer: layer 0 lies below the edited layer 1" in capsys.readouterr().err
 
 
 def test_test_edits_with_the_statistics(run, text):
@@ -135,7 +135,7 @@ def test_every_method_edits_from_a_file_without_a_checkpoint(run, tiny_folder, t
 def test_an_editor_without_statistics_collects_some_once(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LIGHTNING_EDIT_CACHE", str(tmp_path / "cache"))
     editor = tmp_path / "rome.yaml"
-    settings = {"layers": [1], "steps": 2, "contexts": [["{}"]]}
+    settings = {"layers": [1], "search": ValueSettings(steps=2), "contexts": ContextSettings([["{}"]])}
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": settings}))
     arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *FACT]
     assert main(arguments) == 0

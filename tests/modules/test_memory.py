@@ -1,6 +1,7 @@
 """Training SERAC: its losses against a plain loop, and a run from end to end on a tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.scope import log_complement, scope_losses
 from lightning_edit.models import load_language_model
 from lightning_edit.models.counterfactual import given
-from lightning_edit.modules import MemoryEditing
+from lightning_edit.modules import MemoryEditing, MemoryOptimization
 from lightning_edit.modules.scope_examples import subject_examples
 from lightning_edit.records import EditRecord, EditRequest
 from tests.modules.test_training import write_config
@@ -77,7 +78,7 @@ def nll(model, prompt, target):
 
 @pytest.mark.parametrize("hardest", [True, False])
 def test_the_supervised_loss_is_that_of_a_plain_loop(module, hardest):
-    module.hardest_negatives = hardest
+    module.optimization = replace(module.optimization, hardest_negatives=hardest)
     loss = module.training_step(batch_of(module), 0)
     classifier, model = module.editor.scope_classifier, module.language_model
     positive, negative = [], []
@@ -124,7 +125,7 @@ def test_a_prompt_without_words_of_its_own_has_no_search_wording():
 
 
 def test_the_mixed_loss_is_that_of_a_plain_loop(module):
-    module.objective = "mixed"
+    module.optimization = replace(module.optimization, objective="mixed")
     loss = module.training_step(batch_of(module), 0)
     classifier, model = module.editor.scope_classifier, module.language_model
     with torch.no_grad():
@@ -159,7 +160,7 @@ def test_an_equal_prompt_is_no_negative(module):
 
 def test_parts_are_trained_apart():
     for settings, trained in (({"train_scope": False}, "answering"), ({"train_counterfactual": False}, "scope")):
-        module = MemoryEditing(SERAC(rank=2, adapted_layers=1), **settings)
+        module = MemoryEditing(SERAC(rank=2, adapted_layers=1), optimization=MemoryOptimization(**settings))
         module.attach(language_model("llama"))
         [group] = [group["params"] for group in module.parameter_groups()]
         names = {id(parameter): name for name, parameter in module.editor.named_parameters()}
@@ -171,7 +172,7 @@ def test_parts_are_trained_apart():
     parameters = [id(parameter) for group in groups.values() for parameter in group["params"]]
     assert sorted(parameters) == sorted(map(id, module.editor.parameters()))
     with pytest.raises(ConfigurationError, match="nothing to train"):
-        MemoryEditing(SERAC(), train_scope=False, train_counterfactual=False)
+        MemoryOptimization(train_scope=False, train_counterfactual=False)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_parts_are_trained_apart():
 def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch, request):
     """Data parallelism waits for the gradient of every parameter that requires one."""
     editor = {name: request.getfixturevalue(own) if own == "bert_folder" else own for name, own in editor.items()}
-    module = MemoryEditing(SERAC(rank=2, adapted_layers=1, **editor), **settings)
+    module = MemoryEditing(SERAC(rank=2, adapted_layers=1, **editor), optimization=MemoryOptimization(**settings))
     module._language_model = language_model("llama")
     monkeypatch.setattr("lightning_edit.modules.trained.TrainedEditing.setup", lambda self, stage: None)
     module.editor.setup(module.language_model)
@@ -203,7 +204,7 @@ def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch, 
 
 
 def test_a_mixture_needs_the_bases_tokens(tiny_folder, monkeypatch):
-    module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), objective="mixed")
+    module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), optimization=MemoryOptimization(objective="mixed"))
     module.attach(language_model("llama"))
     monkeypatch.setattr(module.editor.answering_model, "same_tokens", lambda base: False)
     with pytest.raises(ConfigurationError, match="needs a counterfactual model with the base's own tokens"):
@@ -220,7 +221,7 @@ def test_one_part_is_trained_behind_the_other(tiny_folder, tmp_path, capsys):
         del module["factor_gigabytes"]
         editor = {"rank": 2, "adapted_layers": settings.pop("adapted_layers", 2)}
         module["editor"] = {"class_path": "lightning_edit.editors.SERAC", "init_args": editor}
-        module.update(settings)
+        module["optimization"] = settings
         path.write_text(yaml.safe_dump(content))
         return str(path)
 
@@ -239,7 +240,7 @@ def test_one_part_is_trained_behind_the_other(tiny_folder, tmp_path, capsys):
 
 
 def test_all_of_a_separate_model_is_trained_its_head_included(tiny_folder, monkeypatch):
-    module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), train_scope=False)
+    module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), optimization=MemoryOptimization(train_scope=False))
     module.attach(language_model("llama"))
     module.train()
     monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)

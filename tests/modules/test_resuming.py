@@ -25,7 +25,7 @@ def configured(folder, tiny_folder, **changes):
     """A run with a recent checkpoint, ten batches an epoch and learning rates that do not depend on its length."""
     config = write_config(folder, tiny_folder)
     content = yaml.safe_load(config.read_text())
-    content["model"]["init_args"]["schedule"] = "constant"
+    content["model"]["init_args"]["optimization"]["schedule"] = "constant"
     content["data"].pop("validation")
     content["data"]["num_workers"] = 0
     content["trainer"]["callbacks"] = [

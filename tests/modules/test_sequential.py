@@ -9,7 +9,7 @@ import yaml
 
 from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
-from lightning_edit.editors import MEMIT, GradientStep
+from lightning_edit.editors import MEMIT, GradientStep, ValueSettings
 from lightning_edit.edits import EditSequence
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics import edit_metrics
@@ -38,7 +38,7 @@ def text(tmp_path):
 
 def memit():
     """Samples its contexts itself."""
-    return MEMIT(layers=[0, 1], covariance="identity", covariance_weight=0.1, steps=3)
+    return MEMIT(layers=[0, 1], covariance="identity", covariance_weight=0.1, search=ValueSettings(steps=3))
 
 
 def sequence_of(records, folder, text=None, size=1, step_size=0.05, keep=False, editor=None, **settings):
@@ -242,7 +242,7 @@ def test_a_sequence_goes_on_with_statistics_that_were_moved(records, tmp_path):
     moments = {site.name: torch.eye(site.fan_in) for site in model.layer_map.sites([0, 1])}
     for folder in folders:
         KeyStatistics(moments, Corpus("text", 8, 640, "digest"), model.name, model.fingerprint).save(folder)
-    made, again = (MEMIT(layers=[0, 1], statistics=str(folder), steps=2) for folder in folders)
+    made, again = (MEMIT(layers=[0, 1], statistics=str(folder), search=ValueSettings(steps=2)) for folder in folders)
     kept_sequence_of(records, tmp_path / "run", editor=made).step(0)
     assert len(kept_sequence_of(records, tmp_path / "run", editor=again).sequence) == 1
 

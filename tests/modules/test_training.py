@@ -32,8 +32,7 @@ def write_config(folder, tiny_folder, **trainer):
             "init_args": {
                 "language_model": {"name_or_path": str(tiny_folder)},
                 "editor": {"class_path": "lightning_edit.editors.MEND", "init_args": {"sites": [1, 2], "rank": 4}},
-                "schedule": "cosine",
-                "warmup_steps": 2,
+                "optimization": {"schedule": "cosine", "warmup_steps": 2},
                 "trunk": {"gigabytes": 1.0},
                 "factor_gigabytes": 1.0,
             },

@@ -1,0 +1,113 @@
+"""How editors are trained: learning rates, their schedule, and weights of losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lightning_edit import ranges
+from lightning_edit.errors import ConfigurationError
+
+Schedule = Literal["constant", "cosine"]
+_WHERE = "model.optimization"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the learning rates go over a run, and what it starts from.
+
+    Args:
+        warmup_steps: The learning rates rise linearly over this many steps.
+        schedule: "constant", or "cosine" decay to zero over the run.
+        start: Checkpoint of an editor of the same shape whose weights training starts from.
+
+    Raises:
+        ConfigurationError: If a setting is out of its range.
+    """
+
+    warmup_steps: int = 0
+    schedule: Schedule = "constant"
+    start: str | None = None
+
+    def __post_init__(self) -> None:
+        ranges.at_least(0, _WHERE, warmup_steps=self.warmup_steps)
+        ranges.one_of(get_args(Schedule), _WHERE, schedule=self.schedule)
+
+
+@dataclass(frozen=True)
+class HypernetworkOptimization(Optimization):
+    """How hypernetworks are trained.
+
+    Args:
+        warmup_steps: The learning rates rise linearly over this many steps.
+        schedule: "constant", or "cosine" decay to zero over the run.
+        start: Checkpoint of an editor of the same shape whose weights training starts from.
+        edit_weight: Weight of the target's loss (the authors' c_edit, 0.1).
+        locality_weight: Weight of the divergence from the unedited model (the authors' c_loc, 1.0).
+        learning_rate: Adam's learning rate for the networks. The authors use 1e-6 with weights of unit variance and
+            100,000 and more steps; ours start smaller, and short runs need a larger rate.
+        step_size_learning_rate: Adam's learning rate for the step sizes (the authors use 1e-4).
+
+    Raises:
+        ConfigurationError: If a setting is out of its range.
+    """
+
+    edit_weight: float = 0.1
+    locality_weight: float = 1.0
+    learning_rate: float = 7e-4
+    step_size_learning_rate: float = 3e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.at_least(0, _WHERE, edit_weight=self.edit_weight, locality_weight=self.locality_weight)
+        ranges.at_least(0, _WHERE, learning_rate=self.learning_rate)
+        ranges.at_least(0, _WHERE, step_size_learning_rate=self.step_size_learning_rate)
+
+
+@dataclass(frozen=True)
+class MemoryOptimization(Optimization):
+    """What of SERAC is trained, and how.
+
+    Args:
+        warmup_steps: The learning rates rise linearly over this many steps.
+        schedule: "constant", or "cosine" decay to zero over the run.
+        start: Checkpoint of an editor of the same shape whose weights training starts from; so the classifier and the
+            counterfactual model can be trained one after the other.
+        objective: "supervised": the classifier's binary cross-entropy and the counterfactual model's loss on the
+            matching request, apart (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
+            (1 - s) · p_base, s being the largest scope probability, on rephrases, and its divergence from the base on
+            locality prompts; only where the counterfactual model has the base's tokens.
+        subject_examples: Whether to make those hard examples. Without them a classifier trained on unrelated locality
+            prompts learns to look at the subject alone.
+        hardest_negatives: Whether the classifier's loss counts, of all requests that a prompt is out of scope of, the
+            most probable one alone. Routing looks no further, and in a mean over all pairs (the paper's equation) the
+            easy ones outweigh it.
+        train_scope: Whether the scope classifier is trained.
+        train_counterfactual: Whether the counterfactual model is trained.
+        scope_weight: Weight of the classifier's loss; the counterfactual model's has weight one.
+        learning_rate: Adam's learning rate for the counterfactual model. (The authors use 1e-5 for whole models.)
+        scope_learning_rate: Adam's learning rate for the scope classifier's projection and scale.
+        encoder_learning_rate: Adam's learning rate for the pretrained layers that are trained with them.
+
+    Raises:
+        ConfigurationError: If nothing is to be trained, or a setting is out of its range.
+    """
+
+    objective: Literal["supervised", "mixed"] = "supervised"
+    subject_examples: bool = True
+    hardest_negatives: bool = True
+    train_scope: bool = True
+    train_counterfactual: bool = True
+    scope_weight: float = 1.0
+    learning_rate: float = 5e-4
+    scope_learning_rate: float = 1e-3
+    encoder_learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.train_scope or self.train_counterfactual):
+            raise ConfigurationError("nothing to train: set train_scope or train_counterfactual")
+        ranges.one_of(("supervised", "mixed"), _WHERE, objective=self.objective)
+        ranges.at_least(0, _WHERE, scope_weight=self.scope_weight, learning_rate=self.learning_rate)
+        ranges.at_least(0, _WHERE, scope_learning_rate=self.scope_learning_rate)
+        ranges.at_least(0, _WHERE, encoder_learning_rate=self.encoder_learning_rate)
