@@ -14,6 +14,7 @@ from lightning_edit.cli import main
 from lightning_edit.components import build
 from lightning_edit.editors import Editor
 from lightning_edit.models.loading import LanguageModelSettings
+from tests.small_benchmarks import write_benchmarks
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -62,15 +63,14 @@ def test_a_wrong_key_is_an_error_that_names_it(capsys):
     assert main([*arguments, "--model.log_siets", "true"]) == 1
     assert "log_siets; did you mean log_sites?" in capsys.readouterr().err
     assert main([*arguments, "--model.optimization.edit_wieght", "1"]) == 1
-    assert (
-        "model.optimization: HypernetworkOptimization has no setting edit_wieght; did you mean edit_weight?"
-        in capsys.readouterr().err
-    )
+    told = "model.optimization: HypernetworkOptimization has no setting edit_wieght; did you mean edit_weight?"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])
-def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_data, monkeypatch):
+def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    benchmarks = write_benchmarks(tmp_path / "data")
     small = {
         "--model.language_model.name_or_path": str(tiny_folder),
         "--trainer.fast_dev_run": "true",
@@ -96,7 +96,7 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
             small[f"--data.{split}.init_args.limit"] = "8"
             source = data[split]["init_args"].get("source")
             if source is not None:
-                small[f"--data.{split}.init_args.source"] = str(find(benchmark_data, data[split]))
+                small[f"--data.{split}.init_args.source"] = str(benchmarks / Path(source).name)
     if "requests_per_edit" in data:
         small |= {"--data.requests_per_edit": "2", "--data.eval_requests_per_edit": "2"}
     if "corpus" in data:
@@ -106,11 +106,6 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, benchmark_dat
             small["--model.editor.init_args.statistics"] = "statistics"
     command = "test" if module == "EditingModule" else "fit"
     assert main([command, "--config", str(path), *(word for pair in small.items() for word in pair)]) == 0
-
-
-def find(folder, source):
-    """The benchmark's file among the published ones."""
-    return next(path for path in folder.rglob("*.json") if path.name == Path(source["init_args"]["source"]).name)
 
 
 def named(paths):
