@@ -36,7 +36,6 @@ from benchmarks.environment import write_result
 from benchmarks.mutations import artifact_targets, configuration_targets, reader_targets, run_mutations
 from lightning_edit.checkpoint_io import AtomicCheckpointIO
 from lightning_edit.cli import main as command_line
-from lightning_edit.editors import ValueSettings
 from lightning_edit.editors.checkpoint import read_checkpoint, state_digest
 from lightning_edit.edits import FactoredDelta, Provenance, WeightEdit, load_edit
 from lightning_edit.errors import LightningEditError
@@ -186,7 +185,7 @@ def _fit_config(folder: Path, model: Path, output: Path | None = None) -> Path:
 
 
 def _statistics_config(folder: Path, model: Path, text: Path) -> Path:
-    settings = {"layers": [0, 1], "statistics": str(folder / "statistics"), "search": ValueSettings(steps=4)}
+    settings = {"layers": [0, 1], "statistics": str(folder / "statistics"), "search": {"steps": 4}}
     editor = {"class_path": "lightning_edit.editors.MEMIT", "init_args": settings}
     corpus = {"source": str(text), "tokens": 20_000, "length": 32, "batch_size": 4}
     return _config(folder, "LocateEditing", editor, model, data={"corpus": corpus}, module={"save_every": 1})

@@ -48,6 +48,8 @@ def compare(
 
     quiet_lightning()
     comparison = read_comparison(config, {"output": output, "records": records}, chat_template)
+    # Before the cells, which take long.
+    traces = read_traces(comparison.traces)
     grid = Grid(comparison, shard_of(shard), editors, data)
     print_line(grid.plan())
     if plan:
@@ -55,7 +57,7 @@ def compare(
     grid.run()
     runs = read_runs([cell.folder for cell in cells_of(comparison) if cell.folder.is_dir()])
     built = build_report(runs, preset, comparison.reference, comparison.resamples, comparison.seed)
-    for path in write_report(built, comparison.output, read_traces(comparison.traces)):
+    for path in write_report(built, comparison.output, traces):
         print_line(f"written      {path}")
 
 

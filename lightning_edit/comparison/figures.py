@@ -147,7 +147,7 @@ def _add_line(figure: Any, editor: str, points: Sequence[tuple[int, float | None
 
 
 def _mean_of(measures: Mapping[str, Any], kind: str, measure: str) -> float | None:
-    """The mean of a measure over the groups of a kind; None where one of them is missing or not finite."""
+    """The mean of a measure over the groups of a kind that were measured; None where one of them is not finite."""
     names = [name for name in measures if name.split("/")[0] == kind and name.rpartition("/")[2] == measure]
     values = [measures[name] for name in names]
     if not values or any(value is None or not math.isfinite(value) for value in values):
@@ -169,8 +169,11 @@ def _trace_maps(trace: Mapping[str, Any]) -> Iterator[Any]:
             figure.add_heatmap(z=effects, y=tokens, coloraxis="coloraxis", row=number, col=1)
         figure.update_xaxes(title_text="layer", row=len(kinds), col=1)
         figure.update_yaxes(autorange="reversed", automargin=True)
+        severed = (trace.get("settings") or {}).get("severed")
+        cut = f" ({_TRACE_TITLES.get(severed, severed)} severed)" if severed else ""
+        model = f", {trace['model']}" if trace.get("model") else ""
         figure.update_layout(
-            title={"text": f"Causal trace: {fact['prompt']} →{fact['answer']}"},
+            title={"text": f"Causal trace{cut}{model}: {fact['prompt']} →{fact['answer']}"},
             height=_MAP_HEIGHT * len(kinds),
             coloraxis={"colorscale": "Viridis", "colorbar": {"title": {"text": "effect on p"}}},
         )

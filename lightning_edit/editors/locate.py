@@ -73,6 +73,9 @@ class LocateEditor(Editor):
         ranges.one_of(get_args(Covariance), "editor", covariance=covariance)
         ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
         ranges.layer_numbers("editor", layers)
+        for name, value, kind in (("search", search, ValueSettings), ("contexts", contexts, ContextSettings)):
+            if not isinstance(value, kind):
+                raise ConfigurationError(f"editor.{name}: expected {kind.__name__}, found {value!r}")
         self.layers = list(layers) if layers is not None else None
         self.statistics, self.covariance = statistics, covariance
         self.search, self.contexts, self.contradictions = search, contexts, contradictions

@@ -55,8 +55,8 @@ class PMET(SpreadEditor):
         super().__init__(layers, statistics, covariance, search, contexts, contradictions)
         if search.optimizer != "adam":
             raise ConfigurationError(
-                f"editor.search.optimizer: {search.optimizer!r} searches one value of a loss that stays as it is; PMET "
-                "searches two, and weighs its loss anew as it goes; leave it at adam"
+                f"editor.search.optimizer: {search.optimizer!r} searches one value, and PMET searches two; leave it at "
+                "adam"
             )
         ranges.above(0, "editor", covariance_weight=covariance_weight)
         self.covariance_weight = covariance_weight

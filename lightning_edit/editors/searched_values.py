@@ -20,6 +20,8 @@ from lightning_edit.models.recording import Tap
 from lightning_edit.records import EditRequest
 
 _SEPARATOR = "|"
+_VERSION = 1
+"""Part of each digest; to be raised where :func:`search_values` finds other values than before."""
 
 
 class SearchedValues:
@@ -101,7 +103,9 @@ def _setting(model: LanguageModel, templates: Sequence[str], taps: Mapping[str, 
     places = {place: [names[id(tap.module)], tap.side, tap.layer] for place, tap in taps.items()}
     base, encoder = asdict(model.fingerprint), model.encoder
     encoding = [encoder.chat_template, encoder.separator, encoder.end_token]
-    return json.dumps([base, encoding, list(templates), places, asdict(settings)], sort_keys=True)
+    # Seconds that another kind of device took would be no measure.
+    where = [_VERSION, model.device.type]
+    return json.dumps([where, base, encoding, list(templates), places, asdict(settings)], sort_keys=True)
 
 
 def _described(request: EditRequest) -> list[str]:

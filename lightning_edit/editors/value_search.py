@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from lightning_edit import ranges
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.editors.value_steps import AdamSteps, QuasiNewtonSteps, ValueOptimizer, ValueSteps
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.models.head import search_losses
 from lightning_edit.models.language_model import LanguageModel
@@ -71,6 +72,11 @@ class ValueSettings:
         ranges.at_least(0, where, weight_decay=self.weight_decay, kl_weight=self.kl_weight)
         ranges.at_least(0, where, satisfied_weight=self.satisfied_weight, satisfied_kl=self.satisfied_kl)
         ranges.above(0, where, learning_rate=self.learning_rate, clamp_norm=self.clamp_norm)
+        if self.optimizer != "adam" and self.satisfied_weight != 1.0:
+            raise ConfigurationError(
+                f"{where}.optimizer: {self.optimizer!r} needs a loss that stays as it is, and satisfied_weight "
+                f"({self.satisfied_weight}) weighs it anew as the search goes; leave one of them at its default"
+            )
 
     def steps_from(self, initial: Mapping[str, Tensor]) -> ValueSteps:
         """The search's steps from δ = 0 on, given the states before."""

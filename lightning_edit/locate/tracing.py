@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_edit import ranges
 from lightning_edit.editors.prompts import in_context
 from lightning_edit.errors import ConfigurationError, LayerMapError
-from lightning_edit.models.fast_paths import problem_of
+from lightning_edit.models.fast_paths import finite_rows, problem_of
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.recording import Tap, as_rows, first_tensor, tapped
 from lightning_edit.models.skipping import entering, skipped
@@ -213,7 +213,9 @@ class _Tracer:
             with self._noisy(samples), self._above(layer, 1):
                 return self._last_probabilities(self._batch(samples))[:, self.answer]
 
-        problem = problem_of(from_layer, corrupted)
+        if not bool(finite_rows(corrupted).any()):
+            return "the probabilities under noise are not finite"
+        problem = problem_of(from_layer, corrupted, self.model.dtype)
         return None if problem is None else f"from block {layer} on: {problem}"
 
     def _batch(self, rows: int) -> TokenBatch:

@@ -13,36 +13,37 @@ _FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, Valu
 """What an unknown architecture raises where its blocks or its cache are used otherwise than it expects."""
 
 
-def difference(fast: Tensor, full: Tensor) -> str | None:
-    """How what a fast pass gives differs from what the full pass gives; None where it is rounding.
+def finite_rows(full: Tensor) -> Tensor:
+    """(N) bool: the rows of (N, D) or (N) values that are finite.
 
-    Args:
-        fast: (N, D), or (N) where each row gives one number.
-        full: The same of the full pass. Rows that are not finite are passed over: a text whose full pass breaks says
-            nothing about the others.
+    The others are not compared: a text whose full pass breaks says nothing about the fast one.
     """
-    finite = full.isfinite() if full.dim() == 1 else full.isfinite().all(-1)
-    fast, full = fast[finite], full[finite]
-    relative = float((fast - full).norm() / full.norm().clamp(min=1e-12))
-    # Half precision rounds more coarsely than the tolerance that float32 allows.
-    allowed = max(_TOLERANCE, 8 * float(torch.finfo(fast.dtype).eps))
-    return None if relative <= allowed else f"relative difference of {relative:.1e} from the full forward pass"
+    return full.isfinite() if full.dim() == 1 else full.isfinite().all(-1)
 
 
-def problem_of(fast: Callable[[], Tensor], full: Tensor) -> str | None:
+def problem_of(fast: Callable[[], Tensor | None], full: Tensor | None, dtype: torch.dtype) -> str | None:
     """Why a fast pass cannot take the place of the full one; None where it can.
 
     Args:
-        fast: Runs the fast pass.
-        full: What the full pass gives; see :func:`difference`.
+        fast: Runs the fast pass; (N, D), or (N) where each row gives one number.
+        full: The same of the full pass; None where it is known to be equal, and the fast pass could only fail.
+        dtype: Precision in which the model computes: half precision rounds more coarsely.
 
     Raises:
         torch.OutOfMemoryError: If there is no memory for the fast pass: the full one needs more still.
     """
     try:
         output = fast()
+        return None if full is None or output is None else _difference(output, full, dtype)
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
         return f"it fails with {type(error).__name__}: {error}"
-    return difference(output, full)
+
+
+def _difference(fast: Tensor, full: Tensor, dtype: torch.dtype) -> str | None:
+    rows = finite_rows(full)
+    fast, full = fast[rows], full[rows]
+    relative = float((fast - full).norm() / full.norm().clamp(min=1e-12))
+    allowed = max(_TOLERANCE, 8 * float(torch.finfo(dtype).eps))
+    return None if relative <= allowed else f"relative difference of {relative:.1e} from the full forward pass"

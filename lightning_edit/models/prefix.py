@@ -201,27 +201,26 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
     if not any(starts):
         return Passes(model, texts, starts, layer)
     proof, longest = ("suffixes", layer), max(len(text.ids) for text in texts)
-    if model.proofs.get(proof, 0) >= longest:
-        return SuffixPasses(model, texts, starts, layer)
-    whole = Passes(model, texts, starts, layer)
+    is_proved = model.proofs.get(proof, 0) >= longest
+    whole = None if is_proved else Passes(model, texts, starts, layer)
     rows = torch.arange(len(texts), device=model.device)
-    expected = whole.head_logits(rows, whole.batch, _last(whole.batch))
+    expected = None if whole is None else whole.head_logits(rows, whole.batch, _last(whole.batch))
     built: list[SuffixPasses] = []
 
-    def short() -> Tensor:
+    def short() -> Tensor | None:
         built.append(SuffixPasses(model, texts, starts, layer))
-        return built[0].head_logits(rows, built[0].batch, _last(built[0].batch))
+        return None if is_proved else built[0].head_logits(rows, built[0].batch, _last(built[0].batch))
 
-    problem = problem_of(short, expected)
+    problem = problem_of(short, expected, model.dtype)
     if problem is None:
-        if bool(expected.isfinite().all()):
+        if expected is not None and bool(expected.isfinite().all()):
             model.proofs[proof] = _FURTHER * longest
         return built[0]
     warnings.warn(
         f"the keys and values before the subject cannot be reused in {model.name} ({problem}); whole texts are run",
         stacklevel=2,
     )
-    return whole
+    return whole if whole is not None else Passes(model, texts, starts, layer)
 
 
 def _last(batch: TokenBatch) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightning_edit.models.fast_paths import problem_of
+from lightning_edit.models.fast_paths import finite_rows, problem_of
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel
+from lightning_edit.models.recording import first_tensor
 from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk_store import (
     Entry,
@@ -240,10 +241,27 @@ class Trunk:
 
     @torch.no_grad()
     def _prove(self, batch: TokenBatch) -> None:
-        """Compares the short pass with the full one; where it fails, says so."""
-        positions = _compared_positions(batch)
-        full = self._measured_pass(batch, positions)
-        problem = problem_of(lambda: self._short(batch, positions), full)
+        """Compares the short pass with the full one; where it fails, says so.
+
+        Texts whose full pass breaks say nothing: then the next batch is compared.
+        """
+        positions, outputs = _compared_positions(batch), list[Any]()
+        block = self.model.layer_map.blocks[self.layer]
+        handle = block.register_forward_hook(lambda module, args, output: outputs.append(output))
+        try:
+            full = self._full(batch, positions)
+        finally:
+            handle.remove()
+        if not bool(finite_rows(full).any()):
+            return
+
+        def short() -> Tensor:
+            output = outputs[0]
+            self._returns = len(output) if isinstance(output, tuple) else 0
+            self._sizes = first_tensor(output).shape[-1], full.shape[-1]
+            return self._short(batch, positions)
+
+        problem = problem_of(short, full, self.model.dtype)
         self.works = problem is None
         if problem is not None:
             warnings.warn(
@@ -251,23 +269,6 @@ class Trunk:
                 "full forward pass is taken from now on",
                 stacklevel=3,
             )
-
-    def _measured_pass(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """What the head reads at some positions in a full pass, which also tells what the trunk's block returns."""
-        returned: list[int] = []
-        sizes: list[int] = []
-
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            returned.append(len(output) if isinstance(output, tuple) else 0)
-            sizes.append((output[0] if isinstance(output, tuple) else output).shape[-1])
-
-        handle = self.model.layer_map.blocks[self.layer].register_forward_hook(record)
-        try:
-            full = self._full(batch, positions)
-        finally:
-            handle.remove()
-        self._returns, self._sizes = returned[0], (sizes[0], full.shape[-1])
-        return full
 
     def _gather(self, batch: TokenBatch) -> Tensor:
         """(R, S, hidden size) the states of a batch, with zeros at its padding."""

@@ -23,7 +23,7 @@ class Costs:
         probes: Probes asked of edited models.
         unedited_seconds: Asking the unedited model.
         editing_seconds: Making edits.
-        reused_seconds: What searches took whose results were taken from another editor's; an edit costs them as well.
+        reused_seconds: What searches took whose results were taken from an earlier one; an edit costs them as well.
         edited_seconds: Asking edited models.
         edit_bytes: Largest size among the edits that were sampled for it, one of each batch.
     """

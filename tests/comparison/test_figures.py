@@ -50,7 +50,7 @@ def test_perplexity_is_shown_against_the_unedited_models():
     assert line["y"] == [1.0, 1.5]
 
 
-def test_a_measure_that_is_missing_or_not_finite_leaves_a_gap():
+def test_a_measure_that_is_not_finite_leaves_a_gap():
     rows = [row(1), row(2, locality=(None, 0.5)), row(3)]
     [line] = curves([sequential_run(rows=rows)])["facts, sequential: locality over all records edited so far"]
     assert line["x"] == [1, 3]

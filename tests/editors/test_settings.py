@@ -78,6 +78,11 @@ def test_a_setting_out_of_its_range_is_refused(kind, settings, message):
         build({"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": settings}, Editor, "here")
 
 
+def test_a_settings_class_is_not_taken_for_its_content():
+    with pytest.raises(ConfigurationError, match=r"editor\.contexts: expected ContextSettings, found \[\['\{\}'\]\]"):
+        ROME(contexts=[["{}"]])
+
+
 def test_settings_that_are_not_given_are_those_of_the_method():
     """Not those of the settings' class: a file that names one of them leaves the others as the method has them."""
     described = {"class_path": "lightning_edit.editors.MEMIT", "init_args": {"search": {"steps": 3}}}

@@ -11,7 +11,7 @@ import transformers.utils.hub
 
 from lightning_edit.cli import main
 from lightning_edit.data import ZsRE
-from lightning_edit.editors import MEND, ROME, GradientStep
+from lightning_edit.editors import MEND, ROME, ContextSettings, GradientStep
 from lightning_edit.editors.checkpoint import read_checkpoint, save_editor
 from lightning_edit.edits import Edit, load_edit
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
@@ -119,7 +119,7 @@ def test_a_path_that_does_not_exist_is_not_looked_up(hub, tmp_path, monkeypatch)
         with pytest.raises(SourceNotFoundError):
             load("runs/something")
     assert hub.requests == []
-    editor = ROME(layers=[1], statistics="runs/statistics", contexts=[["{}"]])
+    editor = ROME(layers=[1], statistics="runs/statistics", contexts=ContextSettings([["{}"]]))
     editor.fit_without_corpus(language_model("llama"))
     assert hub.requests == []
 

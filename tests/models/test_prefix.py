@@ -98,6 +98,21 @@ def test_falls_back_in_words_where_a_window_is_too_short(family):
     assert type(passes) is Passes
 
 
+def test_a_window_is_looked_for_in_longer_texts_than_those_that_were_proved():
+    """A proof holds for texts twice as long, and a window may end between the two."""
+    model = language_model("mistral")
+    window = model.model.config.sliding_window
+    short = model.encoder.encode("a b France has", "Rome", (4, 10))
+    assert type(shortest_passes(model, [short], [2], 1)) is SuffixPasses
+    length = model.proofs["suffixes", 1]
+    text = "x" * (window + 1) + " France"
+    longer = model.encoder.encode(text, "", (window + 2, len(text)))
+    start = last_subject_token(longer)
+    assert window < start < length
+    with pytest.warns(UserWarning, match="an attention window is shorter"):
+        assert type(shortest_passes(model, [longer], [start], 1)) is Passes
+
+
 def test_texts_that_begin_with_their_subject_are_run_whole():
     model = language_model("llama")
     text = model.encoder.encode("France has the capital", "Rome", (0, 6))

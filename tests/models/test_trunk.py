@@ -98,7 +98,7 @@ def test_falls_back_in_words_where_blocks_are_called_otherwise(monkeypatch):
         type(model.model.model.layers[1]), "__call__",
         lambda self, hidden_states, **kwargs: torch.nn.Module.__call__(self, states=hidden_states, **kwargs),
     )  # fmt: skip
-    with pytest.warns(UserWarning, match="a pass from there on fails .KeyError: 'hidden_states'.; the full"):
+    with pytest.warns(UserWarning, match=r"\(it fails with KeyError: 'hidden_states'\); the full"):
         assert torch.equal(trunk.answer_logits(batch), expected)
 
 
