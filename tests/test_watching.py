@@ -110,8 +110,10 @@ def test_every_parameter_of_the_sweep_is_an_option(capsys):
     assert stopped.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     for name, own in sweep["parameters"].items():
-        values = shown["model"]["init_args"] if name.startswith("model.") else shown["data"]
-        assert values[name.partition(".")[2]] == (own.get("values") or [own.get("min")])[0]
+        value = shown["model"]["init_args"] if name.startswith("model.") else shown["data"]
+        for part in name.split(".")[1:]:
+            value = value[part]
+        assert value == (own.get("values") or [own.get("min")])[0]
 
 
 def test_a_run_of_wandb_begins_without_warnings(tmp_path):

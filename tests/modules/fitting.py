@@ -16,7 +16,7 @@ def write_config(folder, tiny_folder, text, batch_size=4, **trainer):
                 "language_model": {"name_or_path": str(tiny_folder)},
                 "editor": {
                     "class_path": "lightning_edit.editors.MEMIT",
-                    "init_args": {"layers": [0, 1], "statistics": str(folder / "statistics"), "steps": 4},
+                    "init_args": {"layers": [0, 1], "statistics": str(folder / "statistics"), "search": {"steps": 4}},
                 },
                 "save_every": 1,
             },

@@ -8,7 +8,7 @@ import yaml
 
 from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
-from lightning_edit.editors import MEMIT, ContextSettings, ValueSettings, locate
+from lightning_edit.editors import MEMIT, locate
 from lightning_edit.errors import EditError
 from lightning_edit.modules import Evaluator
 from tests.modules.fitting import write_config
@@ -135,7 +135,7 @@ def test_every_method_edits_from_a_file_without_a_checkpoint(run, tiny_folder, t
 def test_an_editor_without_statistics_collects_some_once(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LIGHTNING_EDIT_CACHE", str(tmp_path / "cache"))
     editor = tmp_path / "rome.yaml"
-    settings = {"layers": [1], "search": ValueSettings(steps=2), "contexts": ContextSettings([["{}"]])}
+    settings = {"layers": [1], "search": {"steps": 2}, "contexts": {"templates": [["{}"]]}}
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": settings}))
     arguments = ["edit", "--editor", str(editor), "--name_or_path", str(tiny_folder), *FACT]
     assert main(arguments) == 0
