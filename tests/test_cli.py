@@ -63,8 +63,8 @@ def test_a_wrong_key_is_an_error_that_names_it(capsys):
     assert main([*arguments, "--model.log_siets", "true"]) == 1
     assert "log_siets; did you mean log_sites?" in capsys.readouterr().err
     assert main([*arguments, "--model.optimization.edit_wieght", "1"]) == 1
-    told = "model.optimization: HypernetworkOptimization has no setting edit_wieght; did you mean edit_weight?"
-    assert told in capsys.readouterr().err
+    message = "model.optimization: HypernetworkOptimization has no setting edit_wieght; did you mean edit_weight?"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])

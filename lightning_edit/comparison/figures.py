@@ -11,13 +11,13 @@ from typing import Any
 from lightning_edit.comparison.bootstrap import Interval
 from lightning_edit.comparison.report import Report
 from lightning_edit.comparison.results import Run
+from lightning_edit.locate.picture import TITLES
 
 _SHOWN_BARS = 4
 """Columns whose bars are shown at first; a click on the legend shows the others."""
 _CURVES = (("edit success", "edit_success", "token_accuracy"), ("locality", "locality", "self_agreement"))
 """Title, kind of probes and measure of the curves of a sequence."""
-_TRACE_TITLES = {"state": "single states", "mlp": "MLP outputs", "attention": "attention outputs"}
-TRACED_FACTS = 5
+_TRACED_FACTS = 5
 """Facts of a trace that have a plot of their own."""
 _LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 _MAP_HEIGHT = 220
@@ -159,9 +159,9 @@ def _trace_maps(trace: Mapping[str, Any]) -> Iterator[Any]:
     """For each fact a heat map of each kind of what is put back, tokens by layers."""
     from plotly.subplots import make_subplots
 
-    for fact in trace["facts"][:TRACED_FACTS]:
+    for fact in trace["facts"][:_TRACED_FACTS]:
         kinds = list(fact["restored"])
-        titles = [_TRACE_TITLES.get(kind, html.escape(kind)) for kind in kinds]
+        titles = [TITLES.get(kind, html.escape(kind)) for kind in kinds]
         figure = make_subplots(len(kinds), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.08)
         tokens = [html.escape(f"{number} {token.strip()}"[:24]) for number, token in enumerate(fact["tokens"])]
         for number, kind in enumerate(kinds, 1):
@@ -170,7 +170,7 @@ def _trace_maps(trace: Mapping[str, Any]) -> Iterator[Any]:
         figure.update_xaxes(title_text="layer", row=len(kinds), col=1)
         figure.update_yaxes(autorange="reversed", automargin=True)
         severed = (trace.get("settings") or {}).get("severed")
-        cut = f" ({_TRACE_TITLES.get(severed, severed)} severed)" if severed else ""
+        cut = f" ({TITLES.get(severed, severed)} severed)" if severed else ""
         model = f", {trace['model']}" if trace.get("model") else ""
         figure.update_layout(
             title={"text": f"Causal trace{cut}{model}: {fact['prompt']} →{fact['answer']}"},

@@ -104,8 +104,7 @@ def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x, weight, bias)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _product(x, weight, bias)
-    # torch gives the apply of a Function no types.
-    product: Tensor = _FrozenProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    product: Tensor = _FrozenProduct.apply(x, weight, bias)
     return product
 
 

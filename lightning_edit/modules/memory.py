@@ -152,13 +152,13 @@ class MemoryEditing(TrainedEditing):
                 "objective: mixed needs a counterfactual model with the base's own tokens; use supervised"
             )
         best, which = log_p.max(dim=1)
-        logits, asked = self._answer_logits(batch, [memory[place] for place in which.tolist()])
+        logits, tokens = self._answer_logits(batch, [memory[place] for place in which.tolist()])
         with torch.no_grad():
             plain = base.answer_logits(batch.outer).log_softmax(-1)
-        share = best[asked.target_rows][:, None]
+        share = best[tokens.target_rows][:, None]
         mixed = torch.logaddexp(share + logits.log_softmax(-1), log_complement(share) + plain)
-        edit = self._mean(_nll(mixed, asked)[: batch.rephrases])
-        divergence = mean_by_row((plain.exp() * (plain - mixed)).sum(-1), asked.target_rows, len(asked))
+        edit = self._mean(_nll(mixed, tokens)[: batch.rephrases])
+        divergence = mean_by_row((plain.exp() * (plain - mixed)).sum(-1), tokens.target_rows, len(tokens))
         locality = self._mean(divergence[batch.rephrases :])
         return edit + locality, {"edit_loss": edit.detach(), "locality_loss": locality.detach()}
 
@@ -167,24 +167,24 @@ class MemoryEditing(TrainedEditing):
         base = self.language_model
         inputs, ids, of_row = [], [], []
         with self.editor.answering_model.speaking(base) as other:
-            asked = _shown(other, batch.outer_texts, requests)
+            tokens = _shown(other, batch.outer_texts, requests)
             if other is not base:
                 # A model of its own has no trunk, and its head is trained, too.
-                return target_nll(other.answer_logits(asked), asked.target_ids, asked.target_rows, len(asked))
-            for rows, part in asked.parts(other.saturation_tokens):
+                return target_nll(other.answer_logits(tokens), tokens.target_ids, tokens.target_rows, len(tokens))
+            for rows, part in tokens.parts(other.saturation_tokens):
                 inputs.append(self.trunk().head_inputs(part, part.answer_mask))
                 ids.append(part.target_ids)
                 of_row.append(rows[part.target_rows])
             losses = token_losses(other, torch.cat(inputs), torch.cat(ids))
-        return mean_by_row(losses, torch.cat(of_row), len(asked))
+        return mean_by_row(losses, torch.cat(of_row), len(tokens))
 
     def _answer_logits(self, batch: TrainingBatch, requests: list[EditRequest]) -> tuple[Tensor, TokenBatch]:
-        """Logits of the counterfactual model for all texts, each behind a request, and the texts as asked."""
+        """Logits of the counterfactual model for all texts, each behind a request, and these texts, tokenised."""
         base = self.language_model
         with self.editor.answering_model.speaking(base) as other:
-            asked = _shown(other, batch.outer_texts, requests)
+            tokens = _shown(other, batch.outer_texts, requests)
             with torch.set_grad_enabled(self.optimization.train_counterfactual):
-                return (self.trunk() if other is base else other).answer_logits(asked), asked
+                return (self.trunk() if other is base else other).answer_logits(tokens), tokens
 
     @staticmethod
     def _request_of(batch: TrainingBatch, row: int) -> int:

@@ -41,12 +41,12 @@ def model(golden):
 
 
 def requests_of(golden, places):
-    found = []
+    requests = []
     for place in places:
-        own = golden["requests"][place]
-        prompt = own["prompt"].replace("{}", own["subject"])
-        found.append(EditRequest(prompt, own["target_new"]["str"], own["subject"], id=str(place)))
-    return found
+        rewrite = golden["requests"][place]
+        prompt = rewrite["prompt"].replace("{}", rewrite["subject"])
+        requests.append(EditRequest(prompt, rewrite["target_new"]["str"], rewrite["subject"], id=str(place)))
+    return requests
 
 
 def make(kind, golden, model, scenario, moments="memit", flat=False, search=MappingProxyType({}), **settings):
@@ -68,8 +68,10 @@ def make(kind, golden, model, scenario, moments="memit", flat=False, search=Mapp
         **settings,
     )
     if wanted["mom2_adjustment"]:
-        found = {site: double(values) for site, values in golden["second_moment"][moments].items()}
-        editor.use_statistics(KeyStatistics(found, Corpus("fixed", 1, 3145, ""), model.name, model.fingerprint))
+        second_moments = {site: double(values) for site, values in golden["second_moment"][moments].items()}
+        editor.use_statistics(
+            KeyStatistics(second_moments, Corpus("fixed", 1, 3145, ""), model.name, model.fingerprint)
+        )
     return editor
 
 
@@ -86,11 +88,11 @@ def check_search(golden, model, scenario, editor):
     sites = [model.layer_map.site(layer) for layer in editor.edited_layers(model)]
     templates = [template for group in editor.contexts.templates for template in group]
     wanted = requests_of(golden, scenario["requests"])
-    found = search_values(model, wanted, templates, editor.taps(model, sites), editor.search)
-    for own, losses, delta in zip(found, scenario["losses"], scenario["deltas"], strict=True):
-        close(double(own.losses), losses, TOLERANCE)
+    values = search_values(model, wanted, templates, editor.taps(model, sites), editor.search)
+    for value, losses, delta in zip(values, scenario["losses"], scenario["deltas"], strict=True):
+        close(double(value.losses), losses, TOLERANCE)
         if delta is not None:
-            close(own.delta["value"], delta, TOLERANCE)
+            close(value.delta["value"], delta, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["single_0", "single_1", "single_2", "tight_clamp_1", "no_mom2_0", "early_stop_3"])
