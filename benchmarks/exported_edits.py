@@ -112,7 +112,7 @@ def editors(model: LanguageModel) -> dict[str, Callable[[], Editor]]:
     """Name to what makes the editor."""
 
     def configured(name: str) -> Editor:
-        editor = configured_editor(f"configs/editor/{name}", None)
+        editor = configured_editor(f"configs/editor/{name}")
         editor.setup(model)
         editor.fit_without_corpus(model)
         return editor

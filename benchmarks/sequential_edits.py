@@ -38,7 +38,7 @@ def main() -> None:
     records = counterfact(options.data)[: options.edits]
     result: dict[str, Any] = read_result(__file__).get("methods", {})
     for method in options.methods:
-        editor = configured_editor(f"configs/editor/{method}.yaml", str(statistics))
+        editor = configured_editor(f"configs/editor/{method}.yaml", statistics=str(statistics))
         editor.setup(model)
         folder = options.work / f"sequence-{method}"
         settings = SequentialSettings(

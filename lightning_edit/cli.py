@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import get_type_hints
+from itertools import pairwise
 
 COMMANDS = {
     "fit": "train an editor, or collect what it needs",
@@ -143,14 +144,25 @@ def _run(command: str, arguments: list[str]) -> None:
         run(arguments)
         return
     from lightning_edit import commands
-    from lightning_edit.parsing import SETTINGS, command_parser
+    from lightning_edit.parsing import SETTINGS, command_parser, parse
 
     function = getattr(commands, command.replace("-", "_"))
     given = repeated_values(arguments[1:], function)
-    parser = command_parser(function, f"lightning-edit {command}")
-    values = parser.instantiate_classes(parser.parse_args(given)).as_dict()
+    _check_editor_files(given)
+    values = parse(command_parser(function, f"lightning-edit {command}"), given)
     values.pop(SETTINGS, None)
     function(**values)
+
+
+def _check_editor_files(arguments: Sequence[str]) -> None:
+    """Checks the files behind "--editor" before anything that they name is imported."""
+    values = [value for option, value in pairwise(arguments) if option == "--editor"]
+    values += [argument.partition("=")[2] for argument in arguments if argument.startswith("--editor=")]
+    files = [value for value in values if value.endswith((".yaml", ".yml"))]
+    for path in files:
+        from lightning_edit.editors.configured import check_editor_file
+
+        check_editor_file(path)
 
 
 def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -> list[str]:
@@ -162,8 +174,8 @@ def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -
         arguments: The arguments.
         function: The command, whose parameters annotated with a list take several values.
     """
-    hints = get_type_hints(function)
-    lists = {f"--{name}" for name, hint in hints.items() if "list[" in str(hint)}
+    parameters = inspect.signature(function).parameters.values()
+    lists = {f"--{one.name}" for one in parameters if "list[" in str(one.annotation)}
     values: dict[str, list[str]] = {}
     others: list[str] = []
     current: str | None = None

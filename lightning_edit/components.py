@@ -84,7 +84,7 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
     Raises:
         ConfigurationError: If the description names something else, or an argument that it does not take.
     """
-    kind = _class_of(str(description.get("class_path")), where)
+    kind = class_of(str(description.get("class_path")), where)
     expected = cast(type[T], base)
     if not (isinstance(kind, type) and issubclass(kind, expected)):
         raise ConfigurationError(f"{where}: {description['class_path']} is no {expected.__name__}")
@@ -97,8 +97,31 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
     return kind(**arguments)
 
 
-def _class_of(class_path: str, where: str) -> object:
+def rebuild(part: T, **settings: Any) -> T:
+    """A part like another, with some other settings.
+
+    Args:
+        part: The other.
+        settings: Arguments of the constructor in place of its own ones.
+
+    Raises:
+        ConfigurationError: If it does not take one of them.
+    """
+    description = describe(part)
+    return build(
+        {**description, "init_args": {**description["init_args"], **settings}}, type(part), type(part).__name__
+    )
+
+
+def class_of(class_path: str, where: str) -> object:
     """The class of a name, from the package, from a module that is imported already, or from one that is allowed.
+
+    Args:
+        class_path: The name, with its module.
+        where: Where it stands, for messages.
+
+    Returns:
+        None if the module has nothing of that name.
 
     Raises:
         ConfigurationError: If there is none, or its module would have to be imported and is not allowed to.

@@ -22,6 +22,7 @@ _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (--[^\s=]+)")
 _UNEXPECTED = re.compile(r"(?:Key|Group) ['\"]([^'\"]+)['\"] (?:is not expected|does not accept)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|^Problem with given"
 )
@@ -55,9 +56,36 @@ def command_parser(function: Callable[..., object], name: str) -> ArgumentParser
     """
     parser = ConciseArgumentParser(prog=name)
     parser.add_argument(f"--{SETTINGS}", action="config", help="YAML file with options of this command.")
-    parser.add_function_arguments(function, as_group=False)
+    parser.add_function_arguments(function, as_group=False, sub_configs=True)
     parser.description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     return parser
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """Parses arguments and builds the classes that they name.
+
+    Args:
+        parser: The parser.
+        arguments: Options with their values, files of parts among them.
+
+    Raises:
+        ConfigurationError: If an option or a file is wrong, or a class refuses its settings.
+    """
+    try:
+        values = parser.parse_args(list(arguments))
+    except ConfigurationError as error:
+        raise ConfigurationError(in_file(str(error), arguments)) from error
+    for name, value in values.as_dict().items():
+        refuse_nulls_of_parts(value, name)
+    try:
+        return dict(parser.instantiate(values).as_dict())
+    except LightningEditError:
+        raise
+    except Exception as error:  # a class may refuse its settings by whatever it likes
+        cause = informative_cause(error)
+        if isinstance(cause, LightningEditError):
+            raise cause from error
+        raise ConfigurationError(f"{type(cause).__name__}: {cause}") from error
 
 
 def concise(message: str, options: Sequence[str] = ()) -> str:
@@ -75,6 +103,9 @@ def concise(message: str, options: Sequence[str] = ()) -> str:
     where = ".".join(keys[:1] + [key for key in keys[1:] if key not in keys[0]])
     if match := _OPTION.search(message):
         return _in(where, f"{_short(classes)} has no setting {match[1]}{_nearest(match[1], _settings(classes))}")
+    if match := _NO_CLASS.search(message):
+        nearest = _nearest(match[1], _public_names(f"lightning_edit.{where}s"))
+        return _in(where, f"there is neither a class nor a file {match[1]}{nearest}")
     if match := _UNEXPECTED.search(message):
         return _in(where, f"there is no key {match[1]}{_nearest(f'--{match[1]}', options)}")
     problems = [line for line in lines if not _NOISE.search(line) and not _KEY.fullmatch(line.rstrip(":"))]
@@ -190,8 +221,9 @@ def _short(classes: Sequence[str]) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), 1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    by_lower_case = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, 1, cutoff=0.5)
+    return f"; did you mean {by_lower_case[close[0]]}?" if close else ""
 
 
 def _settings(classes: Sequence[str]) -> list[str]:

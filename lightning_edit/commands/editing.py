@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lightning_edit.commands.output import given_options
 from lightning_edit.errors import ConfigurationError, EditError
 from lightning_edit.printing import print_line
 
+if TYPE_CHECKING:
+    # Only where the command is run: importing it takes seconds, which the other commands need not wait for.
+    from lightning_edit.editors.base import Editor
+
 
 def edit(
     ckpt_path: str | None = None,
-    editor: str | None = None,
+    editor: Editor | None = None,
     statistics: str | None = None,
     prompt: str = "",
     target: str = "",
@@ -37,9 +41,9 @@ def edit(
 
     Args:
         ckpt_path: Checkpoint of a trained editor (MEND, MALMEN, SERAC).
-        editor: YAML file with class_path and init_args of an editor that is not trained, such as
-            configs/editor/rome.yaml.
-        statistics: Folder of fitted statistics, for an editor from a YAML file; the one that it names if none is given.
+        editor: Editor that is not trained: a YAML file with class_path and init_args, a shipped one (@rome), or a class
+            (ROME). Settings follow by name: --editor.search.steps 10.
+        statistics: Folder of fitted statistics for such an editor; the one that its settings name if none is given.
             Where that has none, some are collected on text that the model samples itself, and kept.
         prompt: What the model is given, such as "The capital of France is".
         target: What it should answer, such as "Rome".
@@ -65,8 +69,8 @@ def edit(
     """
     from lightning_edit.answers import edit_report, print_answers, show
     from lightning_edit.command_inputs import requested
+    from lightning_edit.components import rebuild
     from lightning_edit.editors.checkpoint import KEY, load_editor, read_checkpoint
-    from lightning_edit.editors.configured import configured_editor
     from lightning_edit.models.loading import load_language_model
 
     wanted = requested(prompt, target, subject, requests)
@@ -81,9 +85,9 @@ def edit(
     if ckpt_path is not None:
         model = load_language_model(**{**read_checkpoint(ckpt_path)[KEY]["base"]["settings"], **given})
         chosen = load_editor(ckpt_path, model)
-    else:
+    elif editor is not None:
         model = load_language_model(**given)
-        chosen = configured_editor(str(editor), statistics)
+        chosen = editor if statistics is None else rebuild(editor, statistics=statistics)
         if chosen.capabilities.fit_reads == "records":
             raise ConfigurationError(
                 f"{type(chosen).__name__} has to be trained first (lightning-edit fit); give its checkpoint with "

@@ -103,7 +103,7 @@ class Editors:
         """An editor with statistics of its layers, which are collected once for all editors and processes."""
         corpus = json.dumps(self.comparison.corpus, sort_keys=True, default=str)
         folder = Path(self.comparison.output) / f"statistics-{_digest([corpus.encode()])}"
-        editor = configured_editor(path, str(folder))
+        editor = configured_editor(path, statistics=str(folder))
         layers = cast(ReadsStatistics, editor).edited_layers(self.model)
         wanted = {self.model.layer_map.site(layer).name for layer in layers}
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Editors:
             if not wanted <= set(known):
                 _LOG.info("collecting statistics of %s", ", ".join(sorted(wanted - set(known))))
                 self._collect(editor, folder.parent)
-        editor = configured_editor(path, str(folder))
+        editor = configured_editor(path, statistics=str(folder))
         editor.setup(self.model)
         return editor
 

@@ -3,40 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from lightning_edit.components import build
+from lightning_edit.components import class_of
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
+from lightning_edit.parsing import ConciseArgumentParser, parse
 
 
-def configured_editor(path: str, statistics: str | None = None) -> Editor:
-    """The editor of a YAML file with class_path and init_args.
+def check_editor_file(path: str | Path) -> None:
+    """Refuses a YAML file that describes no editor, or names a class whose module is not allowed.
 
     Args:
         path: The file.
-        statistics: Folder of fitted statistics, in place of the one that the file names.
 
     Raises:
         SourceNotFoundError: If there is no such file.
-        ConfigurationError: If it describes no editor.
+        ConfigurationError: If it is not a readable file with class_path and init_args, or names such a class.
     """
     if not Path(path).is_file():
         raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not a readable YAML file of an editor ({error})") from error
     if not isinstance(content, dict) or "class_path" not in content:
         raise ConfigurationError(f"{path}: expected class_path and init_args of an editor")
-    configured = content.get("init_args") or {}
-    if not isinstance(configured, dict):
-        raise ConfigurationError(f"{path}: init_args: expected names and values, found {configured!r}")
-    arguments = {**configured, **({} if statistics is None else {"statistics": statistics})}
+    if not isinstance(content.get("init_args") or {}, dict):
+        raise ConfigurationError(f"{path}: init_args: expected names and values, found {content['init_args']!r}")
+    _check_classes(content, str(path))
+    kind = class_of(str(content["class_path"]), str(path))
+    if not (isinstance(kind, type) and issubclass(kind, Editor)):
+        raise ConfigurationError(f"{path}: {content['class_path']} is no Editor")
+
+
+def configured_editor(path: str, **settings: str) -> Editor:
+    """Builds the editor of a YAML file with class_path and init_args, with the types of its settings checked.
+
+    Args:
+        path: The file.
+        settings: Settings in place of those of the file, such as ``statistics="folder"``, as on the command line.
+
+    Raises:
+        SourceNotFoundError: If there is no such file.
+        ConfigurationError: If it describes no editor, names a class whose module is not allowed, or has a setting that
+            there is not.
+    """
+    check_editor_file(path)
+    parser = ConciseArgumentParser()
+    parser.add_argument("--editor", type=Editor, enable_path=True)
+    arguments = [f"--editor={path}", *(f"--editor.{name}={value}" for name, value in settings.items())]
     try:
-        return build({"class_path": content["class_path"], "init_args": arguments}, Editor, path)
-    except TypeError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        editor: Editor = parse(parser, arguments)["editor"]
+    except ConfigurationError as error:
+        message = str(error)
+        raise ConfigurationError(message if str(path) in message else f"{path}: {message}") from error
+    return editor
+
+
+def _check_classes(content: Any, where: str) -> None:
+    """Refuses classes of modules that are not allowed, however deep in the file."""
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    if isinstance(content, dict) and "class_path" in content:
+        class_of(str(content["class_path"]), where)
+    for value in values:
+        _check_classes(value, where)

@@ -155,7 +155,7 @@ def test_a_file_that_describes_no_ready_editor_is_refused(tiny_folder, tmp_path,
     assert "--ckpt_path, or --editor" in capsys.readouterr().err
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layer": 1}}))
     assert main(arguments) == 1
-    assert f"{editor}: ROME has no setting layer; did you mean layers?" in capsys.readouterr().err
+    assert f"{editor}, line 3: editor: ROME has no setting layer; did you mean layers?" in capsys.readouterr().err
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.records.EditRequest"}))
     assert main(arguments) == 1
     assert "is no Editor" in capsys.readouterr().err
@@ -170,6 +170,39 @@ def test_a_file_that_describes_no_ready_editor_is_refused(tiny_folder, tmp_path,
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": [1]}))
     assert main(arguments) == 1
     assert f"{editor}: init_args: expected names and values, found [1]" in capsys.readouterr().err
+
+
+def test_settings_of_an_editor_are_changed_on_the_command_line(run, tiny_folder, tmp_path, capsys):
+    editor = tmp_path / "rome.yaml"
+    settings = {"layers": [0], "search": {"steps": 2, "kl_weight": 0.5}}
+    editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": settings}))
+    arguments = ["edit", "--name_or_path", str(tiny_folder), "--statistics", str(run / "statistics"), *FACT]
+    changed = ["--editor.layers", "[1]", "--editor.search.steps", "3"]
+    for given, weight in (["--editor", str(editor)], 0.5), (["--editor", "ROME"], 0.0625):
+        save = tmp_path / f"edit-{weight}"
+        assert main([*arguments, *given, *changed, "--save", str(save)]) == 0
+        made_with = json.loads((save / "edit.json").read_text())["settings"]
+        assert made_with["layers"] == [1]
+        assert (made_with["search"]["steps"], made_with["search"]["kl_weight"]) == (3, weight)
+    capsys.readouterr()
+    for option, value, message in (
+        ("search.stps", "3", "ValueSettings has no setting stps; did you mean steps?"),
+        ("layers", "five", "editor.layers"),
+        ("search.steps", "-1", "search.steps"),
+        ("covariance", "null", "null is not possible here"),
+    ):
+        assert main([*arguments, "--editor", str(editor), f"--editor.{option}", value]) == 1
+        assert message in capsys.readouterr().err
+    assert main([*arguments, "--editor", "Rome"]) == 1
+    assert "editor: there is neither a class nor a file Rome; did you mean ROME?" in capsys.readouterr().err
+    assert main([*arguments, "--editor", "FineTuning"]) == 1
+    assert "FineTuning has no setting statistics" in capsys.readouterr().err
+
+
+def test_the_help_of_edit_explains_the_settings_of_an_editor(capsys):
+    with pytest.raises(SystemExit):
+        main(["edit", "--editor.help", "ROME"])
+    assert "--editor.search.steps" in capsys.readouterr().out
 
 
 def test_requests_that_cannot_be_edited_jointly_are_refused_in_words(run, tiny_folder, tmp_path, capsys):
