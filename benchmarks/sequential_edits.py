@@ -19,8 +19,7 @@ from lightning_edit.editors.configured import configured_editor
 from lightning_edit.errors import EditError
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models import load_language_model
-from lightning_edit.modules import EvaluationSettings, Evaluator
-from lightning_edit.modules.evaluation import SequentialSettings
+from lightning_edit.modules import EvaluationSettings, Evaluator, SequentialSettings
 from lightning_edit.modules.sequential import SequentialRun
 from lightning_edit.records import group_names
 

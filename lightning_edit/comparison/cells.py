@@ -66,6 +66,20 @@ class Cell:
             shutil.rmtree(self.folder / SEQUENCE_FOLDER, ignore_errors=True)
         write_json(self.folder / CELL_FILE, {**asdict(self), "folder": self.folder.name})
 
+    def end(self, seconds: float) -> None:
+        """Notes how many seconds the whole run took, so that the grid's overhead can be told."""
+        write_json(self.folder / CELL_FILE, {**self._stored(), "seconds": seconds})
+
+    @property
+    def overhead(self) -> tuple[float, float] | None:
+        """Seconds of the whole run, and those of them that it did not edit, ask or judge in; None if not known."""
+        try:
+            costs = json.loads((self.folder / METRICS_FILE).read_text(encoding="utf-8"))["costs"]
+            seconds = self._stored()["seconds"]
+            return seconds, seconds - costs["seconds"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
 
 def cells_of(
     comparison: Comparison,

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer, seed_everything
@@ -25,7 +26,8 @@ from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import load_language_model
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.modules.evaluation import SequentialSettings, UneditedAnswers
+from lightning_edit.modules.evaluation_settings import SequentialSettings
+from lightning_edit.modules.unedited_answers import UneditedAnswers
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class Grid:
         self.cells = cells_of(comparison, shard, editors, data)
         self._model: LanguageModel | None = None
         self._editors: Editors | None = None
-        self._answers: UneditedAnswers = {}
+        self._answers: UneditedAnswers | None = None
+        self._judge = comparison.evaluation.wild.build_judge() if comparison.evaluation.wild is not None else None
         self._reports: dict[tuple[str, int], ReadReport] = {}
 
     @property
@@ -60,6 +63,13 @@ class Grid:
         if self._model is None:
             self._model = load_language_model(**vars(self.comparison.language_model))
         return self._model
+
+    @property
+    def answers(self) -> UneditedAnswers:
+        """What the base model says unedited, kept in the output folder for other processes and later runs."""
+        if self._answers is None:
+            self._answers = UneditedAnswers(Path(self.comparison.output) / "unedited", self.model)
+        return self._answers
 
     @property
     def editors(self) -> Editors:
@@ -130,6 +140,16 @@ class Grid:
                 estimate.learn(cell)
             left = clock.left(open_cells[:number], open_cells[number:], self._seconds(estimate, open_cells))
             _LOG.info("%d/%d  %s: %s; %s", number, len(open_cells), cell.name, outcome, left)
+        if open_cells:
+            _LOG.info("%s", self.overhead())
+
+    def overhead(self) -> str:
+        """How much of the time of the cells that are done went into anything but editing and asking."""
+        known = [overhead for cell in self.cells if (overhead := cell.overhead) is not None]
+        if not known:
+            return "no cell is done"
+        seconds, beside = (sum(values) for values in zip(*known, strict=True))
+        return f"{len(known)} cells took {duration(seconds)}, {beside / seconds:.1%} of it beside editing and asking"
 
     def _seconds(self, estimate: Estimate, cells: Sequence[Cell]) -> dict[Cell, float]:
         """The estimated seconds of the cells whose records can be read and whose editor's cost is known."""
@@ -155,7 +175,9 @@ class Grid:
             with replace_file(failure) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             return f"failed ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        return f"{time.perf_counter() - started:.0f} s"
+        seconds = time.perf_counter() - started
+        cell.end(seconds)
+        return f"{seconds:.0f} s"
 
     def run_cell(self, cell: Cell) -> None:
         """Runs a cell as a test of the Trainer, whose report is written into the cell's folder.
@@ -173,7 +195,7 @@ class Grid:
             evaluation = replace(evaluation, sequential=sequential)
         seed_everything(self.comparison.seed, verbose=False)
         module = EditingModule(editor, self.comparison.language_model, evaluation)
-        module.attach(self.model, self._answers)
+        module.attach(self.model, self.answers, self._judge)
         data = EditDataModule(
             test=_Fixed(report),
             eval_batch_size=self.comparison.eval_batch_size,

@@ -16,7 +16,7 @@ from lightning_edit.components import build
 from lightning_edit.data import RecordSource, TextCorpus
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.models.loading import LanguageModelSettings
-from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.shipped import MARK, shipped_checkpoint, shipped_file
 
 T = TypeVar("T")

@@ -1,7 +1,8 @@
 """LightningModules, one per family of editors."""
 
 from lightning_edit.modules.base import EditingModule, Prediction
-from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
+from lightning_edit.modules.evaluation import Evaluator
+from lightning_edit.modules.evaluation_settings import EvaluationSettings, SequentialSettings
 from lightning_edit.modules.hypernetwork import HypernetworkEditing
 from lightning_edit.modules.locate import LocateEditing
 from lightning_edit.modules.memory import MemoryEditing
@@ -19,4 +20,5 @@ __all__ = [
     "MemoryOptimization",
     "Prediction",
     "RetrievalEditing",
+    "SequentialSettings",
 ]

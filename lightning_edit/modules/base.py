@@ -21,13 +21,16 @@ from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import DIGEST, KEY, check_checkpoint, describe, state_digest
 from lightning_edit.edits import EditBatch
 from lightning_edit.errors import ConfigurationError
+from lightning_edit.judges import Judge
 from lightning_edit.metrics.base import Average
 from lightning_edit.metrics.collection import edit_metrics, metric_names
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings, load_language_model
 from lightning_edit.modules.costs import Costs
-from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings, UneditedAnswers
+from lightning_edit.modules.evaluation import Evaluator
+from lightning_edit.modules.evaluation_settings import EvaluationSettings, SequentialSettings
 from lightning_edit.modules.sequential import SequentialRun, flat, perplexity_text
+from lightning_edit.modules.unedited_answers import UneditedAnswers
 from lightning_edit.records import EditOutcome, EditRecord, ProbeKind
 from lightning_edit.tokenization import PromptEncoder
 
@@ -89,6 +92,7 @@ class EditingModule(LightningModule):
         self._extra_metrics = tuple(metrics)
         self._language_model: LanguageModel | None = None
         self._answers: UneditedAnswers | None = None
+        self._judge: Judge | None = None
         self.costs = Costs()
         self._evaluators: dict[str, Evaluator] = {}
         self._metrics: dict[str, MetricCollection] = {}
@@ -111,14 +115,15 @@ class EditingModule(LightningModule):
         """How the base model reads texts."""
         return self.language_model.encoder
 
-    def attach(self, model: LanguageModel, answers: UneditedAnswers | None = None) -> None:
+    def attach(self, model: LanguageModel, answers: UneditedAnswers | None = None, judge: Judge | None = None) -> None:
         """Uses a base model that is loaded already, in place of the one that the settings name.
 
         Args:
             model: The model.
             answers: What it says unedited, shared with other modules, so that each question is asked once.
+            judge: Judge of generated answers, shared likewise; built from the settings if not given.
         """
-        self._language_model, self._answers = model, answers
+        self._language_model, self._answers, self._judge = model, answers, judge
         self.editor.setup(model)
 
     def load(self) -> None:
@@ -167,7 +172,7 @@ class EditingModule(LightningModule):
         model, name = self.language_model, "validate" if stage == "fit" else stage
         if name in datamodule.reports:
             settings = self.validation if stage == "fit" else self.evaluation
-            Evaluator(model, settings).check(datamodule.records(name))
+            Evaluator(model, settings, judge=self._judge).check(datamodule.records(name))
         if "fit" in datamodule.reports and stage == "fit":
             for prompt, answer in datamodule.training_prompts():
                 model.check_text(prompt, answer)
@@ -184,7 +189,7 @@ class EditingModule(LightningModule):
         if datamodule.sources.get(stage) is None:
             return
         settings = self.validation if stage == "validate" and self.trainer.state.fn == "fit" else self.evaluation
-        self._evaluators[stage] = Evaluator(self.language_model, settings, self._answers)
+        self._evaluators[stage] = Evaluator(self.language_model, settings, self._answers, self._judge)
         self.costs = Costs()
         self._close_sequence(stage)
         if settings.sequential is not None:
@@ -264,7 +269,7 @@ class EditingModule(LightningModule):
                 self.left_out += [note for provenance in edits.provenances for note in provenance.notes]
                 part_records = [record for group in groups[places] for record in group]
                 edit_of_record = [index for index, group in enumerate(groups[places]) for _ in group]
-                with self.costs.timed("edited"):
+                with self.costs.timed_asking(evaluator):
                     outcomes += evaluator.evaluate(part_records, edits, edit_of_record)
             self.costs.probes += len(outcomes)
             return outcomes

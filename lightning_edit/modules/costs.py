@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from lightning_edit.modules.evaluation import Evaluator
+
 Stage = Literal["unedited", "editing", "edited"]
 
 
@@ -24,7 +26,8 @@ class Costs:
         unedited_seconds: Asking the unedited model.
         editing_seconds: Making edits.
         reused_seconds: What searches took whose results were taken from an earlier one; an edit costs them as well.
-        edited_seconds: Asking edited models.
+        edited_seconds: Asking edited models, without their judge.
+        judging_seconds: Asking a judge about what edited models generated.
         edit_bytes: Largest size among the edits that were sampled for it, one of each batch.
     """
 
@@ -34,6 +37,7 @@ class Costs:
     editing_seconds: float = 0.0
     reused_seconds: float = 0.0
     edited_seconds: float = 0.0
+    judging_seconds: float = 0.0
     edit_bytes: int = 0
 
     @contextmanager
@@ -46,12 +50,24 @@ class Costs:
             name = f"{stage}_seconds"
             setattr(self, name, getattr(self, name) + time.perf_counter() - started)
 
+    @contextmanager
+    def timed_asking(self, evaluator: Evaluator) -> Iterator[None]:
+        """Adds the time of a block to that of asking edited models, but for the judge's part of it."""
+        before = evaluator.judging_seconds
+        with self.timed("edited"):
+            yield
+        judging = evaluator.judging_seconds - before
+        self.edited_seconds -= judging
+        self.judging_seconds += judging
+
     def summary(self, device: torch.device) -> dict[str, float | None]:
         """Seconds for each edit and probe, the largest edit, and the peak memory of the process (and of its GPU)."""
         summary: dict[str, float | None] = {
             "seconds_per_edit": (self.editing_seconds + self.reused_seconds) / self.edits if self.edits else None,
             "seconds_per_probe": self.edited_seconds / self.probes if self.probes else None,
+            "seconds": self.unedited_seconds + self.editing_seconds + self.edited_seconds + self.judging_seconds,
             "seconds_of_unedited_model": self.unedited_seconds,
+            "seconds_of_judge": self.judging_seconds,
             "seconds_of_reused_searches": self.reused_seconds,
             "edit_bytes": self.edit_bytes,
             "peak_memory_bytes": _peak_memory(),

@@ -2,160 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_edit import ranges
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits import EditBatch, Scorer, routes_of
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.judges import Judge
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.trunk import Trunk
-from lightning_edit.modules.wild import WildSettings, in_context, judged
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
+from lightning_edit.modules.questions import Question, Reply
+from lightning_edit.modules.unedited_answers import UneditedAnswers
+from lightning_edit.modules.wild import in_context, judged
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
 _OPINION_TOKENS = 30
 """Length of what is generated after a sentiment probe."""
 _WILD_KINDS = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION, ProbeKind.PORTABILITY)
 """Kinds of probes that WILD's protocol asks."""
-_Key = tuple[str, tuple[str, ...], int, bool]
-"""What the unedited model's answer to a question depends on: the prompt, the texts that are scored, the length of the
-generation (0 where there is none), and whether its distribution is compared later."""
-
-
-@dataclass(frozen=True)
-class SequentialSettings:
-    """How a sequence of edits is measured.
-
-    Args:
-        every: Measure after every so many edits; 0 measures at the end alone.
-        text: Plain text that perplexity is measured on; no perplexity if none is given.
-        tokens: Tokens of it.
-        stop_above: End the sequence once the perplexity is so many times the unedited model's; never if None.
-        folder: Folder for the edits and the measures, from which a sequence that was stopped goes on; the run's own
-            folder, without the edits, if none is given.
-
-    Raises:
-        ConfigurationError: If a number is out of its range, or the sequence is to be stopped by a perplexity that is
-            not measured before its end.
-    """
-
-    every: int = 0
-    text: str | None = None
-    tokens: int = 20_000
-    stop_above: float | None = None
-    folder: str | None = None
-
-    def __post_init__(self) -> None:
-        where = "evaluation.sequential"
-        ranges.at_least(0, where, every=self.every)
-        ranges.at_least(2, where, tokens=self.tokens)
-        ranges.above(0, where, stop_above=self.stop_above)
-        if self.stop_above is not None and self.text is None:
-            raise ConfigurationError(f"{where}.stop_above needs the text that perplexity is measured on ({where}.text)")
-        if self.stop_above is not None and not self.every:
-            raise ConfigurationError(f"{where}.stop_above: nothing is measured before the end; set {where}.every")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How records are evaluated.
-
-    Args:
-        generate: Also generate freely after every probe, not only score its answer under teacher forcing.
-        generate_records: Generate after the probes of the first so many records alone; all if None.
-        extra_tokens: Free generation ends this many tokens after the length of the probe's longest answer.
-        fluency_tokens: Length of the generations that fluency is measured on; 0 measures no fluency. Records without
-            prompts for it use their edit prompts, as KnowEdit does.
-        trunk_gigabytes: Hidden states that are kept from scoring the unedited model, so that scoring the edited one
-            needs only the blocks from the lowest edited one on; 0 keeps none.
-        change_gigabytes: Memory for the changes of edits that are evaluated side by side; those of methods with dense
-            changes are made and evaluated in parts that fit.
-        sequential: Edit one after another in the order of the records, each on top of all before, instead of each on
-            the clean model; ``data.eval_requests_per_edit`` records make one edit.
-        wild: Also ask the edited model as WILD does, in several contexts, about what was edited and what follows from
-            it; of records that are generated for.
-
-    Raises:
-        ConfigurationError: If a number is out of its range.
-    """
-
-    generate: bool = True
-    generate_records: int | None = None
-    extra_tokens: int = 8
-    fluency_tokens: int = 0
-    trunk_gigabytes: float = 0.5
-    change_gigabytes: float = 1.0
-    sequential: SequentialSettings | None = None
-    wild: WildSettings | None = None
-
-    def __post_init__(self) -> None:
-        where = "evaluation"
-        ranges.at_least(0, where, generate_records=self.generate_records, extra_tokens=self.extra_tokens)
-        ranges.at_least(0, where, fluency_tokens=self.fluency_tokens, trunk_gigabytes=self.trunk_gigabytes)
-        ranges.above(0, where, change_gigabytes=self.change_gigabytes)
-
-    @property
-    def change_bytes(self) -> int:
-        """``change_gigabytes`` in bytes."""
-        return int(self.change_gigabytes * 2**30)
-
-    @property
-    def measures_fluency(self) -> bool:
-        """Whether probes of fluency are asked."""
-        return self.generate and self.fluency_tokens > 0
-
-    def groups(self, groups: Sequence[tuple[ProbeKind, str]]) -> list[tuple[ProbeKind, str]]:
-        """The kinds and groups of probes that are asked of records that have those of ``groups`` themselves."""
-        asked = [pair for pair in groups if pair[0] is not ProbeKind.FLUENCY]
-        fluency = [pair for pair in groups if pair[0] is ProbeKind.FLUENCY]
-        return asked + ([*dict.fromkeys([*fluency, (ProbeKind.FLUENCY, "")])] if self.measures_fluency else [])
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A probe, ready to be asked.
-
-    Args:
-        record: Position of its record in the batch.
-        probe: The probe.
-        limit: Length of its free generation in tokens; 0 where there is none.
-    """
-
-    record: int
-    probe: Probe
-    limit: int
-
-    @property
-    def further_texts(self) -> list[str]:
-        """The texts that are scored beside the probe's answer: its rival, or both sides of a sentiment probe."""
-        if self.probe.kind is ProbeKind.SENTIMENT:
-            return [*self.probe.aliases, *self.probe.opposites]
-        return [self.probe.rival] if self.probe.rival else []
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What a model said to one question.
-
-    Args:
-        answer: For the metrics.
-        target_ids: Token ids of the answer that was scored.
-        head_input: What the language-model head read, to compare distributions with.
-        divergence: From the reference, where one was given.
-    """
-
-    answer: Answer
-    target_ids: tuple[int, ...] = ()
-    head_input: Tensor | None = None
-    divergence: float | None = None
-
-
-UneditedAnswers = dict[_Key, _Said]
-"""What the unedited model says to each question."""
 
 
 class Evaluator:
@@ -168,15 +36,24 @@ class Evaluator:
         model: The base model.
         settings: How to evaluate.
         answers: What the unedited model says, shared with other evaluators of the same model.
+        judge: Judge of WILD's answers, shared likewise; built from the settings if not given.
+
+    Attributes:
+        judging_seconds: Seconds that the judge took so far.
     """
 
     def __init__(
-        self, model: LanguageModel, settings: EvaluationSettings, answers: UneditedAnswers | None = None
+        self,
+        model: LanguageModel,
+        settings: EvaluationSettings,
+        answers: UneditedAnswers | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.model, self.settings = model, settings
-        self._before = answers if answers is not None else {}
+        self._before = answers if answers is not None else UneditedAnswers()
         self._generating: set[str] = set()
-        self._judge = settings.wild.build_judge() if settings.wild is not None else None
+        self._judge = settings.wild.build_judge() if judge is None and settings.wild is not None else judge
+        self.judging_seconds = 0.0
         self._trunk: Trunk | None = None
         self._passes: ForwardPasses | None = None
 
@@ -252,7 +129,7 @@ class Evaluator:
             The outcomes, record by record.
         """
         questions = self.questions(records)
-        before = [self._before[self._key(question)] for question in questions]
+        before = [self._before[question.key] for question in questions]
         after = self._score(scorer, questions, [said.head_input for said in before])
         after = self._generate(scorer, questions, after)
         after = self._ask_in_contexts(scorer, questions, after, self._wild_questions(questions))
@@ -262,9 +139,9 @@ class Evaluator:
     @staticmethod
     def _outcomes(
         records: Sequence[EditRecord],
-        questions: Sequence[_Question],
-        before: Sequence[_Said],
-        after: Sequence[_Said],
+        questions: Sequence[Question],
+        before: Sequence[Reply],
+        after: Sequence[Reply],
         routes: Sequence[Route | None],
     ) -> list[EditOutcome]:
         return [
@@ -281,10 +158,10 @@ class Evaluator:
             for question, reference, said, route in zip(questions, before, after, routes, strict=True)
         ]
 
-    def questions(self, records: Sequence[EditRecord]) -> list[_Question]:
+    def questions(self, records: Sequence[EditRecord]) -> list[Question]:
         """The probes of the records, with the length of their generations."""
         return [
-            _Question(index, probe, self._limit(probe) if generates else 0)
+            Question(index, probe, self._limit(probe) if generates else 0)
             for index, (record, generates) in enumerate((record, self._generates(record)) for record in records)
             for probe in self._probes(record)
         ]
@@ -299,7 +176,7 @@ class Evaluator:
         for record in records:
             for probe in self._probes(record):
                 self.model.check_text(probe.prompt, probe.answer, self._limit(probe) if self.settings.generate else 0)
-                for text in _Question(0, probe, 0).further_texts:
+                for text in Question(0, probe, 0).further_texts:
                     self.model.check_text(probe.prompt, text)
                 if self.settings.wild is not None and probe.kind in _WILD_KINDS:
                     for context in self.settings.wild.contexts:
@@ -329,36 +206,33 @@ class Evaluator:
         longest = max(probe.aliases, key=len)
         return len(self.model.tokenizer(longest, add_special_tokens=False)["input_ids"]) + self.settings.extra_tokens
 
-    def ask_before(self, questions: Sequence[_Question], passes: ForwardPasses | None = None) -> list[_Said]:
+    def ask_before(self, questions: Sequence[Question], passes: ForwardPasses | None = None) -> list[Reply]:
         """The unedited model's answers, asked once.
 
         Only what is needed later is kept of them: the head's inputs at locality probes, to compare distributions.
         """
-        keys = [self._key(question) for question in questions]
+        keys = [question.key for question in questions]
+        if any(key not in self._before for key in keys):
+            self._before.refresh()
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._before}
         if new:
             asked = list(new.values())
             said = self._score(self.model, asked, None, passes)
             said = self._generate(self.model, asked, said)
-            said = [
-                answer if question.probe.kind is ProbeKind.LOCALITY else replace(answer, head_input=None)
-                for answer, question in zip(said, asked, strict=True)
+            kept = [
+                reply if question.compares_distributions else replace(reply, head_input=None)
+                for reply, question in zip(said, asked, strict=True)
             ]
-            self._before.update(zip(new, said, strict=True))
+            self._before.add(dict(zip(new, kept, strict=True)))
         return [self._before[key] for key in keys]
-
-    def _key(self, question: _Question) -> _Key:
-        probe = question.probe
-        texts = (probe.answer, *question.further_texts)
-        return probe.prompt, texts, question.limit, probe.kind is ProbeKind.LOCALITY
 
     def _score(
         self,
         scorer: Scorer,
-        questions: Sequence[_Question],
+        questions: Sequence[Question],
         references: Sequence[Tensor | None] | None,
         passes: ForwardPasses | None = None,
-    ) -> list[_Said]:
+    ) -> list[Reply]:
         """Scores the first answer of each probe, and the further texts of those that have some, in one pass."""
         further = [(question.probe.prompt, text) for question in questions for text in question.further_texts]
         prompts = [question.probe.prompt for question in questions] + [prompt for prompt, _ in further]
@@ -367,11 +241,11 @@ class Evaluator:
         scores = scorer.score(prompts, targets, padded, references is None, passes)
         rest = iter(scores[len(questions) :])
         return [
-            _as_said(question, score, [next(rest) for _ in question.further_texts])
+            _reply_of(question, score, [next(rest) for _ in question.further_texts])
             for question, score in zip(questions, scores, strict=False)
         ]
 
-    def _generate(self, scorer: Scorer, questions: Sequence[_Question], said: Sequence[_Said]) -> list[_Said]:
+    def _generate(self, scorer: Scorer, questions: Sequence[Question], said: Sequence[Reply]) -> list[Reply]:
         """What is said freely to the questions that ask for it, added to what was scored."""
         generating = [question for question in questions if question.limit]
         if not generating:
@@ -383,15 +257,15 @@ class Evaluator:
             for one, question in zip(said, questions, strict=True)
         ]
 
-    def _wild_questions(self, questions: Sequence[_Question]) -> list[int]:
+    def _wild_questions(self, questions: Sequence[Question]) -> list[int]:
         """Places of the questions that WILD asks: those about what was edited, and about what follows from it."""
         if self.settings.wild is None:
             return []
         return [place for place, one in enumerate(questions) if one.limit and one.probe.kind in _WILD_KINDS]
 
     def _ask_in_contexts(
-        self, scorer: Scorer, questions: Sequence[_Question], said: Sequence[_Said], places: Sequence[int]
-    ) -> list[_Said]:
+        self, scorer: Scorer, questions: Sequence[Question], said: Sequence[Reply], places: Sequence[int]
+    ) -> list[Reply]:
         """What is said to the questions at some places in WILD's contexts, added to what was said before."""
         settings, answers = self.settings.wild, list(said)
         if settings is None or not places:
@@ -401,11 +275,7 @@ class Evaluator:
         for context in settings.contexts:
             prompts = [in_context(probe.prompt, context, self.model.encoder) for probe in probes]
             texts[context] = scorer.generate(prompts, settings.new_tokens)
-        verdicts = {
-            context: judged(self._judge, [p.prompt for p in probes], [p.aliases for p in probes], generated)
-            for context, generated in texts.items()
-            if self._judge is not None
-        }
+        verdicts = self._verdicts(probes, texts)
         for number, place in enumerate(places):
             answer = replace(
                 answers[place].answer,
@@ -419,8 +289,18 @@ class Evaluator:
             answers[place] = replace(answers[place], answer=answer)
         return answers
 
+    def _verdicts(self, probes: Sequence[Probe], texts: Mapping[str, Sequence[str]]) -> dict[str, list[float | None]]:
+        """What the judge says of the generated texts of each context; nothing without a judge."""
+        if self._judge is None:
+            return {}
+        prompts, aliases = [probe.prompt for probe in probes], [probe.aliases for probe in probes]
+        started = time.perf_counter()
+        verdicts = {context: judged(self._judge, prompts, aliases, generated) for context, generated in texts.items()}
+        self.judging_seconds += time.perf_counter() - started
+        return verdicts
 
-def _as_said(question: _Question, score: Score, further: Sequence[Score]) -> _Said:
+
+def _reply_of(question: Question, score: Score, further: Sequence[Score]) -> Reply:
     answer = Answer(score.predicted_ids, score.log_probs)
     if question.probe.kind is ProbeKind.SENTIMENT:
         wanted = len(question.probe.aliases)
@@ -431,7 +311,7 @@ def _as_said(question: _Question, score: Score, further: Sequence[Score]) -> _Sa
         )
     elif further:
         answer = replace(answer, rival_log_probs=further[0].log_probs)
-    return _Said(answer, score.target_ids, score.head_input, score.divergence)
+    return Reply(answer, score.target_ids, score.head_input, score.divergence)
 
 
 def _joined_log_probs(scores: Sequence[Score]) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ from lightning_edit.models.head import losses_and_divergences
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
-from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.modules.optimization import HypernetworkOptimization
 from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 from lightning_edit.tokenization import PromptEncoder, TokenBatch

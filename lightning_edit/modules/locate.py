@@ -27,7 +27,7 @@ from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.moment_sums import MomentSums
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 12

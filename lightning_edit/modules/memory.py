@@ -20,7 +20,7 @@ from lightning_edit.models.counterfactual import given
 from lightning_edit.models.head import token_losses
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
-from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.modules.optimization import MemoryOptimization
 from lightning_edit.modules.scope_examples import ScopeExample, judged_pairs, subject_examples
 from lightning_edit.modules.trained import TrainedEditing, TrunkSettings

@@ -15,7 +15,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.records import EditRecord
 
 _LOG = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from lightning_edit.metrics import edit_metrics
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.perplexity import perplexity
 from lightning_edit.modules.costs import Costs
-from lightning_edit.modules.evaluation import Evaluator, SequentialSettings
+from lightning_edit.modules.evaluation import Evaluator
+from lightning_edit.modules.evaluation_settings import SequentialSettings
 from lightning_edit.records import EditOutcome, EditRecord, group_names
 
 SCHEDULE_FILE = "sequence.jsonl"
@@ -215,7 +216,7 @@ class SequentialRun:
     def _measure(self) -> list[EditOutcome]:
         records = [record for group in self.groups[: len(self.sequence)] for record in group]
         with self.sequence.applied(self.model) as scorer:
-            with self.costs.timed("edited"):
+            with self.costs.timed_asking(self.evaluator):
                 outcomes = self.evaluator.evaluate_under(records, scorer)
             self.costs.probes += len(outcomes)
             now = None if self._text is None else perplexity_of(scorer, self.model, self._text)

@@ -22,7 +22,7 @@ from lightning_edit.metrics.base import Average
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.base import EditingModule
-from lightning_edit.modules.evaluation import EvaluationSettings
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.modules.optimization import Optimization
 
 _GRADIENTS = "lightning_edit_gradients"

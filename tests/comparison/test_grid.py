@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import signal
+import time
 
 import pytest
+import torch
 import yaml
 from matplotlib.figure import Figure
 
@@ -26,9 +28,15 @@ from lightning_edit.comparison.settings import WandbSettings
 from lightning_edit.comparison.tracking import headline
 from lightning_edit.data import WorldFacts
 from lightning_edit.errors import ConfigurationError, RunInterruptedError, SourceNotFoundError
+from lightning_edit.judges import Judge
+from lightning_edit.models import load_language_model
 from lightning_edit.modules.evaluation import Evaluator
 from lightning_edit.modules.locate import LocateEditing
+from lightning_edit.modules.questions import Reply
+from lightning_edit.modules.unedited_answers import UneditedAnswers
+from lightning_edit.records import Answer
 from lightning_edit.shipped import shipped_file
+from tests.tiny_models import language_model
 
 
 def configured(folder, tiny_folder, **changes):
@@ -94,6 +102,16 @@ def test_every_cell_is_an_ordinary_test_run(grid):
     assert runs["step", "facts", "sequential"].summary["protocol"].startswith("edited one after another")
     assert runs["ROME", "again", "independent"].problem == "skipped: it is on the other one already"
     assert "layer 99 does not exist" in runs["broken", "facts", "independent"].problem
+
+
+def test_the_time_beside_editing_and_asking_is_told(grid):
+    comparison = Grid(read_comparison(grid / "grid.yaml"))
+    known = {cell.name: cell.overhead for cell in comparison.cells if cell.overhead is not None}
+    assert len(known) == 9
+    for seconds, beside in known.values():
+        assert 0 < beside < seconds
+    total, beside = map(sum, zip(*known.values(), strict=True))
+    assert comparison.overhead().startswith(f"9 cells took {total:.0f} s, {beside / total:.1%}")
 
 
 def test_the_measures_are_those_of_the_run(grid):
@@ -216,13 +234,85 @@ def test_the_unedited_model_is_asked_each_probe_once(tmp_path, tiny_folder, monk
     asked, ask_before = [], Evaluator.ask_before
 
     def counted(self, questions, passes=None):
-        asked.extend({self._key(question) for question in questions} - set(self._before))
+        asked.extend({question.key for question in questions} - set(self._before))
         return ask_before(self, questions, passes)
 
     monkeypatch.setattr(Evaluator, "ask_before", counted)
     Grid(comparison).run()
     assert asked
     assert len(asked) == len(set(asked))
+
+
+def test_a_later_process_takes_the_answers_of_the_unedited_model_from_the_folder(tmp_path, tiny_folder, monkeypatch):
+    path = configured(tmp_path, tiny_folder)
+    first = Grid(read_comparison(path), editors=["ICE"])
+    first.run()
+    outcomes = {cell.name: (cell.folder / "predictions.jsonl").read_bytes() for cell in first.cells}
+    for cell in first.cells:
+        (cell.folder / "metrics.json").unlink()
+    asked, score = [], Evaluator._score
+
+    def counted(self, scorer, questions, references, passes=None):
+        if references is None:
+            asked.extend(questions)
+        return score(self, scorer, questions, references, passes)
+
+    monkeypatch.setattr(Evaluator, "_score", counted)
+    later = Grid(read_comparison(path), editors=["ICE"])
+    later.run()
+    assert not asked
+    assert {cell.name: (cell.folder / "predictions.jsonl").read_bytes() for cell in later.cells} == outcomes
+    assert len(later.answers) == len(first.answers)
+    for key, reply in later.answers.items():
+        assert reply.answer == first.answers[key].answer
+        assert reply.target_ids == first.answers[key].target_ids
+        kept = first.answers[key].head_input
+        assert kept is None if reply.head_input is None else torch.equal(reply.head_input, kept)
+
+
+def test_answers_of_another_model_or_of_other_texts_are_not_taken(tmp_path, tiny_folder):
+    reply = Reply(Answer((1,), (-0.5,), generation="x"), (1,), torch.ones(1, 2))
+    key = ("Question", ("answer",), 3, True)
+    plain, folder = load_language_model(str(tiny_folder)), tmp_path / "unedited"
+    UneditedAnswers(folder, plain).add({key: reply})
+    for other, is_known in (
+        (load_language_model(str(tiny_folder)), True),
+        (load_language_model(str(tiny_folder), dtype="bfloat16"), False),
+        (load_language_model(str(tiny_folder), separator=""), False),
+        (language_model("gpt2"), False),
+    ):
+        answers = UneditedAnswers(folder, other)
+        answers.refresh()
+        assert (key in answers) == is_known
+    [path] = folder.rglob("*.safetensors")
+    path.write_bytes(b"half a file")
+    with pytest.raises(ConfigurationError, match=r"not a file of the unedited model's answers .* delete it"):
+        UneditedAnswers(folder, plain).refresh()
+
+
+def test_a_judge_is_built_once_and_its_time_is_told_apart(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_EDIT_ALLOW", "tests.comparison.test_grid")
+    SlowJudge.built = 0
+    wild = {"contexts": ["instruction"], "new_tokens": 2, "judge": {"class_path": f"{__name__}.SlowJudge"}}
+    path = configured(tmp_path, tiny_folder, evaluation={"wild": wild}, protocols={"independent": {}})
+    Grid(read_comparison(path), editors=["ICE"]).run()
+    assert SlowJudge.built == 1
+    for costs in (run.summary["costs"] for run in read_runs([tmp_path / "grid"])):
+        assert costs["seconds_of_judge"] >= 0.3
+        assert costs["seconds_per_probe"] > 0
+
+
+class SlowJudge(Judge):
+    """Finds everything right, after some time."""
+
+    built = 0
+
+    def __init__(self):
+        type(self).built += 1
+
+    def judge(self, cases):
+        time.sleep(0.3)
+        return [1.0] * len(cases)
 
 
 def test_shards_divide_the_cells(tmp_path, tiny_folder):

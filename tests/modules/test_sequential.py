@@ -15,7 +15,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models.perplexity import perplexity
 from lightning_edit.models.statistics import Corpus, KeyStatistics
-from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator, SequentialSettings
+from lightning_edit.modules import EvaluationSettings, Evaluator, SequentialSettings
 from lightning_edit.modules.sequential import SCHEDULE_FILE, SequentialRun
 from lightning_edit.records import group_names
 from tests.modules.test_training import write_config

@@ -16,7 +16,7 @@ from lightning_edit.judges import Case, Judge, LanguageModelJudge, OpenAIJudge, 
 from lightning_edit.metrics.collection import measures_of
 from lightning_edit.metrics.generation import wild_match
 from lightning_edit.models import LanguageModel
-from lightning_edit.modules.evaluation import EvaluationSettings, Evaluator
+from lightning_edit.modules import EvaluationSettings, Evaluator
 from lightning_edit.modules.wild import WildSettings, in_context, judged
 from lightning_edit.records import ProbeKind
 from tests.tiny_models import byte_level_tokenizer, language_model
