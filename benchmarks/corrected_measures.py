@@ -1,10 +1,10 @@
-"""Measures of generated text as they are now, beside those of an earlier commit, on the same predictions.
+"""Compares the measures of generated text with those of an earlier commit, on the same predictions.
 
 git worktree add ../earlier 3c5620c
 python -m benchmarks.corrected_measures --earlier ../earlier RUN [RUN …]
 
-RUN is the folder of a test run, with predictions.jsonl. The earlier commit's functions judge the same texts in a
-process of their own, so that what differs is the measure alone. Some of the texts that they judge otherwise are listed.
+RUN is the folder of a test run, with predictions.jsonl. The earlier commit's functions score the same texts in a
+separate process, so that only the measure differs. Some of the texts whose scores differ are listed.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ _NAMES = ("exact_match", "containment", "ngram_entropy")
 _SHOWN = 10
 
 
-def judged_earlier(folder: Path, asked: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
-    """What an earlier commit's measures say of texts and their acceptable answers.
+def judged_earlier(folder: Path, texts: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
+    """The measures of an earlier commit for texts and their acceptable answers.
 
     Args:
         folder: Checkout of the commit.
-        asked: Texts and answers.
+        texts: Generated texts, each with its acceptable answers.
     """
-    lines = "".join(json.dumps(own) + "\n" for own in asked)
-    said = subprocess.run(
+    lines = "".join(json.dumps(pair) + "\n" for pair in texts)
+    completed = subprocess.run(
         [sys.executable, "-c", _JUDGE], input=lines, capture_output=True, text=True, check=True, cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
     )  # fmt: skip
-    return [json.loads(line) for line in said.stdout.splitlines()]
+    return [json.loads(line) for line in completed.stdout.splitlines()]
 
 
 def compared(run: Path, earlier: Path) -> dict[str, Any]:
-    """Means of both measures by kind of probe, and the outcomes that they judge differently."""
+    """Means of both versions of each measure by kind of probe, and the outcomes whose scores differ."""
     outcomes = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    outcomes = [own for own in outcomes if own["after"]["generation"] is not None and own["expected"]]
-    asked = [
-        (own["after"]["generation"], [alias for aliases in own["expected"] for alias in aliases]) for own in outcomes
+    outcomes = [outcome for outcome in outcomes if outcome["after"]["generation"] is not None and outcome["expected"]]
+    texts = [
+        (outcome["after"]["generation"], [alias for aliases in outcome["expected"] for alias in aliases])
+        for outcome in outcomes
     ]
-    before = judged_earlier(earlier, asked)
-    after = [[exact_match(*own), containment(*own), ngram_entropy(own[0])] for own in asked]
+    before = judged_earlier(earlier, texts)
+    after = [[exact_match(*pair), containment(*pair), ngram_entropy(pair[0])] for pair in texts]
     sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
     moved = []
-    for outcome, (text, aliases), old, new in zip(outcomes, asked, before, after, strict=True):
+    for outcome, (text, aliases), old, new in zip(outcomes, texts, before, after, strict=True):
         for name, first, second in zip(_NAMES, old, new, strict=True):
             sums[f"{outcome['kind']}/{name}"].append((first, second))
             if name != "ngram_entropy" and first != second:
                 moved.append({"measure": name, "then": first, "now": second, "answers": aliases, "generated": text})
     measures = {
-        name: {"then": sum(one for one, _ in own) / len(own), "now": sum(one for _, one in own) / len(own)}
-        for name, own in sums.items()
+        name: {"then": sum(one for one, _ in pairs) / len(pairs), "now": sum(one for _, one in pairs) / len(pairs)}
+        for name, pairs in sums.items()
     }
     return {"outcomes": len(outcomes), "measures": measures, "moved": len(moved), "examples": moved[:_SHOWN]}
 

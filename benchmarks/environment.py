@@ -1,4 +1,4 @@
-"""What every result file says about where it was measured."""
+"""The environment that every result file records, and reading and writing result files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def peak_memory() -> int:
 
 
 def read_result(script: str) -> dict[str, Any]:
-    """What the result file beside a script holds; nothing where there is none."""
+    """The contents of the result file beside a script; empty if there is none."""
     path = Path(script).with_suffix(".json")
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def in_a_process(module: str, data: Path, name: str) -> dict[str, Any]:
-    """What one part of a benchmark measures, in a process of its own, for the sake of its peak memory.
+    """Measures one part of a benchmark in a separate process, so that its peak memory is its own.
 
     Args:
         module: Name of the benchmark, which prints its result as the last line of ``--here NAME``.
@@ -47,9 +47,9 @@ def in_a_process(module: str, data: Path, name: str) -> dict[str, Any]:
         name: The part.
     """
     command = [sys.executable, "-m", module, "--data", str(data), "--here", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return result
 
 
 def write_result(script: str, result: dict[str, Any]) -> None:

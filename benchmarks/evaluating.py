@@ -1,4 +1,4 @@
-"""Evaluations that go on where they were stopped."""
+"""Evaluations that resume after an interruption."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ STAGES = ("asking the unedited model, per record", "editing, per record", "askin
 
 
 def settings_of(editor: Editor) -> dict[str, Any]:
-    """An editor's settings, but for the folder of its statistics, which says nothing elsewhere."""
+    """An editor's settings, without the folder of its statistics, which differs between machines."""
     return {name: value for name, value in editor.hyperparameters.items() if name != "statistics"}
 
 
 def evaluate(
     evaluator: Evaluator, editor: Editor, records: list[EditRecord], path: Path, size: int, joint: int = 1
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The predictions of all records, going on behind those that are in the file, and seconds of the new ones, if any.
+    """Evaluates the records that the file lacks; returns all predictions, and the seconds per stage of the new ones.
 
     Args:
-        evaluator: Asks the probes.
+        evaluator: Evaluates the probes.
         editor: The editor.
         records: The records.
-        path: File of predictions, a line each, that is added to after every batch.
+        path: File of predictions, one per line, appended to after every batch.
         size: Records in a batch.
         joint: Records edited jointly.
 
     Raises:
-        ConfigurationError: If the file was made with other settings.
+        ConfigurationError: If the file was written with other settings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _claim(path, {"editor": settings_of(editor), "evaluation": asdict(evaluator.settings), "joint": joint})
-    chunks = [records[at : at + size] for at in range(0, len(records), size)]
+    chunks = [records[start : start + size] for start in range(0, len(records), size)]
     lines = _whole_chunks(path, [{record.id for record in chunk} for chunk in chunks])
     done = {line["record"] for line in lines}
     spent = dict.fromkeys(STAGES, 0.0)
@@ -73,23 +73,25 @@ def evaluate(
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Notes the settings beside a file of predictions; refuses a file with others."""
-    noted = path.with_suffix(".settings.json")
-    if path.exists() and (not noted.exists() or json.loads(noted.read_text()) != json.loads(json.dumps(settings))):
+    """Writes the settings beside a file of predictions; rejects a file written with other settings."""
+    settings_path = path.with_suffix(".settings.json")
+    if path.exists() and (
+        not settings_path.exists() or json.loads(settings_path.read_text()) != json.loads(json.dumps(settings))
+    ):
         raise ConfigurationError(f"{path} was measured with other settings; delete it, or name another folder")
-    noted.write_text(json.dumps(settings, indent=1) + "\n")
+    settings_path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _whole_chunks(path: Path, chunks: list[set[str]]) -> list[dict[str, Any]]:
-    """The predictions in a file for records that were measured together.
+    """The predictions in a file for the chunks that are complete.
 
-    Those of a run that was stopped between are removed from it; those of other records stay there.
+    Those of incomplete chunks, left by an interrupted run, are removed from the file; those of other records are kept.
     """
     if not path.exists():
         return []
     *texts, rest = path.read_text(encoding="utf-8").split("\n")
     lines: list[dict[str, Any]] = [json.loads(text) for text in texts]
-    # The last record of a file that was cut may lack lines.
+    # The last record of a truncated file may lack lines.
     known = {line["record"] for line in lines} - ({lines[-1]["record"]} if lines and rest else set())
     broken = {id for chunk in chunks if not chunk <= known for id in chunk}
     kept = [line for line in lines if line["record"] not in broken]
@@ -108,19 +110,19 @@ def summary(lines: list[dict[str, Any]], ids: set[str]) -> dict[str, Any]:
             for name, value in line["measures"].items():
                 values.setdefault(key, {}).setdefault(name, []).append(value)
     means = {
-        key: {name: round(sum(found) / len(found), 4) for name, found in sorted(own.items())}
-        for key, own in sorted(values.items())
+        key: {name: round(sum(numbers) / len(numbers), 4) for name, numbers in sorted(measures.items())}
+        for key, measures in sorted(values.items())
     }
     return {"records": len(ids), **means}
 
 
 def routed_at(lines: list[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
-    """The predictions of an editor with a router, had its threshold been higher: what falls below is not edited."""
-    found = []
+    """The predictions of a routed editor with a higher threshold: probes scored below it get the unedited answer."""
+    routed = []
     for line in lines:
-        own = line["measures"]
-        if own["scope_score"] < threshold:
-            before = {name: own[f"{name}_before"] for name in ("token_accuracy", "containment")}
-            own = {**own, **before, "self_agreement": 1.0, "generation_agreement": 1.0, "scope_hit": 0.0}
-        found.append({**line, "measures": own})
-    return found
+        measures = line["measures"]
+        if measures["scope_score"] < threshold:
+            before = {name: measures[f"{name}_before"] for name in ("token_accuracy", "containment")}
+            measures = {**measures, **before, "self_agreement": 1.0, "generation_agreement": 1.0, "scope_hit": 0.0}
+        routed.append({**line, "measures": measures})
+    return routed

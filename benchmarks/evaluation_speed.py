@@ -1,10 +1,10 @@
-"""How fast independent edits are made and measured on SmolLM2-135M-Instruct, beside a reference implementation.
+"""Speed of making and evaluating independent edits of SmolLM2-135M-Instruct, beside a reference implementation.
 
 python -m benchmarks.evaluation_speed --data FOLDER [--reference LINES]
 
-FOLDER holds the published files. Every record is edited by MEND on the clean model and asked, teacher-forced, its edit
-prompt, a rephrase and a locality prompt, before and after the edit; the editor is not trained, for time does not depend
-on that. LINES: see training_speed.py; the run's name is "MEND".
+FOLDER holds the published files. Every record is edited by MEND on the clean model; its edit prompt, a rephrase and a
+locality prompt are evaluated, teacher-forced, before and after the edit. The editor is untrained, because time does not
+depend on training. LINES: see training_speed.py; the run's name is "MEND".
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ SITES = [-6, -5, -4, -3, -2, -1]
 def seconds_per_record(
     model: LanguageModel, records: list[EditRecord], batch: int, trunk_gigabytes: float, asked: bool
 ) -> float:
-    """Seconds of editing and asking.
+    """Seconds per record of editing and evaluation.
 
     Args:
         model: The base model.
         records: The records.
         batch: Records side by side.
         trunk_gigabytes: See :class:`EvaluationSettings`.
-        asked: Whether the unedited model has been asked already, as in every validation but the first.
+        asked: Whether the unedited model's answers are cached already, as in every validation but the first.
     """
     editor = MEND(sites=SITES, rank=64)
     editor.setup(model)
@@ -44,8 +44,8 @@ def seconds_per_record(
     evaluator = Evaluator(model, EvaluationSettings(generate=False, trunk_gigabytes=trunk_gigabytes))
 
     def run(some: list[EditRecord]) -> None:
-        for at in range(0, len(some), batch):
-            chunk = some[at : at + batch]
+        for start in range(0, len(some), batch):
+            chunk = some[start : start + batch]
             with evaluator.prepared(editor, chunk):
                 edits = editor.edit_each_group(model, [record.requests for record in chunk])
                 evaluator.evaluate(chunk, edits)

@@ -1,11 +1,11 @@
-"""Exported edits beside the applied one: an adapter in peft, the merged model in transformers, and llama.cpp.
+"""Compares exported edits with the applied edit: an adapter in peft, the merged model in transformers, and llama.cpp.
 
 python -m benchmarks.exported_edits --work FOLDER [--llama PYTHON] [--probes 100] [--methods NAME …]
 
 One fact is edited by MEND, ROME, MEMIT, LoRA and FT-M. Each probe's next-token logits, and greedy continuations of
-four tokens, are compared with those of the applied edit in float32. PYTHON is an interpreter that has
-llama-cpp-python, which may have an environment of its own; without it, llama.cpp is left out. The probes are
-WorldFacts' questions and the edit. What was measured of a method stays in the result until it is measured again.
+four tokens, are compared with those of the applied edit in float32. PYTHON is an interpreter of an environment
+with llama-cpp-python; without it, llama.cpp is left out. The probes are WorldFacts' questions and the edit. A method's
+results are kept until it is measured again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHECKPOINT = "checkpoints/mend-smollm2-135m-instruct-zsre.ckpt"
 EDITORS = {"ROME": "rome.yaml", "MEMIT": "memit.yaml", "LoRA": "lora.yaml", "FT-M": "ft-m.yaml"}
 TOKENS = 4
 Logits = NDArray[np.float32]
-Said = tuple[Logits, list[list[int]]]
+Outputs = tuple[Logits, list[list[int]]]
 _LLAMA = """
 import json, sys
 import numpy as np
@@ -48,7 +48,7 @@ from llama_cpp import Llama, llama_get_logits_ith
 question = json.load(open(sys.argv[1]))
 arguments = {"lora_path": question["lora"]} if question["lora"] else {}
 llama = Llama(question["model"], n_ctx=256, verbose=False, n_threads=1, **arguments)
-logits, said = [], []
+logits, continuations = [], []
 for ids in question["ids"]:
     llama.reset()
     llama.eval(ids)
@@ -61,16 +61,16 @@ for ids in question["ids"]:
         token = int(last.argmax())
         answer.append(token)
         llama.eval([token])
-    said.append(answer)
+    continuations.append(answer)
 np.save(sys.argv[2], np.stack(logits))
-json.dump(said, open(sys.argv[3], "w"))
+json.dump(continuations, open(sys.argv[3], "w"))
 """
 
 
 @torch.no_grad()
-def asked(model: Any, ids: list[list[int]]) -> Said:
+def outputs(model: Any, ids: list[list[int]]) -> Outputs:
     """Next-token logits and greedy continuations of a transformers model, one prompt at a time."""
-    logits, said = [], []
+    logits, continuations = [], []
     for prompt in ids:
         tokens, past = torch.tensor([prompt]), None
         answer: list[int] = []
@@ -81,21 +81,21 @@ def asked(model: Any, ids: list[list[int]]) -> Said:
                 logits.append(last.numpy())
             answer.append(int(last.argmax()))
             tokens = torch.tensor([answer[-1:]])
-        said.append(answer)
-    return np.stack(logits), said
+        continuations.append(answer)
+    return np.stack(logits), continuations
 
 
-def llama_said(python: str, work: Path, model: Path, lora: Path | None, ids: list[list[int]]) -> Said:
-    """The same of llama.cpp, in a process of its own."""
+def llama_outputs(python: str, work: Path, model: Path, lora: Path | None, ids: list[list[int]]) -> Outputs:
+    """The same from llama.cpp, in a separate process."""
     question = {"model": str(model), "lora": str(lora) if lora else None, "ids": ids, "tokens": TOKENS}
-    (work / "asked.json").write_text(json.dumps(question))
-    files = [str(work / name) for name in ("asked.json", "logits.npy", "said.json")]
+    (work / "question.json").write_text(json.dumps(question))
+    files = [str(work / name) for name in ("question.json", "logits.npy", "continuations.json")]
     subprocess.run([python, "-c", _LLAMA, *files], check=True)
     return np.load(files[1]), json.loads(Path(files[2]).read_text())
 
 
-def compared(reference: Said, other: Said) -> dict[str, float]:
-    """How far two models' logits and continuations are apart."""
+def compare(reference: Outputs, other: Outputs) -> dict[str, float]:
+    """Differences between two models' logits and continuations."""
     (expected, texts), (logits, other_texts) = reference, other
     size = min(expected.shape[1], logits.shape[1])
     difference = np.abs(expected[:, :size] - logits[:, :size])
@@ -109,7 +109,7 @@ def compared(reference: Said, other: Said) -> dict[str, float]:
 
 
 def editors(model: LanguageModel) -> dict[str, Callable[[], Editor]]:
-    """Name to what makes the editor."""
+    """Name to a function that builds the editor."""
 
     def configured(name: str) -> Editor:
         editor = configured_editor(f"configs/editor/{name}")
@@ -117,16 +117,16 @@ def editors(model: LanguageModel) -> dict[str, Callable[[], Editor]]:
         editor.fit_without_corpus(model)
         return editor
 
-    made: dict[str, Callable[[], Editor]] = {"MEND": lambda: load_editor(CHECKPOINT, model)}
-    return made | {name: lambda file=file: configured(file) for name, file in EDITORS.items()}
+    factories: dict[str, Callable[[], Editor]] = {"MEND": lambda: load_editor(CHECKPOINT, model)}
+    return factories | {name: lambda file=file: configured(file) for name, file in EDITORS.items()}
 
 
 def measured(model: LanguageModel, edit: Edit, ids: list[list[int]], work: Path, llama: str | None) -> dict[str, Any]:
     """Compares every export of one edit with the applied edit."""
-    unedited = asked(model.model, ids)
+    unedited = outputs(model.model, ids)
     with edit.applied(model):
-        reference = asked(model.model, ids)
-    result: dict[str, Any] = {"unedited model": compared(reference, unedited)}
+        reference = outputs(model.model, ids)
+    result: dict[str, Any] = {"unedited model": compare(reference, unedited)}
     adapter = adapter_of(edit, model)
     result["adapter's rank"] = adapter.rank
     result["largest relative error of the adapter"] = max(adapter.errors.values())
@@ -136,27 +136,29 @@ def measured(model: LanguageModel, edit: Edit, ids: list[list[int]], work: Path,
         model.model.save_pretrained(saved)
         model.tokenizer.save_pretrained(saved)
     with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved), work / "adapter")
-    result["peft"] = compared(reference, asked(with_adapter.eval(), ids))
-    result["peft, merged and unloaded"] = compared(reference, asked(with_adapter.merge_and_unload().eval(), ids))
+    result["peft"] = compare(reference, outputs(with_adapter.eval(), ids))
+    result["peft, merged and unloaded"] = compare(reference, outputs(with_adapter.merge_and_unload().eval(), ids))
     half = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
     with_adapter = PeftModel.from_pretrained(half, work / "adapter")
-    result["peft, bfloat16"] = compared(reference, asked(with_adapter.eval(), ids))
+    result["peft, bfloat16"] = compare(reference, outputs(with_adapter.eval(), ids))
     if llama is not None:
         source, sequence = bundled_source(MODEL), EditSequence([edit])
         base = work.parent / "base-f16.gguf"
         if not base.exists():
             save_merged_gguf(EditSequence([]), model, source, base, "f16")
         save_gguf_adapter(adapter, model, work / "adapter.gguf")
-        result["llama.cpp, f16 with the adapter"] = compared(
-            reference, llama_said(llama, work, base, work / "adapter.gguf", ids)
+        result["llama.cpp, f16 with the adapter"] = compare(
+            reference, llama_outputs(llama, work, base, work / "adapter.gguf", ids)
         )
         for precision in ("f16", "q8_0"):
             merged = save_merged_gguf(sequence, model, source, work / f"merged-{precision}.gguf", precision)
-            result[f"llama.cpp, merged, {precision}"] = compared(reference, llama_said(llama, work, merged, None, ids))
+            result[f"llama.cpp, merged, {precision}"] = compare(
+                reference, llama_outputs(llama, work, merged, None, ids)
+            )
     # Last, because it changes the model.
     save_merged(EditSequence([edit]), model, work / "merged")
     merged_model = AutoModelForCausalLM.from_pretrained(work / "merged").eval()
-    result["merged model"] = compared(reference, asked(merged_model, ids))
+    result["merged model"] = compare(reference, outputs(merged_model, ids))
     return result
 
 
@@ -172,7 +174,7 @@ def main() -> None:
     prompts = [REQUEST.prompt, *dict.fromkeys(probe.prompt for record in records for probe in record.all_probes)]
     prompts = prompts[: options.probes]
     counts = {"probes": len(prompts), "llama.cpp": options.llama is not None}
-    earlier = {name: own for name, own in read_result(__file__).items() if name in names}
+    earlier = {name: entry for name, entry in read_result(__file__).items() if name in names}
     result: dict[str, Any] = {**counts, **earlier}
     for name in options.methods:
         model = load_language_model(MODEL)

@@ -1,4 +1,4 @@
-"""Updates of the locate-then-edit methods on SmolLM2-135M-Instruct beside those of a reference implementation.
+"""Compares the updates of locate-then-edit methods on SmolLM2-135M-Instruct with a reference implementation's.
 
 python -m benchmarks.locate_fidelity --reference FOLDER --inputs FILE --statistics FOLDER --commit NAME
 
@@ -35,16 +35,16 @@ def editors(contexts: list[str], statistics: str) -> dict[str, Editor]:
         steps=10, learning_rate=0.5, weight_decay=1e-3, clamp_norm=4.0, kl_weight=0.0625, stop_below=0.05
     )
     common: dict[str, Any] = {"statistics": statistics, "search": search}
-    alike = {**common, "contexts": ContextSettings([contexts])}
-    grouped = {**common, "contexts": ContextSettings([contexts[:1], contexts[1:]])}
-    weighed = replace(search, satisfied_weight=0.1, satisfied_kl=0.01)
+    single_group = {**common, "contexts": ContextSettings([contexts])}
+    two_groups = {**common, "contexts": ContextSettings([contexts[:1], contexts[1:]])}
+    weighted_search = replace(search, satisfied_weight=0.1, satisfied_kl=0.01)
     return {
-        "rome": ROME(layers=[5], original_keys=True, **alike),
-        "rrome": ROME(layers=[5], **alike),
-        "memit": MEMIT(layers=LAYERS, covariance_weight=15000.0, **grouped),
-        "emmet": EMMET(layers=[5], covariance_weight=1.0, constraint_ridge=0.1, **grouped),
-        "pmet": PMET(layers=LAYERS, covariance_weight=15000.0, **{**grouped, "search": weighed}),
-        "alphaedit": AlphaEdit(layers=LAYERS, threshold=0.02, ridge=10.0, **grouped),
+        "rome": ROME(layers=[5], original_keys=True, **single_group),
+        "rrome": ROME(layers=[5], **single_group),
+        "memit": MEMIT(layers=LAYERS, covariance_weight=15000.0, **two_groups),
+        "emmet": EMMET(layers=[5], covariance_weight=1.0, constraint_ridge=0.1, **two_groups),
+        "pmet": PMET(layers=LAYERS, covariance_weight=15000.0, **{**two_groups, "search": weighted_search}),
+        "alphaedit": AlphaEdit(layers=LAYERS, threshold=0.02, ridge=10.0, **two_groups),
     }
 
 
@@ -58,28 +58,28 @@ def main() -> None:
     inputs = json.loads(options.inputs.read_text(encoding="utf-8"))
     model = load_language_model("smollm2-135m-instruct")
     requests = [
-        EditRequest(own["prompt"].format(own["subject"]), own["target_new"], own["subject"])
-        for own in inputs["requests"]
+        EditRequest(request["prompt"].format(request["subject"]), request["target_new"], request["subject"])
+        for request in inputs["requests"]
     ]
     result: dict[str, Any] = {}
     for name, editor in editors(inputs["contexts"], options.statistics).items():
         path = options.reference / f"{name}.safetensors"
         if not path.exists():
-            print(f"{name}: {path} is missing, and so it is not compared")
+            print(f"{name}: {path} is missing; not compared")
             continue
         editor.setup(model)
         edit = editor.edit(model, requests[:1] if name in ("rome", "rrome") else requests)
         if not isinstance(edit, WeightEdit):
             continue
-        expected = load_file(path)
+        references = load_file(path)
         result[name] = {}
         for site, delta in edit.deltas.items():
-            own = model.layer_map.named_site(site).oriented(delta.dense()).double()
-            other = expected[f"{site}.weight"].double()
+            actual = model.layer_map.named_site(site).oriented(delta.dense()).double()
+            expected = references[f"{site}.weight"].double()
             result[name][site] = {
-                "cosine": round(float(torch.cosine_similarity(own.flatten(), other.flatten(), dim=0)), 6),
-                "relative error": float(f"{float((own - other).norm() / other.norm()):.3g}"),
-                "norm": round(float(own.norm()), 4),
+                "cosine": round(float(torch.cosine_similarity(actual.flatten(), expected.flatten(), dim=0)), 6),
+                "relative error": float(f"{float((actual - expected).norm() / expected.norm()):.3g}"),
+                "norm": round(float(actual.norm()), 4),
             }
         print(name, json.dumps(result[name], indent=1), flush=True)
     write_result(__file__, {"reference": options.commit, "updates": result})

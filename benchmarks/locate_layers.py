@@ -1,11 +1,11 @@
-"""Which layers locate-then-edit methods edit best in SmolLM2-135M-Instruct: causal traces, and a small sweep.
+"""The best layers for locate-then-edit methods in SmolLM2-135M-Instruct: causal traces and a small sweep.
 
 python -m benchmarks.locate_layers --data FOLDER [--methods NAME …]
 
-FOLDER holds the published files. Traced are facts of known_1000 that the model says. The sweep edits 8 CounterFact
-records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE; for the contexts' weights the 23 CounterFact records
-that are left, for the length of the search the 24 ZsRE records before those; with Knowledge Neurons, which take long,
-the 8 CounterFact records alone. None of them is among the records that locate_quality and sequential_edits test. The
+FOLDER holds the published files. The traced facts are those of known_1000 that the model knows. The sweep edits 8
+CounterFact records (from number 1,000 on) and the last 8 of KnowEdit's ZsRE; for the contexts' weights the remaining 23
+CounterFact records, for the length of the search the 24 ZsRE records before those; for Knowledge Neurons, which are
+slow, only the 8 CounterFact records. None of them is among the records of locate_quality and sequential_edits. The
 score is the mean of edit success, generalization and locality against the unedited model. Writes the numbers, and the
 traces' averages as a picture beside them.
 """
@@ -44,14 +44,14 @@ SWEEP: dict[str, list[dict[str, Any]]] = {
         *({"satisfied_weight": 1.0, "layers": layers} for layers in ([7, 8], [6, 7, 8], [8, 9])),
     ],
 }
-"""Method to changes of the settings that its sweep began with."""
+"""Method to changes of the settings that its sweep started from."""
 START: dict[str, dict[str, Any]] = {
     "rome": {"bare_apart": False},
     "pmet": {"layers": [4, 5, 6, 7, 8], "satisfied_weight": 0.1},
 }
-"""Those settings, where configs/editor now has others because of the sweep."""
+"""The settings that the sweep started from, where configs/editor has since changed."""
 CONTEXTS: dict[str, list[dict[str, Any]]] = {"rome": [{"bare_apart": False}, {"bare_apart": True}]}
-"""Method to changes of its settings in configs/editor, for records most of which begin with their subject."""
+"""Method to changes of its settings in configs/editor, for CounterFact records; most begin with their subject."""
 SEARCHES: dict[str, list[dict[str, Any]]] = {
     "rome": [{"learning_rate": rate} for rate in (0.5, 1.0)],
     "memit": [{"learning_rate": rate} for rate in (0.5, 1.0)],
@@ -63,7 +63,7 @@ NEURONS: dict[str, list[dict[str, Any]]] = {
         *({"signed": True, "target_weight": weight} for weight in (8.0, 4.0, 2.0, 1.0)),
     ]
 }
-"""The same, for what the neurons are made to write."""
+"""The same, for the values that the neurons are set to."""
 
 
 def traced(model: LanguageModel, data: Path, folder: Path) -> dict[str, Any]:
@@ -73,14 +73,14 @@ def traced(model: LanguageModel, data: Path, folder: Path) -> dict[str, Any]:
         facts = read_known_facts(str(next(data.rglob("known_1000.json"))))
         trace_facts(model, facts, TraceSettings(samples=5), folder, FACTS)
     shutil.copy(folder / "averages.png", Path(__file__).with_suffix(".png"))
-    found = json.loads(path.read_text())
-    return {name: found[name] for name in ("settings", "counts", "suggested_layer", "suggested_layers")}
+    traces = json.loads(path.read_text())
+    return {name: traces[name] for name in ("settings", "counts", "suggested_layer", "suggested_layers")}
 
 
 def score(measures: dict[str, Any]) -> float:
     """Mean of edit success, generalization and locality, teacher-forced."""
     wanted = [measures["edit_success"]["token_accuracy"], measures["generalization"]["token_accuracy"]]
-    locality = [own["self_agreement"] for name, own in measures.items() if name.startswith("locality/")]
+    locality = [values["self_agreement"] for name, values in measures.items() if name.startswith("locality/")]
     return float(round((sum(wanted) + sum(locality) / len(locality)) / 3, 4))
 
 
@@ -103,18 +103,18 @@ class Sweep:
         """Benchmark to its measures."""
         editor = changed_editor(method, self.statistics, {**start, **changes})
         editor.setup(self.model)
-        found: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         for benchmark, records in benchmarks.items():
             path = self.work / f"sweep-{method}-{named(changes)}-{benchmark}.jsonl".replace(" ", "")
             lines, _ = evaluate(self.evaluator, editor, records, path, RECORDS)
             measures = summary(lines, {record.id for record in records})
-            found[benchmark] = {"score": score(measures), **measures}
-        print(method, named(changes), {key: value["score"] for key, value in found.items()}, flush=True)
-        return found
+            scores[benchmark] = {"score": score(measures), **measures}
+        print(method, named(changes), {key: value["score"] for key, value in scores.items()}, flush=True)
+        return scores
 
 
 def named(changes: dict[str, Any]) -> str:
-    """Settings in words."""
+    """Settings as text."""
     return " ".join(f"{key}={value}" for key, value in changes.items())
 
 

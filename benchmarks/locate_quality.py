@@ -3,8 +3,8 @@
 python -m benchmarks.locate_quality --data FOLDER [--methods NAME …] [--benchmarks NAME …] [--records N] [--generated N]
 
 FOLDER holds the published files. Statistics come from WikiText-2's valid.txt, collected once into the work folder. The
-settings are those of configs/editor; free generation and fluency are measured on the first records. A run that was
-stopped goes on where it was; what was measured of a method stays in the result until it is measured again.
+settings are those of configs/editor; free generation and fluency are measured on the first records. An interrupted run
+resumes where it stopped; a method's results are kept until it is measured again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def main() -> None:
     parser = options_of(__doc__, list(METHODS))
     parser.add_argument("--benchmarks", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS))
     parser.add_argument("--records", type=int, default=100, help="records of each benchmark")
-    parser.add_argument("--generated", type=int, default=50, help="those of them that are asked to generate, too")
+    parser.add_argument(
+        "--generated", type=int, default=50, help="how many of them are evaluated with free generation, too"
+    )
     options = parser.parse_args()
 
     statistics = fitted_statistics(options.data, options.work)
@@ -55,9 +57,9 @@ def main() -> None:
             seconds = dict(earlier.get("seconds", {}))
             for part, (some, _) in parts.items():
                 path = options.work / f"{method}-{name}-{part}.jsonl".replace(" ", "-")
-                found, spent = evaluate(evaluators[part], editor, some, path, BATCH)
+                predictions, spent = evaluate(evaluators[part], editor, some, path, BATCH)
                 seconds[part] = spent or seconds.get(part)
-                lines += found
+                lines += predictions
             result[method][name] = {
                 "settings": settings_of(editor),
                 "seconds": seconds,

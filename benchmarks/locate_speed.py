@@ -1,10 +1,10 @@
-"""How fast locate-then-edit methods edit SmolLM2-135M-Instruct, beside a reference implementation.
+"""Editing speed of locate-then-edit methods on SmolLM2-135M-Instruct, beside a reference implementation.
 
 python -m benchmarks.locate_speed --data FOLDER [--reference LINES] [--only PART …]
 
 FOLDER holds the published files. Edits are CounterFact's first ones, with identity covariances (time does not depend on
 them), 25 evaluations of the loss at most and the reference's own stop at 0.05, ROME at layer 5 with 21 contexts, MEMIT
-at layers 4 to 8 with 6. Each part runs in a process of its own. LINES: JSON lines with {"run": PART, "reference": …,
+at layers 4 to 8 with 6. Each part runs in a separate process. LINES: JSON lines with {"run": PART, "reference": …,
 "commit": …, and "seconds_per_edit" or "tokens_per_second": …}.
 """
 
@@ -32,7 +32,7 @@ from lightning_edit.models.moment_sums import MomentSums
 from lightning_edit.records import EditRequest
 
 EVALUATIONS = 4
-"""Of the loss, where costs are compared with one another."""
+"""Evaluations of the loss, where costs are compared with one another."""
 SEARCH = ValueSettings(steps=25, stop_below=0.05)
 COMMON: dict[str, Any] = {"covariance": "identity", "search": SEARCH}
 
@@ -51,7 +51,7 @@ def requests_of(data: Path, count: int) -> list[EditRequest]:
 
 
 def timed(model: LanguageModel, editor: Editor, groups: list[list[EditRequest]]) -> dict[str, float]:
-    """Seconds per edit of groups, one after another, and optimiser steps per edit."""
+    """Seconds and optimiser steps per edit, for groups edited one after another."""
     editor.setup(model)
     editor.edit(model, groups[0])
     steps: list[int] = []
@@ -116,17 +116,17 @@ def statistics(model: LanguageModel, data: Path) -> dict[str, Any]:
 
 
 def growth(model: LanguageModel, data: Path) -> dict[str, Any]:
-    """Seconds per edit against n, layer, depth and the length of the prompt, with the arithmetic's floor."""
+    """Seconds per edit against n, layer, depth and the length of the prompt, with the lower bound of the arithmetic."""
     requests, rate = requests_of(data, 129), speed_of_products()
 
     def of(editor: Editor, group: list[EditRequest], model: LanguageModel = model) -> dict[str, float]:
         editor.setup(model)
-        # The fast paths prove themselves on it, for texts as long as these.
+        # The fast paths are verified once, on texts of this length.
         editor.edit(model, group[-1:])
         start = time.perf_counter()
         editor.edit(model, group)
         seconds = time.perf_counter() - start
-        # Counting takes time of its own.
+        # Counting takes time, hence outside the timed call.
         floor = operations(lambda: editor.edit(model, group)) / rate
         return {"seconds": round(seconds / len(group), 3), "floor": round(floor / len(group), 3)}
 
@@ -134,8 +134,8 @@ def growth(model: LanguageModel, data: Path) -> dict[str, Any]:
     lengths = {}
     for words in (0, 20, 60, 120):
         lead = "It is said. " * (words // 3)
-        own = [EditRequest(lead + request.prompt, request.target, request.subject) for request in requests[:2]]
-        lengths[str(len(model.encoder.encode(own[0].prompt).ids))] = of(rome(**few), own[:1])
+        longer = [EditRequest(lead + request.prompt, request.target, request.subject) for request in requests[:2]]
+        lengths[str(len(model.encoder.encode(longer[0].prompt).ids))] = of(rome(**few), longer[:1])
     return {
         "GFLOP/s of a large matrix product": round(rate / 1e9, 1),
         f"MEMIT, {EVALUATIONS} evaluations, against n": {
@@ -173,16 +173,16 @@ PARTS: dict[str, Callable[[LanguageModel, Path], dict[str, Any]]] = {
 
 def measure(name: str, data: Path) -> dict[str, Any]:
     model = load_language_model("smollm2-135m-instruct")
-    found = PARTS[name](model, data)
+    result = PARTS[name](model, data)
     weights = sum(value.numel() * value.element_size() for value in model.model.parameters())
-    return {**found, "memory": {"peak": peak_memory(), "base model": weights}}
+    return {**result, "memory": {"peak": peak_memory(), "base model": weights}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
     parser.add_argument("--reference", type=Path, help="measurements of the reference implementation")
-    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS), help="parts to do again")
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS), help="parts to measure again")
     parser.add_argument("--here", choices=list(PARTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
@@ -201,15 +201,17 @@ def main() -> None:
 
 def ratios(results: dict[str, Any], references: list[dict[str, Any]]) -> dict[str, float]:
     """How many times faster than the references."""
-    found = {}
+    speedups = {}
     for line in references:
-        own = results.get(line["run"])
-        if own and "seconds_per_edit" in line:
-            found[f"{line['run']}: {line['reference']}"] = round(line["seconds_per_edit"] / own["seconds_per_edit"], 2)
-        elif own:
-            ratio = own["tokens_per_second"] / line["tokens_per_second"]
-            found[f"{line['run']}: {line['reference']}"] = round(ratio, 2)
-    return found
+        result = results.get(line["run"])
+        if result and "seconds_per_edit" in line:
+            speedups[f"{line['run']}: {line['reference']}"] = round(
+                line["seconds_per_edit"] / result["seconds_per_edit"], 2
+            )
+        elif result:
+            speedup = result["tokens_per_second"] / line["tokens_per_second"]
+            speedups[f"{line['run']}: {line['reference']}"] = round(speedup, 2)
+    return speedups
 
 
 if __name__ == "__main__":

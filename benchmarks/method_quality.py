@@ -3,10 +3,9 @@
 python -m benchmarks.method_quality --data FOLDER [--methods NAME …] [--benchmarks NAME …] [--records N] [--generated N]
 
 FOLDER holds the published files of CounterFact and KnowEdit's ZsRE. The settings are those of configs/editor; each
-record
-is edited on the clean model, except for LocFT-BF, which edits all records at once. IKE's demonstrations come from the
-training files. Free generation is measured on the first records. A run that was stopped goes on where it was; what was
-measured of a method stays in the result until it is measured again.
+record is edited on the clean model, except for LocFT-BF, which edits all records at once. IKE's demonstrations come
+from the training files. Free generation is measured on the first records. An interrupted run resumes where it stopped;
+a method's results are kept until it is measured again.
 """
 
 from __future__ import annotations
@@ -51,7 +50,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--benchmarks", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS))
     parser.add_argument("--records", type=int, default=100, help="records of each benchmark")
-    parser.add_argument("--generated", type=int, default=50, help="those of them that are asked to generate, too")
+    parser.add_argument(
+        "--generated", type=int, default=50, help="how many of them are evaluated with free generation, too"
+    )
     options = parser.parse_args()
 
     model = load_language_model("smollm2-135m-instruct")
@@ -71,9 +72,11 @@ def main() -> None:
             for part, (some, _) in parts.items():
                 path = options.work / f"{method}-{name}-{part}.jsonl".replace(" ", "-")
                 size = max(len(some), 1) if method in JOINT else BATCH
-                found, spent = evaluate(evaluators[part], editor, some, path, size, size if method in JOINT else 1)
+                predictions, spent = evaluate(
+                    evaluators[part], editor, some, path, size, size if method in JOINT else 1
+                )
                 seconds[part] = spent or seconds.get(part)
-                lines += found
+                lines += predictions
             result[method][name] = {
                 "settings": settings_of(editor),
                 "seconds": seconds,

@@ -1,10 +1,10 @@
-"""200 CounterFact edits on top of one another: what is left of the earlier ones, and of the model.
+"""200 CounterFact edits in sequence: how well earlier edits, and the model itself, are retained.
 
 python -m benchmarks.sequential_edits --data FOLDER [--methods NAME …] [--edits N]
 
 FOLDER holds the published files. ROME edits one record after another, MEMIT and AlphaEdit ten at a time. Statistics are
-those of benchmarks.locating; perplexity is measured on WikiText-2's test.txt. A run that was stopped
-goes on at the edit where it was. Writes the numbers, and the curves as a picture beside them.
+those of benchmarks.locating; perplexity is measured on WikiText-2's test.txt. An interrupted run resumes at the edit
+where it stopped. Writes the numbers, and the curves as a picture beside them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
         )
         evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=settings))
         size = AT_A_TIME[method]
-        groups = [records[at : at + size] for at in range(0, len(records), size)]
+        groups = [records[start : start + size] for start in range(0, len(records), size)]
         run = SequentialRun(model, editor, evaluator, settings, groups, folder)
         for number in range(len(groups)):
             run.step(number)
@@ -61,20 +61,20 @@ def main() -> None:
 
 
 def undone(run: SequentialRun) -> dict[str, Any]:
-    """Edit success of the last edit's records with it and without it, and what undoing the first edit alone says."""
+    """Edit success of the last edit's records with and without it, and the error of undoing the first edit alone."""
     sequence, records = run.sequence, run.groups[-1]
-    found: dict[str, Any] = {}
-    for name, own in (("with the last edit", sequence), ("without it", sequence.without(sequence.ids[-1]))):
-        with own.applied(run.model) as scorer:
+    result: dict[str, Any] = {}
+    for name, edits in (("with the last edit", sequence), ("without it", sequence.without(sequence.ids[-1]))):
+        with edits.applied(run.model) as scorer:
             outcomes = run.evaluator.evaluate_under(records, scorer)
         metrics = edit_metrics(group_names(records))
         metrics.update(outcomes)
-        found[name] = round(float(metrics.compute()["edit_success/token_accuracy"]), 4)
+        result[name] = round(float(metrics.compute()["edit_success/token_accuracy"]), 4)
     try:
         sequence.without(sequence.ids[0])
     except EditError as error:
-        found["undoing the first edit alone"] = str(error)[:200]
-    return found
+        result["undoing the first edit alone"] = str(error)[:200]
+    return result
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -92,13 +92,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ("perplexity (dashed: unedited)", lambda row: row["perplexity"]),
     )
     for axis, (title, value) in zip(axes, curves, strict=True):
-        for method, found in result.items():
-            points = [(row["edits"], value(row)) for row in found["schedule"]]
-            points = [(edits, own) for edits, own in points if own is not None]
+        for method, entry in result.items():
+            points = [(row["edits"], value(row)) for row in entry["schedule"]]
+            points = [(edits, measure) for edits, measure in points if measure is not None]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method)
         axis.set(title=title, xlabel="edits")
         axis.set_ylim(bottom=0)
-    before = max(row["perplexity_before"] for found in result.values() for row in found["schedule"])
+    before = max(row["perplexity_before"] for entry in result.values() for row in entry["schedule"])
     axes[-1].axhline(before, color="grey", linestyle="--", linewidth=1)
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=110)

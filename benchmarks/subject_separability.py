@@ -1,4 +1,4 @@
-"""Whether the inputs of edit sites tell subjects apart: the same subject in other words against another subject.
+"""Whether the inputs of edit sites separate subjects: a rephrased prompt against a prompt of another subject.
 
 python -m benchmarks.subject_separability
 """
@@ -20,11 +20,11 @@ LAYERS = range(0, 30, 2)
 
 
 def subject_of(prompt: str) -> str:
-    """The subject of a prompt that one of the phrasings made."""
+    """The subject of a prompt built from one of the phrasings."""
     for phrasings in PHRASINGS.values():
         for wording in phrasings.seen:
-            if found := re.fullmatch(re.escape(wording).replace(r"\{\}", "(.+)"), prompt):
-                return found.group(1)
+            if match := re.fullmatch(re.escape(wording).replace(r"\{\}", "(.+)"), prompt):
+                return match.group(1)
     raise ValueError(f"no phrasing made {prompt!r}")
 
 
@@ -38,7 +38,7 @@ def inputs(model: LanguageModel, prompts: list[str]) -> dict[int, dict[str, Tens
     seen: dict[int, Tensor] = {}
     sites = [model.layer_map.site(layer) for layer in LAYERS]
     handles = [
-        site.module.register_forward_hook(lambda module, args, output, at=site.layer: seen.update({at: args[0]}))
+        site.module.register_forward_hook(lambda module, args, output, layer=site.layer: seen.update({layer: args[0]}))
         for site in sites
     ]
     model.answer_logits(model.encoder.collate(texts))
@@ -47,7 +47,7 @@ def inputs(model: LanguageModel, prompts: list[str]) -> dict[int, dict[str, Tens
     rows = torch.arange(len(texts))
     last = torch.tensor([text.target[0] - 1 for text in texts])
     subject = torch.tensor([text.subject[1] - 1 for text in texts if text.subject is not None])
-    return {at: {"last token": x[rows, last], "subject": x[rows, subject]} for at, x in seen.items()}
+    return {layer: {"last token": x[rows, last], "subject": x[rows, subject]} for layer, x in seen.items()}
 
 
 def main() -> None:
@@ -60,11 +60,11 @@ def main() -> None:
     for layer in LAYERS:
         row: dict[str, float] = {"layer": layer}
         for place in ("last token", "subject"):
-            parts = [found[layer][place] for found in (edited, reworded, others)]
+            parts = [site_inputs[layer][place] for site_inputs in (edited, reworded, others)]
             together = torch.cat(parts)
-            own, same, other = ((part - together.mean(0)) / (together.std(0) + 1e-6) for part in parts)
+            reference, same, other = ((part - together.mean(0)) / (together.std(0) + 1e-6) for part in parts)
             for name, compared in (("same subject", same), ("other subject", other)):
-                row[f"{place}, {name}"] = round(float(torch.cosine_similarity(own, compared).mean()), 3)
+                row[f"{place}, {name}"] = round(float(torch.cosine_similarity(reference, compared).mean()), 3)
         rows.append(row)
         print(row)
     write_result(__file__, {"mean cosine of normalised inputs": rows})

@@ -2,10 +2,10 @@
 
 python -m benchmarks.training_cost --data FOLDER
 
-FOLDER holds the published files. Measured on fixed batches of ZsRE records: what each of the choices that save time
-contributes (they are taken away one after another), how the cost grows with the batch, with the number of edit sites
-and with the depth of the lowest one, what the kept hidden states' precision changes, and how far a step is from the
-time that its arithmetic alone takes at the speed of this machine's matrix products.
+FOLDER holds the published files. Measured on fixed batches of ZsRE records: the contribution of each optimisation
+(they are disabled one after another), how the cost grows with the batch, with the number of edit sites and with the
+depth of the lowest one, the effect of the kept hidden states' precision, and how far a step is from the time that its
+arithmetic alone takes at the speed of this machine's matrix products.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SITES = [-6, -5, -4, -3, -2, -1]
 
 
 class Step:
-    """A training step, with its own editor and optimizer, on fixed batches.
+    """A training step on fixed batches, with its own editor and optimizer.
 
     Args:
         model: The base model.
-        records: Their records.
+        records: The records of the batches.
         batch: Records in a batch.
         sites: The edit sites.
         kept: Whether the hidden states below the lowest site are kept.
@@ -70,22 +70,25 @@ class Step:
         self.batch_size = batch
         self.module = HypernetworkEditing(editor)
         self.module.attach(model)
-        # Without a Trainer there is nobody to log to; a module's own log() raises then.
+        # LightningModule.log() raises without a Trainer.
         self.module.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
         editor.train()
         self.optimizer = torch.optim.Adam(editor.parameters(), lr=1e-6)
         dataset, collate = TrainingRecords(records), TrainingCollator(model.encoder)
         self.batches: list[TrainingBatch] = [
-            collate([dataset[0, index] for index in range(at, at + batch)])
-            for at in range(0, len(records) - batch + 1, batch)
+            collate([dataset[0, index] for index in range(start, start + batch)])
+            for start in range(0, len(records) - batch + 1, batch)
         ]
         trunk = Trunk(model, self.module.lowest_layer(), dtype=dtype)
         encode = model.encoder.encode
         if kept:
-            drawn = [dataset.candidates(record) for record in records]
-            trunk.fill([encode(*t) for own, _ in drawn for t in own], [encode(*t) for _, own in drawn for t in own])
+            candidates = [dataset.candidates(record) for record in records]
+            trunk.fill(
+                [encode(*text) for texts, _ in candidates for text in texts],
+                [encode(*text) for _, texts in candidates for text in texts],
+            )
         else:
-            # The whole model runs each time.
+            # The whole model runs in every step.
             trunk.works = False
         self.module._kept = trunk
         if factors:
@@ -111,7 +114,7 @@ def seconds_per_record(step: Step, steps: int = STEPS) -> float:
 
 @contextmanager
 def changed_weights() -> Iterator[None]:
-    """Every edit is a matrix of the weight's size, in place of a term of low rank."""
+    """Makes every edit a full matrix instead of a low-rank term."""
 
     def output(changes: StackedFactors, x: Tensor, rows: Tensor) -> Tensor:
         return StackedMatrices(changes.a @ changes.b)._output(x, rows)
@@ -122,7 +125,7 @@ def changed_weights() -> Iterator[None]:
 
 @contextmanager
 def head_at_all_positions() -> Iterator[None]:
-    """The forward pass goes on through the language-model head at every position, read or not."""
+    """Runs the language-model head at every position, used or not."""
 
     def head_inputs(model: LanguageModel, batch: TokenBatch, positions: Tensor) -> Tensor:
         output = model.model(**model.inputs(batch), use_cache=False, output_hidden_states=True)
@@ -135,7 +138,7 @@ def head_at_all_positions() -> Iterator[None]:
 
 @contextmanager
 def backward_through_all_layers(model: LanguageModel) -> Iterator[None]:
-    """Every backward pass goes on down to the embeddings."""
+    """Runs every backward pass down to the embeddings."""
     reached: deque[Tensor] = deque(maxlen=8)
     grad = torch.autograd.grad
 
@@ -159,25 +162,25 @@ def backward_through_all_layers(model: LanguageModel) -> Iterator[None]:
 
 
 def contributions(model: LanguageModel, records: list[EditRecord]) -> dict[str, float]:
-    """Seconds per record, each line without one more of the choices than the line before."""
-    found = {"all choices": seconds_per_record(Step(model, records))}
+    """Seconds per record, each entry with one more optimisation disabled than the one before."""
+    seconds = {"all choices": seconds_per_record(Step(model, records))}
     with changed_weights():
-        found["changed weights in place of terms of low rank, by itself"] = seconds_per_record(Step(model, records))
-    found["without the kept gradient factors"] = seconds_per_record(Step(model, records, factors=False))
+        seconds["changed weights in place of terms of low rank, by itself"] = seconds_per_record(Step(model, records))
+    seconds["without the kept gradient factors"] = seconds_per_record(Step(model, records, factors=False))
     plain = {"kept": False, "factors": False}
-    found["and without the kept hidden states"] = seconds_per_record(Step(model, records, **plain))
+    seconds["and without the kept hidden states"] = seconds_per_record(Step(model, records, **plain))
     with ExitStack() as stack:
         stack.enter_context(head_at_all_positions())
-        found["and the head on all positions"] = seconds_per_record(Step(model, records, **plain))
+        seconds["and the head on all positions"] = seconds_per_record(Step(model, records, **plain))
         stack.enter_context(backward_through_all_layers(model))
-        found["and backward passes through all layers"] = seconds_per_record(Step(model, records, **plain))
+        seconds["and backward passes through all layers"] = seconds_per_record(Step(model, records, **plain))
         single = Step(model, records, batch=1, **plain)
-        found["and one record at a time"] = seconds_per_record(single, STEPS * 2)
-    return found
+        seconds["and one record at a time"] = seconds_per_record(single, STEPS * 2)
+    return seconds
 
 
 def proof(model: LanguageModel, records: list[EditRecord]) -> dict[str, float]:
-    """What a fast path's comparison with the full pass takes; it is made once in a run, or for far longer texts."""
+    """Seconds of verifying a fast path against the full pass, once per run or for much longer texts."""
     encode = model.encoder.encode
     texts = [encode(request.prompt, request.target) for record in records[:BATCH] for request in record.requests]
     trunk, batch = Trunk(model, len(model.layer_map) - len(SITES)), model.encoder.collate(texts)
@@ -194,8 +197,8 @@ def growth(model: LanguageModel, records: list[EditRecord]) -> dict[str, dict[st
     """Seconds per step."""
 
     def of(batch: int, sites: list[int]) -> float:
-        own = Step(model, records[: batch * 5], batch, sites)
-        return round(seconds_per_record(own, 4) * batch, 4)
+        step = Step(model, records[: batch * 5], batch, sites)
+        return round(seconds_per_record(step, 4) * batch, 4)
 
     return {
         "batch": {str(batch): of(batch, SITES) for batch in (1, 2, 4, 8, 16, 32)},
@@ -214,11 +217,11 @@ def storage(model: LanguageModel, records: list[EditRecord]) -> dict[str, Any]:
         return torch.stack([step(index) for index in range(STEPS)])
 
     exact = losses(kept=False, factors=False)
-    found: dict[str, Any] = {"losses, nothing kept": [round(float(value), 5) for value in exact]}
+    result: dict[str, Any] = {"losses, nothing kept": [round(float(value), 5) for value in exact]}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         difference = (losses(dtype=dtype) / exact - 1).abs()
-        found[f"largest relative difference, kept in {name}"] = float(f"{float(difference.max()):.2e}")
-    return found
+        result[f"largest relative difference, kept in {name}"] = float(f"{float(difference.max()):.2e}")
+    return result
 
 
 def floor(model: LanguageModel, records: list[EditRecord]) -> dict[str, Any]:
@@ -257,7 +260,7 @@ def speed_of_products(size: int = 2048) -> float:
 
 
 def operations(run: Callable[[], object]) -> int:
-    """Operations of the matrix products in a call; those of oneDNN's are not counted, and so torch's own are made."""
+    """Operations of the matrix products in a call, made without oneDNN, whose products are not counted."""
     with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
@@ -266,7 +269,7 @@ def operations(run: Callable[[], object]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
-    parser.add_argument("--only", nargs="*", help="parts to measure again; the others stay as they were")
+    parser.add_argument("--only", nargs="*", help="parts to measure again; the others keep their results")
     options = parser.parse_args()
     model = load_language_model("smollm2-135m-instruct")
     source = ZsRE(str(next(options.data.rglob("zsre_mend_train_10000*.json"))), split="train", limit=160)

@@ -1,10 +1,10 @@
-"""How fast editors train on SmolLM2-135M-Instruct, beside the reference implementations.
+"""Training speed of editors on SmolLM2-135M-Instruct, beside the reference implementations.
 
 python -m benchmarks.training_speed --data FOLDER [--reference LINES] [--only NAME …]
 
-FOLDER holds the published files. Every run is a whole Trainer.fit in a process of its own: three epochs of the first
+FOLDER holds the published files. Every run is a whole Trainer.fit in a separate process: three epochs of the first
 1,000 ZsRE records, the hidden states below the edit sites and the gradient factors of the requests kept in memory; the
-time of computing them is counted. LINES is a file of JSON lines with the seconds per record of the reference
+time of computing them is included. LINES is a file of JSON lines with the seconds per record of the reference
 implementations, measured on the same machine with the same model, records, edit sites, rank and batch:
 {"run": NAME, "reference": …, "commit": …, "seconds_per_record": …}.
 """
@@ -76,7 +76,7 @@ RUNS = {
 
 
 class Clock(Callback):
-    """Notes when the epochs begin and end."""
+    """Measures the seconds of each epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[float] = []
@@ -90,7 +90,7 @@ class Clock(Callback):
 
 
 def measure(run: Run, data: Path) -> dict[str, Any]:
-    """Trains, in this process."""
+    """Trains in this process."""
     before = peak_memory()
     model = load_language_model("smollm2-135m-instruct")
     weights = sum(value.numel() * value.element_size() for value in model.model.parameters())
@@ -111,7 +111,7 @@ def measure(run: Run, data: Path) -> dict[str, Any]:
     start = time.perf_counter()
     trainer.fit(module, datamodule=datamodule)
     seconds = time.perf_counter() - start
-    # The last batch of an epoch is left out where it is not full.
+    # The last batch of an epoch is dropped if it is not full.
     records = trainer.global_step * run.batch * run.joint // run.epochs
     # Weights, gradient and Adam's two moments.
     editor = 4 * sum(value.numel() * value.element_size() for value in module.editor.parameters())
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
     parser.add_argument("--reference", type=Path, help="measurements of the reference implementations")
-    parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS), help="runs to do again")
+    parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS), help="runs to measure again")
     parser.add_argument("--here", choices=list(RUNS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
@@ -157,20 +157,20 @@ def main() -> None:
 
 
 def ratios(results: dict[str, Any], references: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How many times the references' seconds per record ours go into."""
-    found: dict[str, dict[str, float]] = {}
+    """The references' seconds per record divided by ours."""
+    speedups: dict[str, dict[str, float]] = {}
     for line in references:
-        own = results.get(line["run"])
-        if own:
+        result = results.get(line["run"])
+        if result:
             keys = ("seconds_per_record", "seconds_per_record, first epoch with the cache")
             keys += ("seconds_per_record, last epoch",)
-            found[f"{line['run']}: {line['reference']}"] = {
+            speedups[f"{line['run']}: {line['reference']}"] = {
                 key.removeprefix("seconds_per_record, ").replace("seconds_per_record", "three epochs with the cache"): (
-                    round(line["seconds_per_record"] / own[key], 2)
+                    round(line["seconds_per_record"] / result[key], 2)
                 )
                 for key in keys
             }
-    return found
+    return speedups
 
 
 if __name__ == "__main__":

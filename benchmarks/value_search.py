@@ -3,7 +3,7 @@
 python -m benchmarks.value_search --data FOLDER [--methods NAME …] [--benchmarks NAME …] [--records N]
 
 FOLDER holds the published files. Each method edits the first records of CounterFact and of KnowEdit's ZsRE with both
-searches; single edits are timed one after the other in turns, in the same run.
+searches; single edits are timed in the same run, with the searches taking turns.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def seconds_of_single_edits(
             begin = time.perf_counter()
             editor.edit(model, list(record.requests))
             seconds[name].append(time.perf_counter() - begin)
-    return {name: round(median(own), 2) for name, own in seconds.items()}
+    return {name: round(median(times), 2) for name, times in seconds.items()}
 
 
 def main() -> None:
@@ -65,7 +65,9 @@ def main() -> None:
     evaluator = Evaluator(model, EvaluationSettings(fluency_tokens=0))
     result: dict[str, Any] = {}
     for method in options.methods:
-        editors: dict[str, Any] = {name: changed_editor(method, statistics, own) for name, own in SEARCHES.items()}
+        editors: dict[str, Any] = {
+            name: changed_editor(method, statistics, changes) for name, changes in SEARCHES.items()
+        }
         for editor in editors.values():
             editor.setup(model)
         for benchmark in options.benchmarks:
@@ -74,7 +76,7 @@ def main() -> None:
             for name, editor in editors.items():
                 values = searched(model, editor, [record.requests[0] for record in records])
                 # Adam's search ends with its last value, the other with its best.
-                ends = [min(own.losses) if editor.optimizer == "lbfgs" else own.losses[-1] for own in values]
+                ends = [min(value.losses) if editor.optimizer == "lbfgs" else value.losses[-1] for value in values]
                 path = options.work / f"search-{method}-{benchmark}-{name}.jsonl".replace(" ", "-")
                 lines, _ = evaluate(evaluator, editor, records, path, 10)
                 result.setdefault(method, {}).setdefault(benchmark, {})[name] = {

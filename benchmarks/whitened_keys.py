@@ -1,11 +1,11 @@
-"""How much of an edit at the last token reaches other prompts: keys as they are, normalised as in MEND, and whitened.
+"""How far an edit at the last token reaches other prompts: with raw keys, normalised as in MEND, and whitened.
 
 python -m benchmarks.whitened_keys [--directions K …]
 
 For MEND's sites of SmolLM2-135M-Instruct (the last six MLP output projections) and WorldFacts' held-out records: the
 share k'·W'Wk / k·W'Wk of an update made for a prompt's last token (k) that reaches another prompt's (k'), averaged over
 the sites; its mean over records, and how often a rephrase gets more of it than a prompt that should stay as it is. The
-whitening is fitted on training records, whose subjects are others.
+whitening is fitted on training records, which have other subjects.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def prompts_of(records: list[EditRecord]) -> dict[str, list[str]]:
 
 
 def last_keys(model: LanguageModel, prompts: list[str]) -> Keys:
-    """Site name to (N, M) what it reads at the last token of each prompt."""
+    """Site name to its inputs (N, M) at the last token of each prompt."""
     texts = [model.encoder.encode(prompt) for prompt in prompts]
     taps = {site.name: Tap(site.module, "input", site.layer) for site in model.layer_map.sites(LAYERS)}
     return record(model, texts, [len(text.ids) - 1 for text in texts], taps)
@@ -75,12 +75,14 @@ def main() -> None:
     test = prompts_of(WorldFacts("validation", limit=64).read().records)
     keys = {name: last_keys(model, prompts) for name, prompts in test.items()}
     everything = [prompt for prompts in train.values() for prompt in prompts]
-    seen = last_keys(model, everything)
+    training_keys = last_keys(model, everything)
     texts = [model.encoder.encode(prompt, "x") for prompt in everything]
     moments = answering_key_moments(model, texts, model.layer_map.sites(LAYERS))
     result = {"as they are": reach(keys, lambda site, k: k)}
-    means, deviations = ({site: f(own, 0) for site, own in seen.items()} for f in (torch.mean, torch.std))
-    # MEND's factors are centred and scaled; what is centred on both sides is the most that this can tell apart.
+    means, deviations = (
+        {site: f(inputs, 0) for site, inputs in training_keys.items()} for f in (torch.mean, torch.std)
+    )
+    # MEND's factors are centred and scaled; centring both sides bounds how well normalised keys can separate prompts.
     result["normalised"] = reach(keys, lambda site, k: (k - means[site]) / deviations[site].sqrt())
     for rank in options.directions:
         whitenings = {site: KeyWhitening(len(moment), rank) for site, moment in moments.items()}

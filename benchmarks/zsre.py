@@ -2,11 +2,11 @@
 
 python -m benchmarks.zsre --data FOLDER [--checkpoint CKPT [CKPT …]] [--records N]
 
-FOLDER holds the published files. The editors are trained before, each with its own experiment:
+FOLDER holds the published files. The editors are trained beforehand, each with its own experiment:
     lightning-edit fit --config configs/experiment/mend-smollm2-zsre.yaml --data.train.init_args.source …
 The step size of the gradient step is chosen on training records. MALMEN edits 64 records jointly, the others each
-record on the clean model. Every batch of records is written as soon as it is evaluated, so that a run that was stopped
-goes on where it was; what was measured of an editor stays in the result until it is measured again.
+record on the clean model. Every batch of records is written as soon as it is evaluated, so that an interrupted run
+resumes where it stopped; an editor's results are kept until it is measured again.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from lightning_edit.records import EditRecord, EditRequest, group_names
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
 BATCH = 16
 JOINT = {"MALMEN": 64}
-"""Records edited jointly, where it is not one."""
+"""Number of records edited jointly; one for editors that are not listed."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Of routers; those above the editor's own are exact, because what falls below is the unedited model's answer."""
+"""Of routers; results above the editor's threshold are exact: probes below it get the unedited model's answer."""
 
 
 def main() -> None:
@@ -69,41 +69,43 @@ def main() -> None:
             "locality by wording": locality_by_wording(lines, requests),
         }
         if "scope_score" in lines[0]["measures"]:
-            result[name]["at other thresholds"] = {str(at): thresholds(lines, at, requests) for at in THRESHOLDS}
+            result[name]["at other thresholds"] = {
+                str(threshold): thresholds(lines, threshold, requests) for threshold in THRESHOLDS
+            }
         print(name, json.dumps(result[name], indent=1))
         write_result(__file__, {"editors": result})
 
 
 def words_apart_from(subject: str, text: str) -> set[str]:
-    """The words of four letters or more in a text, its subject left out."""
+    """The words of four letters or more in a text, without its subject."""
     return set(re.findall(r"[^\W\d_]{4,}", text.casefold().replace(subject.casefold(), " ")))
 
 
 def locality_by_wording(lines: list[dict[str, Any]], requests: dict[str, EditRequest]) -> dict[str, Any]:
-    """Locality probes that share a word of four letters or more with the edited prompt, the subject apart, and others.
+    """Locality of probes that share a word of four letters or more with the edited prompt (subject excluded), or none.
 
-    Most of the first ask for the edited fact itself ("The mother of Catreus is"): a right answer fails them.
+    Most of those that do ask for the edited fact itself ("The mother of Catreus is"): a right answer fails them.
 
     Args:
         lines: Predictions.
         requests: The edited request of each record.
     """
-    found: dict[str, list[float]] = {"a word in common": [], "no word in common": []}
+    scores: dict[str, list[float]] = {"a word in common": [], "no word in common": []}
     for line in lines:
         if line["kind"] == "locality":
             request = requests[line["record"]]
             edited, asked = (words_apart_from(request.subject, text) for text in (request.prompt, line["prompt"]))
-            own = found["a word in common" if edited & asked else "no word in common"]
-            own.append(line["measures"]["self_agreement"])
+            values = scores["a word in common" if edited & asked else "no word in common"]
+            values.append(line["measures"]["self_agreement"])
     return {
-        name: {"probes": len(own), "self_agreement": round(sum(own) / len(own), 4)}
-        for name, own in found.items()
-        if own
+        name: {"probes": len(values), "self_agreement": round(sum(values) / len(values), 4)}
+        for name, values in scores.items()
+        if values
     }
 
 
 def thresholds(lines: list[dict[str, Any]], threshold: float, requests: dict[str, EditRequest]) -> dict[str, Any]:
-    """The main measures, had the threshold been another."""
+    """The main measures with another threshold."""
     routed = routed_at(lines, threshold)
     every = summary(routed, {line["record"] for line in lines})
     wanted = ("token_accuracy", "self_agreement", "containment", "generation_agreement", "scope_hit")
@@ -116,7 +118,7 @@ def thresholds(lines: list[dict[str, Any]], threshold: float, requests: dict[str
 
 
 def describe_checkpoint(path: str) -> dict[str, Any]:
-    """Sizes: of the file as a run writes it, with the optimiser's state, and of the editor alone."""
+    """Sizes of the checkpoint file, with the optimiser's state, and of the editor alone."""
     state = read_checkpoint(path)["state_dict"]
     editor = sum(value.numel() * value.element_size() for value in state.values())
     return {"megabytes": round(Path(path).stat().st_size / 1e6, 1), "editor_megabytes": round(editor / 1e6, 1)}

@@ -80,11 +80,11 @@ _HOMES = {
     "models": ("LanguageModel", "load_language_model"),
     "records": ("EditRecord", "EditRequest", "Probe", "ProbeKind"),
 }
-"""Subpackage to the names that come from it; all others are editors."""
+"""Public names by subpackage; all others come from ``editors``."""
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that importing the package takes no time."""
+    """Imports public names on first use, which keeps importing the package fast."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""``python -m lightning_edit`` is ``lightning-edit``."""
+"""Runs the command line as ``python -m lightning_edit``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Shows what a model says before and after an edit, and whether the edit worked."""
+"""Shows a model's answers before and after an edit, and whether the edit succeeded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class EditReport:
     """Whether an edit worked.
 
     Args:
-        rows: What is shown: prompt, text before, text after, probabilities, a mark.
-        failed: Requests that are not answered with their target afterwards.
+        rows: Table rows: prompt, text before, text after, probabilities, success mark.
+        failed: Requests whose target the edited model does not generate.
     """
 
     rows: list[list[str]]
@@ -30,21 +30,21 @@ class EditReport:
 
 
 UNRELATED = "Water boils at"
-"""A prompt that no edit should touch."""
-_SHOWN = 8
-"""Requests of an edit that are shown."""
+"""Locality prompt that no edit should affect."""
+_MAX_SHOWN = 8
+"""Maximum number of requests shown."""
 
 
 def edit_report(
     model: LanguageModel, edit: Edit, requests: Sequence[EditRequest], max_new_tokens: int = 12
 ) -> EditReport:
-    """Asks the requests of an edit and their neighbours before and after it.
+    """Compares a model's answers to requests and neighbourhood prompts before and after an edit.
 
     Args:
         model: The base model.
         edit: The edit.
         requests: Its requests.
-        max_new_tokens: Length of the texts.
+        max_new_tokens: Maximum length of the texts.
     """
     neighbours = list(dict.fromkeys([*_neighbours(requests), UNRELATED]))
     prompts, targets = [r.prompt for r in requests], [r.target for r in requests]
@@ -59,14 +59,14 @@ def edit_report(
         for prompt, old, new, p, q, worked in zip(
             prompts, texts_before, texts_after, before, after, works, strict=False
         )
-    ][:_SHOWN]
+    ][:_MAX_SHOWN]
     for prompt, old, new in zip(neighbours, texts_before[len(prompts) :], texts_after[len(prompts) :], strict=True):
         rows.append([prompt, old, new, "", "unchanged" if old == new else "changed"])
     return EditReport(rows, [request for request, worked in zip(requests, works, strict=True) if not worked])
 
 
 def _neighbours(requests: Sequence[EditRequest]) -> list[str]:
-    """The first request's prompt about another subject."""
+    """Returns the first request's prompt with another subject."""
     first = next((request for request in requests if request.subject_span is not None), None)
     if first is None or first.subject_span is None:
         return []
@@ -80,7 +80,7 @@ def _probability(score: Score) -> float:
 
 
 def show(model: LanguageModel, edit: Edit | EditSequence, prompts: Sequence[str], max_new_tokens: int) -> None:
-    """Prints a table of what the model says to prompts before and after an edit."""
+    """Prints a table of the model's answers before and after an edit."""
     unique = list(dict.fromkeys(prompts))
     before = model.generate(unique, max_new_tokens)
     with edit.applied(model) as edited:
@@ -89,12 +89,12 @@ def show(model: LanguageModel, edit: Edit | EditSequence, prompts: Sequence[str]
 
 
 def print_answers(rows: Sequence[Sequence[str]], titles: Sequence[str], console: Console | None = None) -> None:
-    """Prints texts as a table; brackets in them are no markup.
+    """Prints texts as a table, without interpreting Rich markup.
 
     Args:
         rows: The texts.
-        titles: Headings of the columns.
-        console: Where to print; the standard output if none is given.
+        titles: Column headings.
+        console: Where to print; standard output by default.
     """
     table = Table(show_lines=True)
     for title in titles:

@@ -1,4 +1,4 @@
-"""Writes checkpoints whole or not at all, and reads them without executing anything."""
+"""Atomic saving of checkpoints, and loading without code execution."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_edit.files import replace_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a killed run leaves the earlier one.
+    """Saves a checkpoint to a temporary file and renames it, so a killed run keeps the previous one.
 
-    Lightning writes through the folder for temporary files, which may be another disk.
+    Lightning writes through the system's temporary folder, which may be on another disk.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Saves a checkpoint.
 
         Raises:
-            DiskFullError: If the disk has no room for it.
+            DiskFullError: If the disk is full.
         """
         with replace_file(Path(os.fspath(path)), _size(checkpoint)) as temporary:
             torch.save(checkpoint, temporary)
@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _size(values: Any) -> int:
-    """Bytes of all tensors in nested dictionaries and lists."""
+    """Counts the bytes of all tensors in nested dictionaries and lists."""
     if isinstance(values, torch.Tensor):
         return values.nbytes
     if isinstance(values, dict):

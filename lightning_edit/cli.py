@@ -32,7 +32,7 @@ COMMANDS = {
     "export": "write a trained editor alone, in a file small enough to ship",
 }
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""A full or read-only disk, or no permission: nothing that a traceback would explain."""
+"""Full or read-only disk, or no permission: reported without a traceback."""
 _NOISE = (
     (r"lightning\..*", ".*is deprecated.*"),
     (r"lightning\..*", ".*does not have many workers.*"),
@@ -41,16 +41,16 @@ _NOISE = (
     (r"lightning\..*", ".*smaller than the logging interval.*"),
     (r"lightning\..*", ".*across ranks is zero.*"),
     (r"lightning\..*", ".*configure_optimizers. returned .None.*"),
-    # The data module goes on behind the batches that are done.
+    # The data module itself skips finished batches.
     (r"lightning\..*", ".*dataloader is not resumable.*"),
     (r"torch\..*", ".*lr_scheduler.step.*"),
 )
-"""Module and message of warnings of libraries that users can do nothing about."""
+"""Module and message of library warnings that users cannot act on."""
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def usage() -> str:
-    """The text of ``lightning-edit --help``."""
+    """Returns the text of ``lightning-edit --help``."""
     lines = [f"  {name:<14} {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        argv: The arguments; those of the process if none are given.
+        argv: The arguments; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 after an error that the message explains, 2 for an unknown command, 130 after an
-        interrupt and 143 after SIGTERM.
+        Exit status: 0 on success, 1 after a reported error, 2 for an unknown command, 130 after an interrupt and 143
+        after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"lightning-edit: unknown command {command!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    # Imported only now: the help of the whole program needs none of the heavy packages.
+    # Imported late, to keep the program's own help fast.
     from lightning_edit.errors import LightningEditError, RunInterruptedError
 
     try:
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_allowed_modules(arguments: list[str]) -> list[str]:
-    """Takes "--allow MODULE" out of a command line: modules that files may name classes of."""
+    """Moves "--allow MODULE" options from the command line to the environment."""
     if not any(argument.partition("=")[0] == "--allow" for argument in arguments):
         return arguments
     from lightning_edit.components import ALLOWED
@@ -155,7 +155,7 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _check_editor_files(arguments: Sequence[str]) -> None:
-    """Checks the files behind "--editor" before anything that they name is imported."""
+    """Checks the files given as "--editor" before importing the classes that they name."""
     values = [value for option, value in pairwise(arguments) if option == "--editor"]
     values += [argument.partition("=")[2] for argument in arguments if argument.startswith("--editor=")]
     files = [value for value in values if value.endswith((".yaml", ".yml"))]
@@ -166,7 +166,7 @@ def _check_editor_files(arguments: Sequence[str]) -> None:
 
 
 def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -> list[str]:
-    """Command-line arguments with the plain values of list options as JSON lists.
+    """Rewrites the plain values of list options as JSON lists.
 
     "--ask one --ask two", "--ask one two" and "--ask [one, two]" all give a list.
 
@@ -198,7 +198,7 @@ def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -
 
 
 def _is_list(text: str) -> bool:
-    """Whether a text is a list in YAML, which "[INST] and so on [/INST]" is not."""
+    """Whether a text is a YAML list; "[INST] and so on [/INST]" is not."""
     import yaml
 
     if not (text.startswith("[") and text.endswith("]")):
@@ -218,7 +218,7 @@ class _Notes(logging.Handler):
 
 
 def _show_notes() -> None:
-    """Shows what the package notes on the way, on the standard error, and not what libraries say about themselves."""
+    """Shows the package's log messages on standard error, and silences messages of libraries."""
     import warnings
 
     logger = logging.getLogger("lightning_edit")
@@ -227,7 +227,7 @@ def _show_notes() -> None:
         handler = _Notes()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-    # Bars for files that are read in a blink, and advertisements; the report says where the W&B run is.
+    # Progress bars of short reads, and advertisements; the report names the W&B run's folder.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

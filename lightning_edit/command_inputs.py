@@ -1,4 +1,4 @@
-"""What commands read before they begin: requests, and the base model of saved edits."""
+"""Reads the inputs of commands: edit requests, and the base model of saved edits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def requested(prompt: str, target: str, subject: str, path: str | None) -> list[EditRequest]:
-    """The requests that a command line names, by a prompt with its target or by a file."""
+    """Returns the requests given on the command line, as a prompt with its target or as a file."""
     if path is not None:
         if prompt or target:
             raise ConfigurationError("give either --requests, or --prompt with --target, not both")
@@ -35,12 +35,12 @@ def requested(prompt: str, target: str, subject: str, path: str | None) -> list[
 def facts_and_groups(
     path: str, group_by: str | None, groups: Sequence[str] | None
 ) -> tuple[list[EditRequest], list[str] | None]:
-    """The facts of a file in the known_1000 format, and the group of each; no groups without a field that names them.
+    """Reads the facts of a file in the known_1000 format, and the group of each.
 
     Args:
         path: The file.
-        group_by: The field.
-        groups: Take the facts of these groups alone.
+        group_by: Field that names a fact's group; without it the groups are None.
+        groups: Keep only the facts of these groups.
 
     Raises:
         ConfigurationError: If groups are chosen without a field, or the file has no such group.
@@ -59,10 +59,10 @@ def facts_and_groups(
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """Reads "i/n".
+    """Parses a shard, "i/n".
 
     Raises:
-        ConfigurationError: If it is nothing of the kind.
+        ConfigurationError: If the text has another form.
     """
     number, slash, total = text.partition("/")
     if not slash or not number.isdigit() or not total.isdigit() or not 1 <= int(number) <= int(total):
@@ -71,7 +71,7 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine alone; names other than "localhost" count as others'."""
+    """Whether an address is a loopback address; host names other than "localhost" are not."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -81,7 +81,7 @@ def is_loopback(host: str) -> bool:
 def served_model(
     sequence: EditSequence, name_or_path: str | None, dtype: str, device: str | None, chat_template: bool | None
 ) -> LanguageModel:
-    """The base model of edits, or the bundled one where there are none."""
+    """Loads the base model of edits, or the bundled model without edits."""
     if len(sequence):
         return base_of(sequence, name_or_path, dtype, device, chat_template)
     settings = LanguageModelSettings(dtype=dtype, device=device, chat_template=bool(chat_template))
@@ -97,7 +97,7 @@ def base_of(
     device: str | None,
     chat_template: bool | None = None,
 ) -> LanguageModel:
-    """The base model of edits, loaded as it was when they were made unless something else is asked for."""
+    """Loads the base model of edits with the settings it had when they were made, unless overridden."""
     if not len(sequence):
         raise ConfigurationError("edits: give the folder of at least one saved edit")
     base = sequence.edits[0].provenance.base

@@ -1,4 +1,4 @@
-"""Parts that are described by their class and their constructor's arguments, and built again from that."""
+"""Converts components to their class path and constructor arguments, and builds them again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightning_edit.errors import ConfigurationError
 
 T = TypeVar("T")
 ALLOWED = "LIGHTNING_EDIT_ALLOW"
-"""Environment variable with the modules, separated by commas, that files may name classes of."""
+"""Environment variable with the modules, separated by commas, whose classes files may name."""
 _PACKAGE = "lightning_edit"
 
 
 def import_allowed() -> None:
-    """Imports the modules that the environment allows, so that kinds of edits that they define are known.
+    """Imports the modules that the environment allows, which registers the edit classes they define.
 
-    Modules of the current folder are found behind all installed ones.
+    Installed modules take precedence over modules of the current folder.
 
     Raises:
         ConfigurationError: If one cannot be imported.
@@ -43,14 +43,14 @@ def import_allowed() -> None:
 
 
 def init_arguments(part: object) -> dict[str, Any]:
-    """The constructor's arguments, read from the attributes of the same names; settings classes become dictionaries."""
+    """Reads the constructor's arguments from attributes of the same names; dataclasses become dictionaries."""
     values = {name: getattr(part, name) for name in argument_names(type(part))}
-    # mypy does not know that a value which is a dataclass is no class here.
+    # mypy does not know that a dataclass value is an instance here.
     return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # type: ignore[arg-type]
 
 
 def argument_names(kind: type) -> list[str]:
-    """Names of a constructor's arguments, those of its base class among them where it passes arguments on."""
+    """Lists a constructor's arguments, including those of its base class if it passes ``**kwargs`` on."""
     names: dict[str, None] = {}
     for base in kind.__mro__:
         if base is nn.Module:
@@ -65,7 +65,7 @@ def argument_names(kind: type) -> list[str]:
 
 
 def describe(part: object) -> dict[str, Any]:
-    """A part as plain data: class_path and init_args; arguments that are modules are described likewise."""
+    """Converts a component, and the modules among its arguments, to plain data: class_path and init_args."""
     kind = type(part)
     arguments = {
         name: describe(value) if isinstance(value, nn.Module) else value for name, value in init_arguments(part).items()
@@ -74,15 +74,15 @@ def describe(part: object) -> dict[str, Any]:
 
 
 def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
-    """The inverse of :func:`describe`.
+    """Builds a component from its description; the inverse of :func:`describe`.
 
     Args:
-        description: What :func:`describe` gave.
-        base: What class of part is expected (an abstract one, too); nothing else is built.
-        where: Where the description stands, for messages.
+        description: Result of :func:`describe`.
+        base: Expected base class, which may be abstract; other classes are refused.
+        where: Location of the description, for messages.
 
     Raises:
-        ConfigurationError: If the description names something else, or an argument that it does not take.
+        ConfigurationError: If the description names another class, or an unknown argument.
     """
     kind = class_of(str(description.get("class_path")), where)
     expected = cast(type[T], base)
@@ -93,19 +93,19 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
         close = difflib.get_close_matches(str(unknown), names, 1)
         hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
         raise ConfigurationError(f"{where}: {kind.__name__} has no setting {unknown}; {hint}")
-    arguments = {name: _built(value, kind, name, where) for name, value in settings.items()}
+    arguments = {name: _build_argument(value, kind, name, where) for name, value in settings.items()}
     return kind(**arguments)
 
 
 def rebuild(part: T, **settings: Any) -> T:
-    """A part like another, with some other settings.
+    """Copies a component with some settings replaced.
 
     Args:
-        part: The other.
-        settings: Arguments of the constructor in place of its own ones.
+        part: The component.
+        settings: Constructor arguments to replace.
 
     Raises:
-        ConfigurationError: If it does not take one of them.
+        ConfigurationError: If the constructor does not take one of them.
     """
     description = describe(part)
     return build(
@@ -114,17 +114,17 @@ def rebuild(part: T, **settings: Any) -> T:
 
 
 def class_of(class_path: str, where: str) -> object:
-    """The class of a name, from the package, from a module that is imported already, or from one that is allowed.
+    """Resolves a class path to a class of this package, of an imported module, or of an allowed one.
 
     Args:
-        class_path: The name, with its module.
-        where: Where it stands, for messages.
+        class_path: The class's name, with its module.
+        where: Location of the name, for messages.
 
     Returns:
-        None if the module has nothing of that name.
+        The class; None if the module has no such name.
 
     Raises:
-        ConfigurationError: If there is none, or its module would have to be imported and is not allowed to.
+        ConfigurationError: If the module cannot be imported, or is neither imported nor allowed.
     """
     module, _, name = class_path.rpartition(".")
     allowed = [package for package in os.environ.get(ALLOWED, "").split(",") if package]
@@ -141,8 +141,8 @@ def class_of(class_path: str, where: str) -> object:
         raise ConfigurationError(f"{where}: there is no class {class_path} ({error})") from error
 
 
-def _built(value: Any, kind: type, name: str, where: str) -> Any:
-    """An argument, with nested parts and settings classes built from their descriptions."""
+def _build_argument(value: Any, kind: type, name: str, where: str) -> Any:
+    """Builds the nested components and settings dataclasses of an argument."""
     if _is_description(value):
         return build(value, nn.Module, where)
     if isinstance(value, dict):
@@ -154,13 +154,13 @@ def _built(value: Any, kind: type, name: str, where: str) -> Any:
                     f"{where}: {name} has no setting {unknown[0]}; it has {', '.join(sorted(known))}"
                 )
             default = _default(kind, name)
-            # What is not given is as the constructor's default has it, on the command line as well.
+            # Missing settings keep the constructor's default, as on the command line.
             return replace(default, **value) if isinstance(default, settings) else settings(**value)
     return value
 
 
 def _default(kind: type, name: str) -> object:
-    """The default of a constructor's argument; None where it has none."""
+    """Returns the default of a constructor's argument, or None."""
     for base in kind.__mro__:
         if "__init__" in vars(base):
             parameter = inspect.signature(vars(base)["__init__"]).parameters.get(name)

@@ -16,19 +16,19 @@ DEFAULT_MEASURES = (
     "val/generalization/token_accuracy",
     "val/locality*/self_agreement",
 )
-"""What is drawn where nothing is asked for, as far as a run has it; "*" stands for any text."""
+"""Measures drawn by default, if a run has them; "*" matches any text."""
 _COLUMNS = 3
 Curve = tuple[list[int], list[float]]
 
 
 def read_curves(run: str | Path) -> dict[str, Curve]:
-    """The values of a run by name: the steps at which they were logged, and the values; those not finite are left out.
+    """Reads the finite values of a run by name, as logged steps and values.
 
     Args:
-        run: Folder with metrics.csv, or a folder above exactly one.
+        run: Folder with metrics.csv, or with exactly one below it.
 
     Raises:
-        SourceNotFoundError: If there is none, or there are several.
+        SourceNotFoundError: If there is no metrics.csv, or several.
         ConfigurationError: If it cannot be read.
     """
     folder = Path(run)
@@ -52,11 +52,11 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
 
 
 def draw_curves(runs: Mapping[str, Mapping[str, Curve]], measures: Sequence[str], path: str | Path) -> Path:
-    """Draws learning curves, one picture for each measure and one line for each run.
+    """Draws learning curves, one plot per measure and one line per run.
 
     Args:
-        runs: Name of a run to its curves.
-        measures: Names of what to draw; "*" stands for any text.
+        runs: Curves by name of the run.
+        measures: Names of the measures; "*" matches any text.
         path: The file to write, such as curves.png.
 
     Raises:
@@ -80,7 +80,7 @@ def draw_curves(runs: Mapping[str, Mapping[str, Curve]], measures: Sequence[str]
                 axes.plot(*curves[name], label=run, marker="." if len(curves[name][0]) < 20 else None)
         values = [value for curves in runs.values() for value in curves.get(name, ([], []))[1]]
         if name.startswith("val/") and all(0 <= value <= 1 for value in values):
-            # Shares: small changes are to look small.
+            # Values in [0, 1]: the full range keeps small changes small.
             axes.set_ylim(-0.02, 1.02)
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("step")

@@ -1,4 +1,4 @@
-"""W&B workspaces from YAML files, so that everybody looks at the same curves."""
+"""W&B workspaces from YAML files, so that everybody sees the same curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.files import write_json
 
 _KINDS = ("y", "regex", "bar")
-"""What a panel shows: curves of named values, curves of the values whose names match, or bars, one for each run."""
+"""Panel types: curves of named values, curves of values whose names match, or bars with one bar per run."""
 
 
 def has_wandb_key() -> bool:
@@ -31,7 +31,7 @@ def has_wandb_key() -> bool:
 
 
 def workspace(path: str | Path, entity: str, project: str) -> Any:
-    """The W&B workspace that a file describes.
+    """Builds the W&B workspace that a file describes.
 
     Args:
         path: YAML file with a name and sections, each with a name and panels; a panel has a title and one of y, regex
@@ -40,7 +40,7 @@ def workspace(path: str | Path, entity: str, project: str) -> Any:
         project: W&B project.
 
     Raises:
-        ConfigurationError: If the file describes none, or wandb-workspaces is not installed.
+        ConfigurationError: If the file is invalid, or wandb-workspaces is not installed.
         SourceNotFoundError: If there is no such file.
     """
     if importlib.util.find_spec("wandb_workspaces") is None:
@@ -88,6 +88,6 @@ def _panel(path: str | Path, panel: Any) -> Any:
 
 
 def save_specification(dashboard: Any, path: str | Path) -> Path:
-    """Writes what would be sent to W&B, as JSON."""
+    """Writes the workspace as JSON, as W&B would receive it."""
     write_json(path, json.loads(dashboard._to_model().model_dump_json(by_alias=True)))
     return Path(path)

@@ -1,4 +1,4 @@
-"""What processes that train together tell one another."""
+"""Collective operations for distributed training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_edit.functional.moments import Moments
 T = TypeVar("T")
 
 
-def _alone() -> bool:
+def _is_single_process() -> bool:
     return not (processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1)
 
 
 def moments_of_all_processes(moments: Moments) -> list[Moments]:
-    """The moments that every process found, in the order of their ranks; just its own where there is one process."""
-    if _alone():
+    """Gathers the moments of all processes, in the order of their ranks."""
+    if _is_single_process():
         return [moments]
     packed = torch.cat([moments.number[None], moments.mean, moments.square])
     gathered = [torch.empty_like(packed) for _ in range(processes.get_world_size())]
@@ -29,8 +29,8 @@ def moments_of_all_processes(moments: Moments) -> list[Moments]:
 
 
 def lists_of_all_processes(entries: list[T]) -> tuple[list[T], int]:
-    """The lists of all processes, joined by rank, and where this process's begins; the items are pickled."""
-    if _alone():
+    """Concatenates the lists of all processes by rank, and returns this process's offset; items are pickled."""
+    if _is_single_process():
         return entries, 0
     gathered: list[list[T]] = [[] for _ in range(processes.get_world_size())]
     processes.all_gather_object(gathered, entries)
@@ -39,8 +39,8 @@ def lists_of_all_processes(entries: list[T]) -> tuple[list[T], int]:
 
 
 def mean_over_processes(count: int, device: torch.device) -> float:
-    """The mean of a number over all processes."""
-    if _alone():
+    """Averages a number over all processes."""
+    if _is_single_process():
         return float(count)
     total = torch.tensor(float(count), device=device)
     processes.all_reduce(total)
@@ -48,7 +48,7 @@ def mean_over_processes(count: int, device: torch.device) -> float:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes; the tensor is overwritten."""
-    if not _alone():
+    """Sums a tensor over all processes, in place."""
+    if not _is_single_process():
         processes.all_reduce(values)
     return values

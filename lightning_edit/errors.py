@@ -1,4 +1,4 @@
-"""Every error a user can meet: what is wrong, where, and what to do about it."""
+"""Exceptions of the package; messages say what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class RequestError(LightningEditError, ValueError):
 
 
 class DataFormatError(LightningEditError, ValueError):
-    """A data file does not have the form its reader expects.
+    """A data file does not have the expected format.
 
     Args:
-        problem: What is wrong, and what would be right.
+        problem: What is wrong, and what is expected.
         path: The file.
         record: Zero-based position of the record in the file, if the error concerns one.
         field: Name of the field, if the error concerns one.
@@ -47,7 +47,7 @@ class TokenizationError(LightningEditError, ValueError):
 
 
 class LayerMapError(LightningEditError, ValueError):
-    """The edit sites of a model cannot be found without doubt, or a named site does not exist."""
+    """The edit sites of a model are ambiguous, or a named site does not exist."""
 
 
 class BaseModelMismatchError(LightningEditError, ValueError):
@@ -59,7 +59,7 @@ class EditError(LightningEditError, ValueError):
 
 
 class EditorNotFittedError(LightningEditError, RuntimeError):
-    """An editor that has to be fitted or set up first is asked to edit."""
+    """An editor was used before it was fitted or set up."""
 
 
 class NonFiniteError(LightningEditError, ArithmeticError):
@@ -70,7 +70,7 @@ class RunInterruptedError(LightningEditError):
     """A run was stopped by a signal.
 
     Args:
-        message: What was saved, and how to go on.
+        message: What was saved, and how to resume.
         status: Exit status of the command: 130 for SIGINT, 143 for SIGTERM.
     """
 
@@ -80,12 +80,12 @@ class RunInterruptedError(LightningEditError):
 
 
 class EngineBusyError(LightningEditError):
-    """A server has as many requests waiting as it takes."""
+    """A server's queue of requests is full."""
 
 
 class DiskFullError(LightningEditError, OSError):
-    """There is no room for a file; nothing half-written is left."""
+    """The disk is full; no partial file is left."""
 
 
 class ConfigurationError(LightningEditError, ValueError):
-    """Settings that contradict each other or the data at hand."""
+    """Settings are invalid, or contradict each other or the data."""

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever left behind."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from lightning_edit.errors import DiskFullError
 
 try:
     import fcntl
-except ImportError:  # on Windows, what killed processes left stays
-    fcntl = None  # type: ignore[assignment]  # None stands for the module that this system lacks
+except ImportError:  # on Windows, leftovers of killed processes stay
+    fcntl = None  # type: ignore[assignment]  # None marks the missing module
 
 T = TypeVar("T")
 _UNFINISHED = ".unfinished"
-"""How the names of temporary files and folders end."""
+"""Suffix of temporary files and folders."""
 _NO_LOCKS = -1
 _READ_ATTEMPTS = 20
 _NEARLY_FULL = 2**20
-"""Free bytes below which a RuntimeError of a writer is taken for a full disk."""
+"""Free bytes below which a writer's RuntimeError is attributed to a full disk."""
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this package; LIGHTNING_EDIT_CACHE overrides it."""
+    """Returns the package's cache folder; LIGHTNING_EDIT_CACHE overrides it."""
     chosen = os.environ.get("LIGHTNING_EDIT_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -42,16 +42,16 @@ def cache_folder() -> Path:
 
 @contextmanager
 def replace_file(path: str | Path, size: int = 0) -> Iterator[Path]:
-    """Yields a temporary name beside ``path``, which takes the place of ``path`` when the block ends without error.
+    """Yields a temporary file in the same folder, which replaces ``path`` when the block ends without error.
 
-    What killed processes left of earlier attempts is deleted.
+    Leftovers of killed processes are deleted.
 
     Args:
         path: The file.
-        size: Bytes that will be written, where they are known.
+        size: Number of bytes to be written, if known.
 
     Raises:
-        DiskFullError: If the disk has no room for it.
+        DiskFullError: If the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,20 +66,20 @@ def replace_file(path: str | Path, size: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: str | Path, size: int = 0) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``, which takes its place when the block ends without error.
+    """Yields a temporary folder, which replaces ``path`` when the block ends without error.
 
-    The old folder is renamed aside, the new one in, and then the old one is deleted. A process that is killed between
-    the two leaves the old folder aside, from where :func:`recover_folder` takes it back. Writers take turns. What
-    killed processes left of earlier attempts is deleted.
+    The old folder is renamed to a backup, the new one takes its name, and the backup is deleted. If the process is
+    killed in between, :func:`recover_folder` restores the backup. A lock serialises writers. Leftovers of killed
+    processes are deleted.
 
     Args:
         path: The folder.
-        size: Bytes that will be written, where they are known.
+        size: Number of bytes to be written, if known.
 
     Raises:
-        DiskFullError: If the disk has no room for it.
+        DiskFullError: If the disk is full.
     """
-    # A link is followed, so that the folder that it names is replaced.
+    # Follows a link, to replace the folder that it points to.
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(path)
@@ -93,27 +93,27 @@ def replace_folder(path: str | Path, size: int = 0) -> Iterator[Path]:
             _sync(file)
         with _lock_of(path):
             _recover(path)
-            aside = _aside(path)
+            backup = _backup_of(path)
             if path.exists():
-                os.replace(path, aside)
+                os.replace(path, backup)
             os.replace(temporary, path)
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(backup, ignore_errors=True)
 
 
 def recover_folder(path: str | Path) -> None:
-    """Takes a folder back that a killed :func:`replace_folder` had moved aside; for readers, before they look."""
+    """Restores the backup of a killed :func:`replace_folder`; to be called before reading the folder."""
     path = Path(os.path.realpath(path))
-    if not path.exists() and _aside(path).exists():
+    if not path.exists() and _backup_of(path).exists():
         with _lock_of(path):
             _recover(path)
 
 
 def holds_something_else(path: str | Path, marker: str) -> bool:
-    """Whether a folder holds anything but what is about to replace it.
+    """Whether a folder has content of another kind, which must not be overwritten.
 
     Args:
         path: The folder.
-        marker: Name of the file by which the latter is recognised.
+        marker: Name of the file that identifies a folder of the expected kind.
     """
     path = Path(os.path.realpath(path))
     if not path.exists():
@@ -124,14 +124,14 @@ def holds_something_else(path: str | Path, marker: str) -> bool:
 
 
 def read_folder(path: str | Path, read: Callable[[], T]) -> T:
-    """Reads a folder that other processes may replace; begins again where it was replaced in between.
+    """Reads a folder that other processes may replace; retries if it was replaced meanwhile.
 
     Args:
         path: The folder.
-        read: Reads it, and raises where its files do not belong together.
+        read: Reads the folder, and raises if its files are inconsistent.
 
     Returns:
-        What ``read`` returned.
+        The result of ``read``.
     """
     path = Path(os.path.realpath(path))
     for _ in range(_READ_ATTEMPTS):
@@ -139,7 +139,7 @@ def read_folder(path: str | Path, read: Callable[[], T]) -> T:
         before = _identity(path)
         try:
             result = read()
-        except Exception:  # raised again, unless the folder was replaced while it was read
+        except Exception:  # re-raised, unless the folder was replaced during the read
             if _identity(path) == before:
                 raise
         else:
@@ -149,7 +149,7 @@ def read_folder(path: str | Path, read: Callable[[], T]) -> T:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What changes when a folder is replaced; numbers of inodes alone are used again."""
+    """Identifies a folder by inode and change time, as inode numbers are reused."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def remove_unfinished(path: str | Path) -> None:
-    """Deletes what killed processes left of writing ``path``; what a living process is writing stays."""
+    """Deletes leftovers of killed writers of ``path``, but not files still being written."""
     path = Path(path)
     name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}")
     for candidate in path.parent.glob(f".*{_UNFINISHED}"):
@@ -167,14 +167,14 @@ def remove_unfinished(path: str | Path) -> None:
 
 
 def check_space(path: str | Path, size: int) -> None:
-    """Refuses to write what does not fit on the disk.
+    """Checks that the disk has room for a file or folder.
 
     Args:
-        path: The file or folder that is to be written.
-        size: Its bytes.
+        path: The file or folder to be written.
+        size: Its size in bytes.
 
     Raises:
-        DiskFullError: If there is less room than that.
+        DiskFullError: If less space is free.
     """
     folder = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
     free = shutil.disk_usage(folder).free
@@ -187,7 +187,7 @@ def check_space(path: str | Path, size: int) -> None:
 
 @contextmanager
 def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
-    """A temporary file or folder beside ``path``, locked for as long as this process lives and deleted at the end."""
+    """Yields a temporary file or folder next to ``path``, which is locked while in use and deleted at the end."""
     while True:
         if is_folder:
             name = tempfile.mkdtemp(_UNFINISHED, f".{path.name}.", path.parent)
@@ -196,7 +196,7 @@ def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
             os.close(handle)
         temporary = Path(name)
         lock = _lock_alive(temporary)
-        # Another process may have taken it for abandoned before it was locked.
+        # Another process may have deleted it as abandoned before it was locked.
         if lock is not None and temporary.exists():
             break
         _unlock(lock)
@@ -209,11 +209,11 @@ def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
 
 
 def _lock_alive(path: Path) -> int | None:
-    """Locks a temporary file or folder, so that others know its writer lives; the kernel unlocks it with the process.
+    """Locks a temporary file or folder to show that its writer is alive; the kernel unlocks it at exit.
 
     Returns:
-        The descriptor that holds the lock; None if another process holds it, or it is gone; :data:`_NO_LOCKS` where
-        the system or the file system has no locks.
+        Descriptor that holds the lock; None if another process holds it, or the path no longer exists;
+        :data:`_NO_LOCKS` if the system or the file system has no locks.
     """
     if fcntl is None:
         return _NO_LOCKS
@@ -252,14 +252,14 @@ def _delete(path: Path) -> None:
 
 
 def _recover(path: Path) -> None:
-    """Undoes or ends a replacement whose process was killed, under the lock."""
+    """Rolls back or completes an interrupted replacement; the caller holds the lock."""
     if path.exists():
-        shutil.rmtree(_aside(path), ignore_errors=True)
-    elif _aside(path).exists():
-        os.replace(_aside(path), path)
+        shutil.rmtree(_backup_of(path), ignore_errors=True)
+    elif _backup_of(path).exists():
+        os.replace(_backup_of(path), path)
 
 
-def _aside(path: Path) -> Path:
+def _backup_of(path: Path) -> Path:
     return path.with_name(f".{path.name}~")
 
 
@@ -274,25 +274,25 @@ def _sync(file: Path) -> None:
 
 @contextmanager
 def _full_disk_explained(path: Path) -> Iterator[None]:
-    """Turns what libraries raise when a disk is full into one error.
+    """Converts the various errors that libraries raise on a full disk.
 
     Raises:
-        DiskFullError: If that is what happened.
+        DiskFullError: If the disk is full.
     """
     try:
         yield
-    except Exception as error:  # libraries raise many kinds for a full disk; others are raised again
+    except Exception as error:  # libraries raise many exception types on a full disk; others are re-raised
         if not is_disk_full(error, path.parent):
             raise
         raise DiskFullError(f"{path}: the disk is full; what was there is as it was") from error
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk: an OSError, or what torch and safetensors raise in its place.
+    """Whether an error comes from a full disk: an OSError, or what torch and safetensors raise instead.
 
     Args:
         error: The error.
-        folder: Where something was being written.
+        folder: Folder that was being written to.
     """
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -302,7 +302,7 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
 
 
 def finite_json(values: Any) -> Any:
-    """Plain data with null in place of numbers that JSON does not have (NaN and infinities)."""
+    """Replaces NaN and infinities in plain data by null, as JSON has neither."""
     if isinstance(values, float):
         return values if math.isfinite(values) else None
     if isinstance(values, dict):
@@ -313,7 +313,7 @@ def finite_json(values: Any) -> Any:
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Writes plain data as JSON; numbers that JSON does not have become null."""
+    """Writes plain data as JSON; NaN and infinities become null."""
     with replace_file(path) as temporary:
         text = json.dumps(finite_json(values), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face Hub: what is an id of one, uploads, and local copies."""
+"""Repositories on the Hugging Face Hub: ids, uploads and downloads."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 
 _ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 MARK = "hf://"
-"""In front of a repository's id where a path may stand as well."""
+"""Prefix of a repository id where a path is also accepted."""
 _FILES = (
     ".json", ".jsonl", ".ndjson", ".csv", ".txt", ".parquet", ".gguf", ".safetensors", ".bin", ".pt", ".ckpt", ".yaml",
     ".yml",
 )  # fmt: skip
-"""Endings of files, which no id has."""
+"""File extensions, which no id has."""
 
 
 def could_be_hub_id(name: str) -> bool:
-    """Whether a name that is no local path can be an id on the Hub: "name" or "owner/name".
+    """Whether a name that is not a local path can be a Hub id: "name" or "owner/name".
 
-    A name that ends like a file, or whose first part is a local folder, is taken for a misspelled path.
+    A name with a file extension, or whose first part is a local folder, counts as a misspelled path.
 
     Args:
-        name: A name for which there is no local file or folder.
+        name: A name that no local file or folder has.
     """
     owner, slash, _ = name.partition("/")
     if not _ID.fullmatch(name) or name.startswith(".") or name.lower().endswith(_FILES):
@@ -34,10 +34,10 @@ def could_be_hub_id(name: str) -> bool:
 
 
 def marked(name: str | Path) -> str:
-    """A path as it is where it exists; otherwise taken for a repository's id, with the mark.
+    """Adds "hf://" to a repository id; leaves existing paths unchanged.
 
     Args:
-        name: A path, or an id with or without the mark.
+        name: A path, or an id with or without the prefix.
     """
     text = str(name)
     is_id = not Path(text).exists() and "/" in text and could_be_hub_id(text)
@@ -45,12 +45,12 @@ def marked(name: str | Path) -> str:
 
 
 def local_copy(name: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
-    """A local path as it is, or the local copy of a repository on the Hub.
+    """Returns a local path, after downloading the repository if the name is a Hub id.
 
     Args:
-        name: Path of a file or folder, or a repository's id behind "hf://": without the mark, a misspelled path such as
-            "runs/edit" would be looked for on the Hub.
-        files: Patterns of the files that are fetched.
+        name: Path of a file or folder, or a repository id with the prefix "hf://". The prefix keeps misspelled paths
+            such as "runs/edit" from being looked up on the Hub.
+        files: Patterns of the files to download.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
@@ -63,7 +63,7 @@ def local_copy(name: str | Path, files: Sequence[str], revision: str | None = No
     repository = str(name).removeprefix(MARK)
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
+    except Exception as error:  # the Hub client raises many exception types; each means that the download failed
         raise SourceNotFoundError(
             f"{repository!r} is no repository that can be reached on the Hub "
             f"({type(error).__name__}: {_first_line(error)})"
@@ -75,13 +75,13 @@ def _first_line(error: Exception) -> str:
 
 
 class PushOptions(TypedDict, total=False):
-    """How something is published on the Hub.
+    """Options for publishing on the Hub.
 
     Args:
-        private: Whether a new repository is private; it is public if not given.
-        token: A token with the right to write; the one of the login if not given.
-        licence: Licence of the upload, as the Hub names it, such as "apache-2.0"; that of the base model if not given.
-        measures: Name to value of what was measured, for the card.
+        private: Whether a new repository is private; public by default.
+        token: Token with write access; that of the login by default.
+        licence: Licence of the upload, as the Hub names it, such as "apache-2.0"; the base model's by default.
+        measures: Measured values by name, for the model card.
     """
 
     private: bool
@@ -91,16 +91,16 @@ class PushOptions(TypedDict, total=False):
 
 
 def upload(folder: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Uploads a folder to a repository on the Hub, which is created if there is none.
+    """Uploads a folder to a repository on the Hub, and creates the repository if needed.
 
     Args:
         folder: The folder.
         repo_id: The repository, owner/name.
         private: Whether a new repository is private.
-        token: A token with the right to write; the one of the login if none is given.
+        token: Token with write access; that of the login by default.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
         ConfigurationError: If the Hub refuses, or cannot be reached.
@@ -113,7 +113,7 @@ def upload(folder: Path, repo_id: str, private: bool = False, token: str | None 
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload by lightning_edit")
-    except Exception as error:  # the Hub client raises many kinds; each one means: not written, for the reason shown
+    except Exception as error:  # the Hub client raises many exception types; each means that the upload failed
         raise ConfigurationError(
             f"{repo_id} cannot be written on the Hub ({type(error).__name__}: {_first_line(error)}); log in with "
             "hf auth login, or give a token"

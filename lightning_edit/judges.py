@@ -1,4 +1,4 @@
-"""Judges of generated answers: a local language model, or a server that speaks OpenAI's protocol."""
+"""Judges of generated answers: a local language model, or a server with an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Given answer: {text}
 Does the given answer say the same as one of the accepted answers? Reply with one word, CORRECT or INCORRECT."""
 _VERDICT = re.compile(r"\W*(IN)?CORRECT\b", re.IGNORECASE)
 _TRIES = 3
-"""How often a server is asked that is busy or does not answer in time."""
+"""Number of attempts when a server is busy or times out."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Case:
 
 
 class Judge(ABC):
-    """Decides whether generated answers are right. Subclasses of a user's own are named by their class path."""
+    """Decides whether generated answers are right. Custom subclasses are given by their class path."""
 
     @abstractmethod
     def judge(self, cases: Sequence[Case]) -> list[float]:
-        """One for each right answer, zero for each wrong one, NaN where nothing can be said: these are left out.
+        """Returns 1 for each right answer, 0 for each wrong one, and NaN if undecided (excluded from the score).
 
         Args:
             cases: The answers.
@@ -55,7 +55,7 @@ class Judge(ABC):
 
 
 class LanguageModelJudge(Judge):
-    """A local language model that replies CORRECT or INCORRECT, greedily.
+    """Asks a local language model to reply CORRECT or INCORRECT (greedy decoding).
 
     Args:
         name_or_path: Hub id, folder, GGUF file or bundled name of an instruct model.
@@ -73,17 +73,17 @@ class LanguageModelJudge(Judge):
             self._model = load_language_model(
                 self.name_or_path, dtype=self.dtype, device=self.device, chat_template=True
             )
-        return [verdict(reply) for reply in self._model.generate([_asked(case) for case in cases], 8)]
+        return [verdict(reply) for reply in self._model.generate([_judge_prompt(case) for case in cases], 8)]
 
 
 class OpenAIJudge(Judge):
-    """A model behind a server that speaks OpenAI's protocol for chats, such as vLLM or llama.cpp.
+    """Asks a server with an OpenAI-compatible chat API, such as vLLM or llama.cpp.
 
     Args:
         model: Name of the model on the server.
-        base_url: The server's address, with its version ("http://127.0.0.1:8000/v1").
-        token_variable: Environment variable with the token; none is sent where it is not set.
-        timeout: Seconds that an answer may take.
+        base_url: URL of the API, with its version ("http://127.0.0.1:8000/v1").
+        token_variable: Environment variable with the token; no token is sent if it is unset.
+        timeout: Timeout of a request in seconds.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class OpenAIJudge(Judge):
             return [verdict(self._reply(client, case)) for case in cases]
 
     def _reply(self, client: httpx.Client, case: Case) -> str:
-        message = {"role": "user", "content": _asked(case)}
+        message = {"role": "user", "content": _judge_prompt(case)}
         content = {"model": self.model, "messages": [message], "max_tokens": 8, "temperature": 0.0}
         address = f"{self.base_url.rstrip('/')}/chat/completions"
         try:
-            response = _posted(client, address, content).raise_for_status()
+            response = _post_with_retries(client, address, content).raise_for_status()
             return str(response.json()["choices"][0]["message"]["content"] or "")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
             raise ConfigurationError(
@@ -116,21 +116,21 @@ class OpenAIJudge(Judge):
             ) from error
 
 
-def _posted(client: httpx.Client, address: str, content: dict[str, Any]) -> httpx.Response:
-    """A server's response; one that is busy, fails or takes too long is asked again, after a second and then two."""
+def _post_with_retries(client: httpx.Client, address: str, content: dict[str, Any]) -> httpx.Response:
+    """Posts to a server, and retries after 1 s and 2 s if it is busy, fails or times out."""
     for trial in range(1, _TRIES):
         try:
             response = client.post(address, json=content)
             if response.status_code != httpx.codes.TOO_MANY_REQUESTS and response.status_code < 500:
                 return response
         except httpx.TimeoutException:
-            pass  # asked again below
+            pass  # retried below
         time.sleep(trial)
     return client.post(address, json=content)
 
 
 def verdict(reply: str) -> float:
-    """One for a reply that begins with CORRECT, zero for INCORRECT, NaN for any other.
+    """Scores a reply: 1 if it begins with CORRECT, 0 for INCORRECT, NaN for any other.
 
     Example:
         >>> verdict("Correct."), verdict("**INCORRECT**"), verdict("It is not correct")
@@ -140,6 +140,6 @@ def verdict(reply: str) -> float:
     return math.nan if match is None else float(match.group(1) is None)
 
 
-def _asked(case: Case) -> str:
+def _judge_prompt(case: Case) -> str:
     answers = " / ".join(case.answers)
     return _QUESTION.format(prompt=case.prompt, answers=answers, text=" ".join(case.text.split()) or "(nothing)")

@@ -1,4 +1,4 @@
-"""Manifests that vouch for the files beside them: a JSON file with the digests of the others and of itself."""
+"""Manifests: JSON files with the digests of other files in their folder, and of their own content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SELF = "manifest"
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Computes the SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**24):
@@ -36,13 +36,13 @@ def write_manifest(path: Path, values: dict[str, Any], files: Sequence[str]) -> 
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads a manifest and checks it and the files beside it.
+    """Reads a manifest, and checks its digest and those of its files.
 
     Returns:
         Its content, without the digests.
 
     Raises:
-        ValueError: If it is no such manifest, or a file is damaged, missing, or belongs to another one.
+        ValueError: If it is not a manifest, or a file is damaged, missing, or belongs to another manifest.
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))

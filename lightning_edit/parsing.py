@@ -1,4 +1,4 @@
-"""Argument parsers whose errors name the key, the nearest valid name and the file, and nothing else."""
+"""Argument parsers with concise errors: the key, the nearest valid name and the file."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _NOISE = re.compile(
 
 
 class ConciseArgumentParser(ArgumentParser):
-    """A parser of jsonargparse that raises its errors in place of printing every option and ending the process."""
+    """A jsonargparse parser that raises errors instead of printing every option and exiting."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises an error in a few words.
+        """Raises a concise error.
 
         Raises:
             ConfigurationError: Always.
         """
         if not self.exit_on_error:
-            # One of several alternatives that are tried.
+            # jsonargparse is trying one of several alternatives.
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         options = [name for action in parser._actions for name in action.option_strings]
@@ -46,13 +46,13 @@ class ConciseArgumentParser(ArgumentParser):
 
 
 def command_parser(function: Callable[..., object], name: str) -> ArgumentParser:
-    """The parser of a command: an option for each parameter, explained by the docstring.
+    """Builds the parser of a command: one option per parameter, explained by the docstring.
 
-    Options can also be given in a file (--settings), where the command has no file of its own called so.
+    Options can also be given in a file (--settings).
 
     Args:
         function: The command.
-        name: What it is called in its help.
+        name: Name of the program in the help.
     """
     parser = ConciseArgumentParser(prog=name)
     parser.add_argument(f"--{SETTINGS}", action="config", help="YAML file with options of this command.")
@@ -62,11 +62,11 @@ def command_parser(function: Callable[..., object], name: str) -> ArgumentParser
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parses arguments and builds the classes that they name.
+    """Parses arguments and instantiates the classes that they name.
 
     Args:
         parser: The parser.
-        arguments: Options with their values, files of parts among them.
+        arguments: Options with their values, including files of components.
 
     Raises:
         ConfigurationError: If an option or a file is wrong, or a class refuses its settings.
@@ -81,7 +81,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
         return dict(parser.instantiate(values).as_dict())
     except LightningEditError:
         raise
-    except Exception as error:  # a class may refuse its settings by whatever it likes
+    except Exception as error:  # a constructor may raise any exception
         cause = informative_cause(error)
         if isinstance(cause, LightningEditError):
             raise cause from error
@@ -89,10 +89,10 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def concise(message: str, options: Sequence[str] = ()) -> str:
-    """What is wrong with a configuration, in one line: the key, the problem and the nearest valid name.
+    """Condenses an error of jsonargparse to one line: the key, the problem and the nearest valid name.
 
     Args:
-        message: An error of jsonargparse: nested lines, with the alternatives of a union side by side.
+        message: The error: nested lines, with all alternatives of a union.
         options: The names of the command's options.
     """
     keys = _KEY.findall(message)
@@ -117,7 +117,7 @@ def concise(message: str, options: Sequence[str] = ()) -> str:
 
 
 def _unrecognized(option: str, keys: Sequence[str], classes: Sequence[str], options: Sequence[str]) -> str:
-    """What is wrong with an option that there is not, or with a setting of a part's settings class."""
+    """Explains an unknown option, or an unknown setting of a component's settings class."""
     part, _, name = option.lstrip("-").rpartition(".")
     kind = _imported(classes[-1]) if classes else None
     settings = _hint(kind, part) if isinstance(kind, type) and part else None
@@ -128,11 +128,11 @@ def _unrecognized(option: str, keys: Sequence[str], classes: Sequence[str], opti
 
 
 def refuse_nulls(kind: type, settings: Mapping[str, Any], where: str) -> None:
-    """Refuses null for settings that are not optional, which jsonargparse lets through.
+    """Refuses null for settings that are not optional, which jsonargparse accepts.
 
     Args:
         kind: The class whose constructor takes the settings.
-        settings: Its arguments; nested parts have class_path and init_args.
+        settings: Its arguments; nested components have class_path and init_args.
         where: Key of the settings, for messages.
 
     Raises:
@@ -148,10 +148,10 @@ def refuse_nulls(kind: type, settings: Mapping[str, Any], where: str) -> None:
 
 
 def refuse_nulls_of_parts(value: Any, where: str) -> None:
-    """:func:`refuse_nulls` for a setting with class_path and init_args, or a list of such.
+    """Applies :func:`refuse_nulls` to a component with class_path and init_args, or to a list of them.
 
     Raises:
-        ConfigurationError: If a setting is null that is not optional.
+        ConfigurationError: If a setting is null but not optional.
     """
     for part, place in _parts(value, where):
         if isinstance(kind := _imported(str(part.get("class_path"))), type):
@@ -159,7 +159,7 @@ def refuse_nulls_of_parts(value: Any, where: str) -> None:
 
 
 def _parts(value: Any, where: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The class_path entries of a setting: itself, or those of a list."""
+    """Yields a setting's components and their keys: itself, or those of a list."""
     if isinstance(value, Mapping) and "class_path" in value:
         yield value, where
     elif isinstance(value, list):
@@ -168,7 +168,7 @@ def _parts(value: Any, where: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 
 def _hint(kind: type, name: str) -> Any:
-    """The annotation of a constructor's argument; None where there is none."""
+    """Returns the annotation of a constructor's argument, or None."""
     for one in kind.__mro__:
         hints = get_type_hints(vars(one)["__init__"]) if "__init__" in vars(one) and one is not object else {}
         if name in hints:
@@ -177,7 +177,7 @@ def _hint(kind: type, name: str) -> Any:
 
 
 def in_file(message: str, arguments: Iterable[str]) -> str:
-    """A message with the first configuration file, among some arguments, that holds the word that it complains about.
+    """Prepends the file and line that contain the word a message complains about.
 
     Args:
         message: A message of :func:`concise`.
@@ -195,7 +195,7 @@ def in_file(message: str, arguments: Iterable[str]) -> str:
 
 
 def informative_cause(error: BaseException) -> BaseException:
-    """The error behind one of jsonargparse that says what is wrong: of this package, or else the first of others."""
+    """Finds the cause of a jsonargparse error: one of this package, or else the first from other code."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
@@ -205,7 +205,7 @@ def informative_cause(error: BaseException) -> BaseException:
 
 
 def _raised_by(error: BaseException) -> str:
-    """Name of the module that raised an error."""
+    """Returns the name of the module that raised an error."""
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None:
         frames = frames.tb_next
@@ -227,7 +227,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _settings(classes: Sequence[str]) -> list[str]:
-    """The arguments of the innermost class's constructor, those of its base classes among them."""
+    """Lists the constructor's arguments of the innermost class and its base classes."""
     kind = _imported(classes[-1]) if classes else None
     if not isinstance(kind, type):
         return []

@@ -1,4 +1,4 @@
-"""Prints lines for people, and silences those that are of no use to them."""
+"""Prints plain lines, and silences Lightning's notices."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import logging
 
 
 def print_line(line: str) -> None:
-    """Prints a line as it is: texts of users are no markup, and paths are not broken."""
+    """Prints a line verbatim, without Rich markup or wrapped paths."""
     from rich.console import Console
 
     Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def quiet_lightning() -> None:
-    """Silences what Lightning says at the start of a run: accelerators that are not there, and advertisements."""
+    """Silences Lightning's notices at the start of a run: unavailable accelerators, and advertisements."""
     import lightning.pytorch  # noqa: F401 - Lightning sets its level when it is imported
 
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,4 +1,4 @@
-"""Refuses settings that are out of their range."""
+"""Refuses settings that are out of range."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def at_least(least: float, where: str, **settings: float | None) -> None:
     Args:
         least: The smallest value.
         where: The configuration key that the settings belong to, such as "editor".
-        settings: Name to value; None is not looked at.
+        settings: Values by name; None is skipped.
 
     Raises:
         ConfigurationError: If one is smaller, or not a number.
@@ -46,7 +46,7 @@ def above(bound: float, where: str, **settings: float | None) -> None:
 
 
 def layer_numbers(where: str, layers: Sequence[int] | None) -> None:
-    """Refuses anything but a list of layers' numbers, or None.
+    """Refuses anything but a list of layer numbers, or None.
 
     Args:
         where: See :func:`at_least`; the setting is called "layers".
@@ -64,7 +64,7 @@ def layer_numbers(where: str, layers: Sequence[int] | None) -> None:
 
 
 def not_empty(where: str, **settings: Sequence[object] | None) -> None:
-    """Refuses lists without entries; see :func:`at_least`.
+    """Refuses empty lists; see :func:`at_least`.
 
     Raises:
         ConfigurationError: If one is empty.
@@ -83,10 +83,10 @@ def _numbers(where: str, settings: Mapping[str, float | None]) -> list[tuple[str
 
 
 def one_of(choices: Sequence[str], where: str, **settings: str) -> None:
-    """Refuses settings that are none of some words; see :func:`at_least`.
+    """Refuses settings that are not among the choices; see :func:`at_least`.
 
     Raises:
-        ConfigurationError: If one is another word.
+        ConfigurationError: If one is not among them.
     """
     for name, value in settings.items():
         if value not in choices:

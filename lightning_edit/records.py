@@ -1,4 +1,4 @@
-"""What an edit is, as plain data: requests, probes, records, and the outcomes that metrics see."""
+"""Data classes for edits and their evaluation: requests, probes, records and outcomes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_edit.words import find_words, has_lone_surrogate
 
 Span = tuple[int, int]
 WildContext = Literal["question", "instruction", "chat"]
-"""The contexts in which WILD asks (Yang et al. 2025, arXiv 2502.11177)."""
+"""Prompt contexts of WILD (Yang et al. 2025, arXiv 2502.11177)."""
 WILD_CONTEXTS: tuple[WildContext, ...] = get_args(WildContext)
 
 
@@ -33,9 +33,9 @@ class ProbeKind(StrEnum):
 def find_subject(prompt: str, subject: str) -> Span:
     """Finds the characters of ``subject`` in ``prompt``.
 
-    An occurrence counts only as whole words by Unicode Standard Annex #29, so that "Art" is not found in "Artist" nor
-    "Jos" in "José"; see :func:`lightning_edit.words.find_words`. Of several occurrences the last is taken, because its
-    hidden states have seen the rest.
+    Only whole words count (Unicode Standard Annex #29): "Art" is not found in "Artist", nor "Jos" in "José"; see
+    :func:`lightning_edit.words.find_words`. Of several occurrences, the last is returned, because its hidden states
+    have seen the others.
 
     Args:
         prompt: The text to search.
@@ -67,19 +67,19 @@ def find_subject(prompt: str, subject: str) -> Span:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One change to what a model says: after ``prompt`` it should continue with ``target``.
+    """A request to edit a model: after ``prompt`` it should continue with ``target``.
 
-    White space around the target and behind the prompt is stripped: whether a space joins the two is decided where
-    they are tokenised.
+    White space around the target and after the prompt is stripped; the tokenisation decides whether a space joins
+    the two.
 
     Args:
-        prompt: The text that the model is given.
-        target: The text that the edited model should answer.
+        prompt: Input of the model.
+        target: Answer that the edited model should give.
         subject: The entity that the fact is about, as it stands in the prompt. Some editors need it.
         ground_truth: The answer before the edit, if known. The probability comparison of ROME (Meng et al. 2022,
             arXiv 2202.05262) needs it.
-        subject_start: Position of the subject's first character in the prompt, where it is known. Without it the
-            subject is searched with :func:`find_subject`.
+        subject_start: Position of the subject's first character in the prompt, if known. By default it is found with
+            :func:`find_subject`.
         id: Name of the request, used in messages and to undo the edit.
 
     Raises:
@@ -121,7 +121,7 @@ class EditRequest:
 
     @property
     def subject_span(self) -> Span | None:
-        """The characters of the subject in the prompt (start, end), or None where there is no subject."""
+        """The characters of the subject in the prompt (start, end), or None without a subject."""
         if self.subject is None:
             return None
         if self.subject_start is not None:
@@ -131,22 +131,22 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt and its acceptable answers, with which an edited model is examined.
+    """A test prompt for an edited model, with its acceptable answers.
 
     Args:
-        prompt: The text that the model is given.
-        answers: The correct objects, each a tuple of its aliases. The first alias of the first object is the one
-            that teacher-forced measures score; free generation is compared with all of them.
+        prompt: Input of the model.
+        answers: The correct objects, each a tuple of its aliases. Teacher-forced measures score the first alias of the
+            first object; free generation is compared with all of them.
         kind: What the probe tests.
-        group: Subgroup inside the kind, such as "Reasoning"; empty where there is none.
+        group: Subgroup of the kind, such as "Reasoning"; empty for none.
         rival: The answer that competes with the first one in the probability comparison: the old object for a probe
             of the new fact, the new target for a probe of a neighbouring fact.
         references: Texts that a free continuation is compared with (consistency).
-        opposites: For a sentiment probe, whose answers are texts of the wanted sentiment: texts of the opposite one.
+        opposites: Texts of the opposite sentiment, for a sentiment probe, whose answers have the wanted one.
 
     Raises:
-        RequestError: If the prompt is blank, a probe of a kind that is scored has no answer, or a sentiment probe has
-            no opposites.
+        RequestError: If the prompt is blank, a probe other than of fluency has no answer, or a sentiment probe has no
+            opposites.
     """
 
     prompt: str
@@ -176,20 +176,20 @@ class Probe:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """All acceptable answers, whatever their object."""
+        """All acceptable answers, of all objects."""
         return tuple(alias for aliases in self.answers for alias in aliases)
 
 
 @dataclass(frozen=True)
 class EditRecord:
-    """One or several requests that belong together, and the probes that examine them.
+    """One or several requests that belong together, and the probes that test them.
 
-    Most benchmarks have one request a record; MQuAKE has several.
+    Most benchmarks have one request per record; MQuAKE has several.
 
     Args:
         id: Name of the record, unique in its data set.
         requests: The edits to make.
-        probes: Everything that is asked of the edited model, besides the requests themselves.
+        probes: Test prompts for the edited model, in addition to the requests.
 
     Raises:
         RequestError: If there is no request.
@@ -204,7 +204,7 @@ class EditRecord:
             raise RequestError(f"the record {self.id!r} has no edit request")
 
     def probes_of(self, kind: ProbeKind) -> tuple[Probe, ...]:
-        """The probes of one kind, in the record's order."""
+        """Returns the probes of one kind, in the record's order."""
         return tuple(probe for probe in self.probes if probe.kind is kind)
 
     @property
@@ -214,7 +214,7 @@ class EditRecord:
 
 
 def success_probe(request: EditRequest) -> Probe:
-    """The probe that asks an edited model what it was edited to say."""
+    """Returns the edit-success probe of a request."""
     return Probe(
         prompt=request.prompt,
         answers=((request.target,),),
@@ -224,23 +224,23 @@ def success_probe(request: EditRequest) -> Probe:
 
 
 def group_names(records: Sequence[EditRecord]) -> list[tuple[ProbeKind, str]]:
-    """The pairs of kind and group that occur in ``records``, sorted; the same on every process."""
+    """Returns the sorted pairs of kind and group in ``records``; the same on every process."""
     names = {(probe.kind, probe.group) for record in records for probe in record.all_probes}
     return sorted(names, key=lambda pair: (pair[0].value, pair[1]))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to one probe.
+    """A model's answer to one probe.
 
     Args:
         predicted_ids: The most probable token at each position of the answer, given the answer's earlier tokens.
-        log_probs: Natural logarithm of the probability of each token of the answer, likewise.
-        rival_log_probs: The same for the tokens of the probe's rival; empty where there is none.
-        generation: What the model generates freely (greedy decoding) after the prompt; None if it was not asked.
-        in_context: Context to what it generates freely after the prompt in that context (WILD).
-        judged: Context to what a judge says of that: 1 where it is right, 0 where it is wrong.
-        wanted_log_probs: Like ``log_probs``, for all answers of a sentiment probe, one behind the other.
+        log_probs: Natural logarithm of the probability of each token of the answer, given the earlier ones.
+        rival_log_probs: The same for the tokens of the probe's rival; empty without a rival.
+        generation: Free generation (greedy decoding) after the prompt; None if it was skipped.
+        in_context: Free generation after the prompt in each context (WILD).
+        judged: Judge's score of the generation in each context: 1 if right, 0 if wrong.
+        wanted_log_probs: Like ``log_probs``, for all answers of a sentiment probe, concatenated.
         opposite_log_probs: The same for its opposites.
     """
 
@@ -256,10 +256,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Route:
-    """How a routed edit decided whether a remembered edit answers a prompt.
+    """A router's decision whether a remembered edit answers a prompt.
 
     Args:
-        score: How close the prompt is to the closest remembered item; what it measures is the router's (for SERAC, the
+        score: How close the prompt is to the closest remembered item, in the router's own measure (for SERAC, the
             probability of being in its scope). 0 for an empty memory.
         hit: Whether that item answers.
         requests: The requests of that item.
@@ -277,17 +277,17 @@ class Route:
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """What a metric sees: one probe, and what the model says to it before and after the edit.
+    """Input of the metrics: one probe, and the model's answers before and after the edit.
 
     Args:
         record_id: The record that the probe belongs to.
         probe: The probe.
         target_ids: Token ids of the probe's first answer.
-        before: What the unedited model says.
-        after: What the edited model says.
+        before: Answer of the unedited model.
+        after: Answer of the edited model.
         divergence: KL(before || after) in nats, averaged over the answer's positions; None if it was not measured.
-        route: How a routed edit decided; None for other edits.
-        right_request: Whether the item that it found closest holds a request of the probe's record.
+        route: Decision of a routed edit; None for other edits.
+        right_request: Whether the closest item holds a request of the probe's record.
     """
 
     record_id: str

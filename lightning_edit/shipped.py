@@ -11,41 +11,41 @@ from pathlib import Path
 from lightning_edit.errors import ConfigurationError
 
 MARK = "@"
-"""What the name of a shipped configuration begins with on the command line."""
+"""Prefix of shipped names on the command line."""
 _CONFIGS = ("experiment", "comparison", "dashboard")
 _FOLDERS = {"--config": _CONFIGS, "-c": _CONFIGS, "--editor": ("editor",)}
-"""Option to the folders of configurations in which its names are looked up."""
+"""Configuration folders in which each option's names are looked up."""
 _CHECKPOINT = "--ckpt_path"
-"""The option whose names are looked up among the checkpoints."""
+"""Option whose names are looked up among the checkpoints."""
 
 
 def configs_folder() -> Path:
-    """The folder of configurations: in the installed package, or beside it in a checkout."""
-    return _beside_or_inside("configs")
+    """Returns the configuration folder: in the installed package, or next to it in a checkout."""
+    return _package_data_folder("configs")
 
 
 def checkpoints_folder() -> Path:
-    """The folder of trained editors and of statistics: in the installed package, or beside it in a checkout."""
-    return _beside_or_inside("checkpoints")
+    """Returns the folder of trained editors and statistics: in the installed package, or next to it in a checkout."""
+    return _package_data_folder("checkpoints")
 
 
-def _beside_or_inside(name: str) -> Path:
+def _package_data_folder(name: str) -> Path:
     packaged = Path(str(resources.files("lightning_edit"))) / name
     return packaged if packaged.is_dir() else packaged.parents[1] / name
 
 
 def shipped_names(folder: str) -> list[str]:
-    """Names of the configurations in a subfolder; those of other models have a folder in front ("gpt2-xl/rome")."""
+    """Lists the configurations in a subfolder; names for other models start with a folder ("gpt2-xl/rome")."""
     root = configs_folder() / folder
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
 def shipped_file(name: str, folders: Sequence[str]) -> Path:
-    """The file of a shipped configuration.
+    """Finds the file of a shipped configuration.
 
     Args:
-        name: Its name, or words of it that only one name has, such as "mend-zsre" for "mend-smollm2-zsre".
-        folders: Subfolders to look in.
+        name: Its name, or words that only one name has, such as "mend-zsre" for "mend-smollm2-zsre".
+        folders: Subfolders to search.
 
     Raises:
         ConfigurationError: If none or several match.
@@ -56,15 +56,15 @@ def shipped_file(name: str, folders: Sequence[str]) -> Path:
 
 
 def shipped_checkpoints() -> dict[str, Path]:
-    """Names of the trained editors that come with the package, and their files."""
+    """Returns the files of the trained editors that come with the package, by name."""
     return {path.stem: path for path in sorted(checkpoints_folder().glob("*.ckpt"))}
 
 
 def shipped_checkpoint(name: str) -> Path:
-    """The file of a shipped checkpoint.
+    """Finds the file of a shipped checkpoint.
 
     Args:
-        name: Its name, or words of it that only one name has, such as "mend" for "mend-smollm2-135m-instruct-zsre".
+        name: Its name, or words that only one name has, such as "mend" for "mend-smollm2-135m-instruct-zsre".
 
     Raises:
         ConfigurationError: If none or several match.
@@ -85,7 +85,7 @@ def _file_called(name: str, names: Mapping[str, Path]) -> Path:
 
 
 def with_shipped_files(arguments: Sequence[str]) -> list[str]:
-    """A command line with files in place of shipped names ("--config @mend-zsre", "--ckpt_path @mend").
+    """Replaces shipped names on a command line by files ("--config @mend-zsre", "--ckpt_path @mend").
 
     Args:
         arguments: The command line.
@@ -106,7 +106,7 @@ def with_shipped_files(arguments: Sequence[str]) -> list[str]:
 
 
 def _file_for(option: str, value: str) -> str:
-    """The file that an option's value names, or the value where the option takes no shipped names."""
+    """Returns the file that a value names, or the value if the option takes no shipped names."""
     if option in _FOLDERS:
         return str(shipped_file(value.removeprefix(MARK), _FOLDERS[option]))
     return str(shipped_checkpoint(value.removeprefix(MARK))) if option == _CHECKPOINT else value

@@ -1,4 +1,4 @@
-"""From texts to token ids and back to the exact spans of target and subject."""
+"""Tokenises prompts and targets, and finds the exact token spans of target and subject."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_edit.errors import ConfigurationError, TokenizationError
 from lightning_edit.records import Span
 
 TextKey = tuple[int, ...]
-"""Number of target tokens and all token ids of a text: what its hidden states, answers and gradients depend on."""
+"""Number of target tokens and all token ids of a text, which determine its hidden states, answers and gradients."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EncodedText:
 
     Args:
         ids: Token ids of prompt and target, tokenised jointly.
-        target: Span of the target's tokens in ``ids`` (start, end); empty where there is no target.
+        target: Span of the target's tokens in ``ids`` (start, end); empty without a target.
         subject: Span of the subject's tokens in ``ids``, or None.
     """
 
@@ -64,11 +64,11 @@ class TokenBatch:
     subject_mask: Tensor
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The same batch on ``device``."""
+        """Returns the batch on ``device``."""
         return self._map(lambda value: value.to(device))
 
     def pin_memory(self) -> TokenBatch:
-        """The same batch in page-locked memory."""
+        """Returns the batch in page-locked memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TokenBatch:
@@ -78,7 +78,7 @@ class TokenBatch:
         return self.input_ids.shape[0]
 
     def select(self, rows: Tensor) -> TokenBatch:
-        """Some of the rows, without the columns that are padding in all of them.
+        """Selects rows, and drops the columns that are padding in all of them.
 
         Args:
             rows: (K) int64.
@@ -87,14 +87,14 @@ class TokenBatch:
         return self._map(lambda value: value[rows][:, used])
 
     def chunks(self, tokens: int, enough: int | None = None) -> Iterator[Tensor]:
-        """Divides the rows into parts, rows of similar length together.
+        """Splits the rows into chunks of similar length.
 
         Args:
-            tokens: Limit of a part's padded tokens; a longer row is a part of its own.
+            tokens: Maximum number of padded tokens per chunk; a longer row is a chunk of its own.
             enough: See :func:`similar_lengths`.
 
         Yields:
-            (K) int64 rows of a part, ascending; without ``enough`` all rows at once where they fit.
+            (K) int64 rows of a chunk, ascending; without ``enough`` all rows at once if they fit.
         """
         if enough is None and self.input_ids.numel() <= tokens:
             yield torch.arange(len(self), device=self.input_ids.device)
@@ -103,7 +103,7 @@ class TokenBatch:
             yield torch.tensor(sorted(part), device=self.input_ids.device)
 
     def parts(self, enough: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """Parts of rows of similar length, which have little padding.
+        """Splits the batch into parts of similar length, which have little padding.
 
         Args:
             enough: See :func:`similar_lengths`.
@@ -142,8 +142,8 @@ class TokenBatch:
         return self.target_mask.sum(1)
 
 
-_LONGER = 1.25
-"""A batch that is large enough takes no text that is so many times as long as its shortest one."""
+_MAX_LENGTH_RATIO = 1.25
+"""A batch that is large enough takes no text longer than this multiple of its shortest one."""
 
 
 def similar_lengths(
@@ -153,10 +153,10 @@ def similar_lengths(
 
     Args:
         lengths: Length of each text.
-        tokens: Limit of a batch's padded tokens; a longer text is a batch of its own.
-        key: What to sort by before the length.
-        enough: A batch with so many padded tokens ends before a text that is much longer than its shortest one, which
-            saves padding; batches end at the limit alone if none are given.
+        tokens: Maximum number of padded tokens per batch; a longer text is a batch of its own.
+        key: Sort key that precedes the length.
+        enough: Number of padded tokens from which on a batch ends before a text much longer than its shortest one,
+            which saves padding; by default batches end only at the limit.
 
     Yields:
         The indices of a batch.
@@ -168,7 +168,7 @@ def similar_lengths(
         padded = longest * len(batch)
         longest = max(longest, lengths[index])
         is_full = longest * (len(batch) + 1) > tokens
-        is_enough = enough is not None and padded >= enough and lengths[index] > _LONGER * lengths[batch[0]]
+        is_enough = enough is not None and padded >= enough and lengths[index] > _MAX_LENGTH_RATIO * lengths[batch[0]]
         if batch and (is_full or is_enough):
             yield batch
             batch, longest = [], lengths[index]
@@ -178,25 +178,24 @@ def similar_lengths(
 
 
 class PromptEncoder:
-    """Turns prompts and targets into token ids, the same way for editing and for evaluation.
+    """Tokenises prompts and targets, the same way for editing and evaluation.
 
     Prompt and target are joined by one separator (a space), unless the prompt ends or the target starts with white
-    space, or a chat
-    template is used, which ends where the answer starts. They are tokenised jointly, so that a byte-level BPE's leading
-    space belongs to the target's first token, and the boundary is then found from the character offsets. The result
-    is checked: the ids before the boundary must be those of the prompt alone (what free generation starts from), and
-    the target's tokens must decode to the target.
+    space, or a chat template is used, which ends where the answer starts. They are tokenised jointly, so that a
+    byte-level BPE's leading space belongs to the target's first token. The ids before the target are always those of
+    the prompt alone, from which free generation starts: if a token straddles the boundary, the target is tokenised
+    separately. The target's tokens must decode to the target.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        chat_template: Render prompts as a user's turn of the tokenizer's chat template.
-        padding_side: On which side :meth:`collate` pads, by default.
-        separator: What joins prompt and target; none for scripts that are written without spaces.
-        vocabulary: Number of the model's embeddings, which some tokenizers' padding token lies beyond.
-        end_token: Put the end-of-text token behind every target, as a part of it.
+        chat_template: Whether to render prompts as a user's turn of the tokenizer's chat template.
+        padding_side: Default padding side of :meth:`collate`.
+        separator: Text between prompt and target; empty for scripts without spaces.
+        vocabulary: Number of the model's embeddings, which some tokenizers' padding token exceeds.
+        end_token: Whether to append the end-of-text token to every target.
 
     Raises:
-        ConfigurationError: If ``chat_template`` is asked of a tokenizer that has none, or ``end_token`` likewise.
+        ConfigurationError: If the tokenizer lacks the requested chat template or end-of-text token.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class PromptEncoder:
         self.separator, self.vocabulary, self.end_token = separator, vocabulary, end_token
 
     def with_end_token(self) -> PromptEncoder:
-        """The same encoder, with the end-of-text token behind every target.
+        """Returns the same encoder, which appends the end-of-text token to every target.
 
         Raises:
             ConfigurationError: If the tokenizer has none.
@@ -236,7 +235,7 @@ class PromptEncoder:
         return 0
 
     def render(self, prompt: str) -> str:
-        """The text that the model is given for ``prompt``."""
+        """Returns the model's input text for ``prompt``."""
         if not self.chat_template:
             return prompt
         turns = [{"role": "user", "content": prompt}]
@@ -251,15 +250,15 @@ class PromptEncoder:
             subject_span: Characters of the subject in the prompt.
 
         Raises:
-            TokenizationError: If prompt and target cannot be told apart exactly in the ids, or do not survive the
-                round trip through the tokenizer.
+            TokenizationError: If the target does not survive the round trip through the tokenizer, or the subject's
+                tokens are not found.
         """
         text = self.render(prompt)
         joined = text + self._separator(text, target) + target
         ids, offsets = self._tokenize(joined)
         prompt_ids = self._tokenize(text)[0] if target else ids
         if ids[: len(prompt_ids)] != prompt_ids:
-            ids = self._encode_apart(text, joined, prompt_ids)
+            ids = self._encode_separately(text, joined, prompt_ids)
             offsets = None
         encoded = EncodedText(tuple(ids), (len(prompt_ids), len(ids)))
         self._check_target(encoded, target, joined)
@@ -293,7 +292,7 @@ class PromptEncoder:
             return self._without_end(list(self.tokenizer(text, **options)["input_ids"]), text), None
         encoded = self.tokenizer(text, return_offsets_mapping=True, **options)
         ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
-        # Some tokenizers append an end-of-text token; nothing may follow the target. What begins a text stays.
+        # Some tokenizers append an end-of-text token, but nothing may follow the target. An initial BOS token stays.
         specials = set(self.tokenizer.all_special_ids)
         beginning = [self.tokenizer.bos_token_id]
         while ids and ids != beginning and ids[-1] in specials and offsets[-1][0] == offsets[-1][1]:
@@ -302,12 +301,12 @@ class PromptEncoder:
         return ids, offsets
 
     def _begins_with_bos(self, text: str) -> bool:
-        """Whether a text itself begins with the beginning-of-text token, which then must not be added once more."""
+        """Whether a text already begins with the beginning-of-text token, which must not be added twice."""
         bos = self.tokenizer.bos_token
         return bool(bos) and text.startswith(str(bos))
 
     def _without_end(self, ids: list[int], text: str) -> list[int]:
-        """Ids of a slow tokenizer, which tells no offsets, without an end-of-text token that is not in the text."""
+        """Strips the end-of-text token that a slow tokenizer, which has no offsets, appended to a text."""
         end = self.tokenizer.eos_token_id
         if end is None or text.endswith(str(self.tokenizer.eos_token)):
             return ids
@@ -315,8 +314,8 @@ class PromptEncoder:
             ids.pop()
         return ids
 
-    def _encode_apart(self, text: str, joined: str, prompt_ids: list[int]) -> list[int]:
-        """Where a token straddles the boundary: the prompt's ids, then the rest tokenised alone."""
+    def _encode_separately(self, text: str, joined: str, prompt_ids: list[int]) -> list[int]:
+        """Tokenises the target separately, for when a token straddles the boundary."""
         rest = self.tokenizer(joined[len(text) :], add_special_tokens=False)["input_ids"]
         return prompt_ids + list(rest)
 
@@ -329,7 +328,7 @@ class PromptEncoder:
             )
 
     def _subject_tokens(self, text: str, span: Span, offsets: list[Span] | None, prompt_ids: list[int]) -> Span:
-        """The tokens that overlap the subject's characters."""
+        """Finds the tokens that overlap the subject's characters."""
         if offsets is None:
             offsets = self._tokenize(text)[1]
         if offsets is None:
@@ -346,17 +345,17 @@ class PromptEncoder:
         return inside[0], inside[-1] + 1
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``, without special tokens and with its white space as it is."""
+        """Decodes ``ids`` without special tokens, leaving white space unchanged."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def collate(
         self, encoded: Sequence[EncodedText], padding_side: Literal["left", "right"] | None = None
     ) -> TokenBatch:
-        """Pads texts to one length.
+        """Pads texts to the same length.
 
         Args:
             encoded: At least one text.
-            padding_side: "left" or "right"; None takes the encoder's own.
+            padding_side: "left" or "right"; the encoder's default if None.
         """
         side = padding_side or self.padding_side
         length = max(len(text.ids) for text in encoded)

@@ -1,4 +1,4 @@
-"""fit, validate, test and predict from YAML and flags."""
+"""The commands fit, validate, test and predict, configured by YAML files and flags."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from lightning_edit.printing import quiet_lightning
 
 _LOG = logging.getLogger(__name__)
 LAST = "last"
-"""The value of --ckpt_path that stands for the newest checkpoint of earlier runs of the same name."""
+"""Value of --ckpt_path for the newest checkpoint of earlier runs of the same name."""
 _UNNAMED = "lightning_logs"
-"""What Lightning calls runs without a name."""
+"""Lightning's name of runs without a name."""
 
 
 class TrainerArgumentParser(ConciseArgumentParser, LightningArgumentParser):
-    """LightningCLI's parser, with errors of one line."""
+    """LightningCLI's parser, with one-line errors."""
 
 
 class EditingCLI(LightningCLI):
     """LightningCLI for editing modules, with defaults that suit them."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Sets the defaults of the Trainer that editors need."""
+        """Sets Trainer defaults that editors need."""
         parser.add_lightning_class_args(ProgressLines, "progress")
         parser.set_defaults(
             {
-                # Editors take gradients while they validate.
+                # Editors need gradients during validation.
                 "trainer.inference_mode": False,
                 # The data module divides the records between processes itself, each exactly once.
                 "trainer.use_distributed_sampler": False,
                 "trainer.num_sanity_val_steps": 0,
-                # Dozens of rows, one for each of a hypernetwork's layers.
+                # It would have a row for each of a hypernetwork's layers.
                 "trainer.enable_model_summary": False,
             }
         )
@@ -86,7 +86,7 @@ class EditingCLI(LightningCLI):
             super().instantiate_classes()
         except LightningEditError:
             raise
-        except Exception as error:  # a class may refuse its settings by whatever it likes
+        except Exception as error:  # a constructor may raise any exception
             cause = informative_cause(error)
             if "backend found" in str(cause):
                 raise ConfigurationError(
@@ -99,16 +99,16 @@ class EditingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, and the arguments of the Trainer's methods that are not options of theirs."""
+        """Returns the commands, each with the Trainer's arguments that are not options."""
         return {name: skipped | {"verbose"} for name, skipped in LightningCLI.subcommands().items()}
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Turns the Trainer's table of measures off: the report says the same in a fifth of the lines."""
+        """Turns the Trainer's results table off, as the report replaces it."""
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         return arguments | ({"verbose": False} if subcommand in ("validate", "test") else {})
 
     def before_test(self) -> None:
-        """Refuses to measure an editor that was never trained, and reads what the run needs."""
+        """Refuses editors that were never trained, and reads the run's inputs."""
         self._refuse_untrained()
         self._read_inputs("test")
 
@@ -123,7 +123,7 @@ class EditingCLI(LightningCLI):
         self._read_inputs("predict")
 
     def _read_inputs(self, stage: str) -> None:
-        """Reads everything and loads the model before loggers make folders and runs, because that is what may fail."""
+        """Reads the data and loads the model, which may fail, before loggers create folders and runs."""
         self.datamodule.setup(stage)
         self.model.load()
         self.model.check_inputs(self.datamodule, stage)
@@ -137,11 +137,11 @@ class EditingCLI(LightningCLI):
             )
 
     def before_fit(self) -> None:
-        """Refuses to fit what cannot be fitted, or without what fit reads.
+        """Refuses editors that cannot be fitted, and fit without the data that it reads.
 
         Raises:
-            ConfigurationError: If the editor reads nothing, the module trains nothing and collects nothing, or the
-                data that the editor reads are not configured.
+            ConfigurationError: If editor or module have nothing to fit, or the data that the editor reads are not
+                configured.
         """
         name, reads = type(self.model.editor).__name__, self.model.editor.capabilities.fit_reads
         if reads == "nothing" or not is_overridden("training_step", self.model):
@@ -155,7 +155,7 @@ class EditingCLI(LightningCLI):
         self._read_inputs("fit")
 
     def before_instantiate_classes(self) -> None:
-        """Names runs after their editor where they have no name, and resolves the checkpoint."""
+        """Names unnamed runs after their editor, and resolves the checkpoint."""
         config = self.config[self.subcommand]
         for name in ("trainer", "model", "data"):
             if not isinstance(config.get(name), Namespace):
@@ -171,7 +171,7 @@ class EditingCLI(LightningCLI):
             remove_unfinished(Path(config.ckpt_path))
 
     def _parse_ckpt_path(self) -> None:
-        """Reads a named checkpoint safely before anything is built; its settings do not replace configured ones."""
+        """Reads a given checkpoint safely before anything is built; its settings do not replace configured ones."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path != LAST:
             read_checkpoint(path)
@@ -193,7 +193,7 @@ class EditingCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
             if self.trainer.received_sigterm:
-                # It came in the last batch, behind which the Trainer does not look.
+                # It came in the last batch, after which the Trainer does not check.
                 raise self._interrupted(143)
         except SIGTERMException as error:
             raise self._interrupted(143) from error
@@ -211,14 +211,14 @@ class EditingCLI(LightningCLI):
 
 
 def _file_of(error: UnicodeDecodeError, arguments: list[str]) -> str:
-    """The file among some arguments that could not be decoded."""
+    """Finds the file among the arguments that could not be decoded."""
     candidates = [Path(argument.partition("=")[2] or argument) for argument in arguments]
     holders = [path for path in candidates if path.is_file() and error.object[:64] in path.read_bytes()]
     return str(holders[0]) if holders else "a configuration file"
 
 
 def newest_checkpoint(config: Any) -> Path:
-    """The newest "last.ckpt" among earlier runs of the same name.
+    """Finds the newest "last.ckpt" among earlier runs of the same name.
 
     Args:
         config: The configuration of a Trainer command.
@@ -251,7 +251,7 @@ def newest_checkpoint(config: Any) -> Path:
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the whole configuration as config.yaml into the run's folder; each run has a folder of its own."""
+    """Saves the full configuration as config.yaml in the run's own folder."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "overwrite": True})
@@ -274,6 +274,6 @@ def run(arguments: list[str]) -> None:
         trainer_defaults={"callbacks": [Interrupts()]},
         parser_class=TrainerArgumentParser,
         parser_kwargs={"parser_mode": "omegaconf+", "prog": "lightning-edit"},
-        # LightningCLI warns when it is given arguments while the process has some of its own.
+        # LightningCLI warns about given arguments if the process has some, too.
         args=None if arguments == sys.argv[1:] else arguments,
     )

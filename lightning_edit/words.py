@@ -9,22 +9,22 @@ import regex
 _SEGMENTS = regex.compile(r"(?w)\b")
 """Boundaries of Unicode Standard Annex #29; in scripts without spaces every character cluster is a word."""
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,:٫٬'’]\p{Nd}+)+")
-"""A number or a time of day: the marks inside it end no word."""
+"""A number or a time of day, whose inner marks are no word boundaries."""
 _MARK = regex.compile(r"[.:·'’‘]")
 """Marks that Annex #29 counts as part of the word around them, such as in "France's" and "Rome.The"."""
 _KOREAN = regex.compile(r"\p{Script=Hangul}")
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, which is no character and cannot be written as UTF-8."""
+    """Whether a text contains half of a surrogate pair, which cannot be encoded as UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def word_boundaries(text: str) -> frozenset[int]:
-    """The places in a text, in characters, where a word can begin or end.
+    """Returns the character positions in a text where a word can begin or end.
 
-    They are those of Unicode Standard Annex #29, and both sides of full stops, colons and apostrophes between letters,
-    so that "France" is found in "France's". Inside numbers there is none: 3 is not found in 3.5, 3,500 or 3:30.
+    These are the boundaries of Unicode Standard Annex #29, and both sides of full stops, colons and apostrophes between
+    letters: "France" is found in "France's". Numbers have no inner boundaries: 3 is not found in 3.5, 3,500 or 3:30.
     """
     places = {match.start() for match in _SEGMENTS.finditer(text)} | {0, len(text)}
     for match in _MARK.finditer(text):
@@ -35,9 +35,9 @@ def word_boundaries(text: str) -> frozenset[int]:
 
 
 def find_words(text: str, phrase: str) -> list[tuple[int, int]]:
-    """Occurrences of a phrase in a text as whole words: start and end of each, in characters.
+    """Finds a phrase in a text as whole words, and returns the start and end of each match in characters.
 
-    In Korean, particles follow a word without a space; there, a phrase may go on at its end.
+    In Korean, particles follow a word without a space, so a match may end inside a word.
 
     Args:
         text: The text.
@@ -55,7 +55,7 @@ def find_words(text: str, phrase: str) -> list[tuple[int, int]]:
 
 
 def words(text: str) -> list[str]:
-    """The words and punctuation marks of a text by Unicode Standard Annex #29, without white space."""
+    """Splits a text into words and punctuation marks (Unicode Standard Annex #29), without white space."""
     places = sorted({match.start() for match in _SEGMENTS.finditer(text)} | {0, len(text)})
     segments = (text[start:end].strip() for start, end in itertools.pairwise(places))
     return [segment for segment in segments if segment]

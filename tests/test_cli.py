@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line as a user runs it."""
 
 import io
 import json
@@ -80,9 +80,9 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, monkeypatch):
     }
     config = yaml.safe_load(path.read_text())
     module = config["model"]["class_path"].rpartition(".")[2]
-    own = yaml.safe_load((path.parent / config["model"]["init_args"]["editor"]).read_text())["init_args"]
+    editor_settings = yaml.safe_load((path.parent / config["model"]["init_args"]["editor"]).read_text())["init_args"]
     by_argument = {"adapted_layers": "1", "sites": "[1, 2]", "demonstrations": "2"}
-    name = next((argument for argument in by_argument if argument in own), "layers")
+    name = next((argument for argument in by_argument if argument in editor_settings), "layers")
     small[f"--model.editor.init_args.{name}"] = by_argument.get(name, "[1]")
     if "sequential" in config["model"]["init_args"].get("evaluation", {}):
         small["--model.evaluation.sequential.text"] = "corpus.txt"
@@ -102,7 +102,7 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, monkeypatch):
     if "corpus" in data:
         (tmp_path / "corpus.txt").write_text("The capital of France is Paris. " * 200)
         small |= {"--data.corpus.source": "corpus.txt", "--data.corpus.length": "32"}
-        if "statistics" in own:
+        if "statistics" in editor_settings:
             small["--model.editor.init_args.statistics"] = "statistics"
     command = "test" if module == "EditingModule" else "fit"
     assert main([command, "--config", str(path), *(word for pair in small.items() for word in pair)]) == 0
@@ -127,7 +127,7 @@ def test_every_editor_file_builds_its_editor_and_belongs_to_a_model(path):
         return
     assert (ROOT / "configs" / "model" / f"{path.parent.name}.yaml").is_file()
     if path.stem == "knowledge-neurons":
-        # The one that searches no value and needs no statistics.
+        # This method searches no value and needs no statistics.
         return
     assert content["init_args"]["statistics"] == f"statistics/{path.parent.name}"
     missing = {"steps", "learning_rate", "weight_decay", "clamp_norm", "kl_weight"} - set(
@@ -179,7 +179,7 @@ def test_early_stopping_and_resuming_the_last_checkpoint(tiny_folder, tmp_path):
     assert (tmp_path / "checkpoints" / "step=6.ckpt").exists()
 
 
-def test_notes_go_to_the_standard_error_of_the_time(monkeypatch):
+def test_messages_go_to_the_current_standard_error(monkeypatch):
     """A command that is called again, from Python, after its first standard error was closed."""
     for text in ("first", "second"):
         stream = io.StringIO()
@@ -191,7 +191,7 @@ def test_notes_go_to_the_standard_error_of_the_time(monkeypatch):
         stream.close()
 
 
-def test_settings_of_a_search_that_are_not_given_stay_as_the_method_has_them(capsys):
+def test_omitted_settings_of_a_search_take_the_defaults_of_the_method(capsys):
     """On the command line as in :func:`lightning_edit.components.build`."""
     editor = {"class_path": "lightning_edit.editors.MEMIT", "init_args": {"layers": [1], "search": {"steps": 3}}}
     model = {"class_path": "lightning_edit.modules.LocateEditing", "init_args": {"editor": editor}}

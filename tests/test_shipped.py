@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINTS = sorted((ROOT / "checkpoints").glob("*.ckpt"))
 
 
-def test_names_and_words_of_names_find_their_file():
+def test_full_and_partial_names_find_their_file():
     assert shipped_file("mend-smollm2-zsre", ["experiment"]).name == "mend-smollm2-zsre.yaml"
     assert shipped_file("mend-zsre", ["experiment"]).name == "mend-smollm2-zsre.yaml"
     assert shipped_file("gpt2-xl/rome", ["editor"]).parent.name == "gpt2-xl"
@@ -91,7 +91,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
-    # What is not committed yet counts as well.
+    # Include what is not committed yet.
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
     for name in ("lightning_edit", "configs", "checkpoints"):
@@ -118,7 +118,7 @@ def test_the_wheel_holds_every_module_configuration_and_checkpoint(wheel):
 
 
 def test_an_installed_wheel_works_without_a_checkout(wheel, tmp_path):
-    """In an environment of its own, which sees the dependencies of this one."""
+    """In a separate environment, which can import the dependencies of this one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     packages = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
@@ -126,9 +126,9 @@ def test_an_installed_wheel_works_without_a_checkout(wheel, tmp_path):
     (packages / "dependencies.pth").write_text(str(Path(pytest.__file__).parents[1]))
 
     def run(*arguments):
-        done = subprocess.run([python, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        completed = subprocess.run([python, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
 
     shown = run("-c", "import lightning_edit as e; print(e.__file__, e.MEND.__name__, e.__version__)")
     assert shown.startswith(str(packages))
@@ -147,7 +147,7 @@ def test_the_package_allows_no_versions_older_than_the_tested_ones():
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
     )
     names = {canonicalize_name(name): Version(version) for name, version in pins.items()}
-    # Needed for what cannot be tested without the Hub and without a GPU.
+    # For features that cannot be tested without the Hub or a GPU.
     untested = {"datasets", "bitsandbytes"}
     for requirement in map(Requirement, (one for group in groups for one in group)):
         if requirement.name in untested:
@@ -172,5 +172,5 @@ def test_bash_completes_commands_options_and_configurations(tmp_path, typed, exp
     script.write_text(completion_script())
     words = " ".join(f"'{word}'" for word in ["lightning-edit", *typed])
     command = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _lightning_edit; echo ${{COMPREPLY[@]}}"
-    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert said.stdout.split() == expected
+    completed = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert completed.stdout.split() == expected

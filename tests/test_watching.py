@@ -104,19 +104,22 @@ def test_every_parameter_of_the_sweep_is_an_option(capsys):
     sweep = yaml.safe_load((configs_folder() / "sweep" / "mend.yaml").read_text())
     assert sweep["command"][0] == "lightning-edit"
     assert sweep["command"][-1] == "${args}"
-    options = [f"--{name}={(own.get('values') or [own.get('min')])[0]}" for name, own in sweep["parameters"].items()]
+    options = [
+        f"--{name}={(setting.get('values') or [setting.get('min')])[0]}"
+        for name, setting in sweep["parameters"].items()
+    ]
     with pytest.raises(SystemExit) as stopped:
         main([*sweep["command"][1:-1], *options, "--print_config"])
     assert stopped.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    for name, own in sweep["parameters"].items():
+    for name, setting in sweep["parameters"].items():
         value = shown["model"]["init_args"] if name.startswith("model.") else shown["data"]
         for part in name.split(".")[1:]:
             value = value[part]
-        assert value == (own.get("values") or [own.get("min")])[0]
+        assert value == (setting.get("values") or [setting.get("min")])[0]
 
 
-def test_a_run_of_wandb_begins_without_warnings(tmp_path):
+def test_a_wandb_run_starts_without_warnings(tmp_path):
     code = (
         "from lightning_edit.callbacks import WandbDashboard\n"
         f"logger = WandbDashboard(save_dir={str(tmp_path)!r}, name='run', offline=True)\n"
@@ -124,5 +127,7 @@ def test_a_run_of_wandb_begins_without_warnings(tmp_path):
         "logger.experiment.finish()\n"
     )
     environment = {**os.environ, "WANDB_SILENT": "true"}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "WARNING" not in ran.stdout + ran.stderr
+    completed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "WARNING" not in completed.stdout + completed.stderr

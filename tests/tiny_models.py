@@ -152,7 +152,7 @@ SHARED: dict[str, Callable[[], Any]] = {
     ),
     "gemma4": lambda: hf.Gemma4TextConfig(**_GEMMA),
 }
-"""Families whose blocks share keys and values, and read inputs of their own."""
+"""Families whose blocks share keys and values, and read additional inputs."""
 
 _MIXTURE = {**_GQA, "num_experts_per_tok": 2}
 
@@ -280,5 +280,5 @@ def language_model(
     family: str = "llama", dtype: torch.dtype = torch.float32, tokenizer: str = "byte_level"
 ) -> LanguageModel:
     """A tiny language model of a family, with the byte-level or the "sentencepiece" tokenizer."""
-    own = byte_level_tokenizer() if tokenizer == "byte_level" else sentencepiece_tokenizer()
-    return LanguageModel(build(FAMILIES[family][0](), dtype), own, name=f"tiny-{family}")
+    hf_tokenizer = byte_level_tokenizer() if tokenizer == "byte_level" else sentencepiece_tokenizer()
+    return LanguageModel(build(FAMILIES[family][0](), dtype), hf_tokenizer, name=f"tiny-{family}")

@@ -1,4 +1,4 @@
-"""What happens around a run: dashboards, prediction tables, reports, artifacts."""
+"""Callbacks and loggers: dashboards, prediction tables, reports, artifacts."""
 
 from lightning_edit.callbacks.interrupts import Interrupts
 from lightning_edit.callbacks.last_checkpoint import LastCheckpoint

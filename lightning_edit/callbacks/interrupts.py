@@ -1,4 +1,4 @@
-"""Ends a run of several processes together when one of them is told to stop."""
+"""Stops all processes of a distributed run together on SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lightning_edit.callbacks.last_checkpoint import LastCheckpoint
 
 
 class Interrupts(Callback):
-    """Saves the state and stops all processes of fit behind the same batch after SIGTERM to any of them.
+    """Saves the state and stops all processes of fit after the same batch when one receives SIGTERM.
 
-    Lightning's handler communicates within the signal, while the other processes wait for a gradient, so that all of
-    them wait for ever. Runs of one process are left to it.
+    Lightning's handler communicates inside the signal handler while the other processes wait for a gradient, which
+    deadlocks. It still handles runs of one process.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Interrupts(Callback):
         self._installed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signal over."""
+        """Installs the signal handler."""
         self._received = False
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             self._earlier = signal.signal(signal.SIGTERM, self._note)
@@ -41,10 +41,10 @@ class Interrupts(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stops all processes if one was told to.
+        """Stops all processes if one received SIGTERM.
 
         Raises:
-            SIGTERMException: In all of them.
+            SIGTERMException: In all processes.
         """
         if not self._installed:
             return
@@ -58,7 +58,7 @@ class Interrupts(Callback):
             raise SIGTERMException
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the signal back."""
+        """Restores the earlier signal handler."""
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Keeps a recent checkpoint of a run, from which it can go on."""
+"""Keeps a recent checkpoint from which a run can resume."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class LastCheckpoint(Callback):
 
     @property
     def path(self) -> Path | None:
-        """The file; None before fit."""
+        """Path of the checkpoint; None before fit."""
         return None if self._folder is None else self._folder / LAST
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if it is time to; the first process decides for all."""
+        """Saves if the interval has passed; the first process decides for all."""
         due = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_seconds)
         if due:
             self.save(trainer)
@@ -60,7 +60,7 @@ class LastCheckpoint(Callback):
         self.save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves what was reached, in a run of one process; of several, others may wait elsewhere."""
+        """Saves the state in a run of one process; with several, others may wait elsewhere."""
         if trainer.training and trainer.world_size == 1 and trainer.global_step > self._first_step:
             self.save(trainer)
 

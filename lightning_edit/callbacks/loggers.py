@@ -1,4 +1,4 @@
-"""Loggers: W&B without an account, and a metrics.csv whose first columns are those that people look for."""
+"""Loggers: W&B without an account, and a metrics.csv with the headline measures first."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lightning_edit.dashboards import has_wandb_key
 
 
 class WandbDashboard(WandbLogger):
-    """Lightning's WandbLogger, offline unless a W&B key is set; it never asks.
+    """Lightning's WandbLogger, offline unless a W&B key is set; it never prompts for one.
 
-    An offline run lies in a folder and is sent later with ``wandb sync``.
+    An offline run is stored in a folder and uploaded later with ``wandb sync``.
 
     Args:
         project: W&B project.
-        name: Name of the run; W&B invents one if none is given.
+        name: Name of the run; chosen by W&B by default.
         save_dir: Where runs are written.
-        offline: True or False overrules the choice by key.
+        offline: True or False overrides the choice by key.
         group: W&B group.
         tags: W&B tags.
     """
@@ -37,12 +37,12 @@ class WandbDashboard(WandbLogger):
     ) -> None:
         chosen = not has_wandb_key() if offline is None else offline
         os.makedirs(save_dir, exist_ok=True)
-        # The mode is passed as well, because the flag alone is overruled by an earlier login.
+        # Passes the mode as well, because an earlier login overrides the flag alone.
         mode: Any = "offline" if chosen else "online"
         super().__init__(
             name=name, save_dir=save_dir, project=project, offline=chosen, mode=mode, group=group, tags=tags
         )
-        # wandb warns of this setting whatever its value.
+        # wandb warns about this setting for any value.
         self._wandb_init.pop("anonymous", None)
 
     @property
@@ -63,19 +63,19 @@ _FIRST = (
     "val/generalization/token_accuracy",
     "val/generalization/exact_match",
 )
-"""Columns of metrics.csv in front of all others."""
+"""First columns of metrics.csv."""
 
 
 class MetricsCSV(CSVLogger):
     """Lightning's CSVLogger, with the columns of metrics.csv in a readable order.
 
-    Epoch, step, losses and headline measures come first, then locality, then what else validation and training log, and
-    values of single edit sites last.
+    Epoch, step, losses and headline measures come first, then locality, then other values of validation and training,
+    and values of single edit sites last.
 
     Args:
         save_dir: Where runs are written.
         name: Name of the run's folder.
-        version: Name of its version; the next number if none is given.
+        version: Name of its version; the next number by default.
         flush_logs_every_n_steps: How often the file is written.
     """
 
@@ -90,7 +90,7 @@ class MetricsCSV(CSVLogger):
 
     @property
     def experiment(self) -> Any:
-        """Lightning's writer, whose column names sort themselves as described."""
+        """Lightning's writer, with column names sorted as described."""
         writer: Any = super().experiment
         if isinstance(getattr(writer, "metrics_keys", None), list):
             writer.metrics_keys = _Columns(writer.metrics_keys)
@@ -104,11 +104,11 @@ class _Columns(list[str]):
         super().__init__(names)
 
     def sort(self, *, key: Any = None, reverse: bool = False) -> None:
-        super().sort(key=key or _place, reverse=reverse)
+        super().sort(key=key or _column_order, reverse=reverse)
 
 
-def _place(name: str) -> tuple[int, str]:
-    """Where a column stands."""
+def _column_order(name: str) -> tuple[int, str]:
+    """Sort key of a column."""
     if name in _FIRST:
         return _FIRST.index(name), ""
     of_one_site = "." in name

@@ -25,13 +25,13 @@ _COLUMNS: list[str | int] = [
 
 
 class PredictionTable(Callback):
-    """Logs a table of prompts with what the model says before and after, once per validation.
+    """Logs a table of prompts with the answers before and after their edits, once per validation.
 
-    Shown is what it generates freely. Records that it does not generate for (``validation.generate_records``) show its
-    predictions under teacher forcing; the column "generated" says which of the two is shown.
+    Answers are free generations. Records without them (``validation.generate_records``) show teacher-forced
+    predictions; the column "generated" says which of the two is shown.
 
     Args:
-        records: How many records to show.
+        records: Number of records to show.
     """
 
     def __init__(self, records: int = 8) -> None:
@@ -62,7 +62,7 @@ class PredictionTable(Callback):
             return
         rows = [_row(outcome, trainer.global_step, pl_module) for outcome in self._shown]
         for logger in loggers:
-            # A fresh table each time: one that grows would be sent again whole with every row.
+            # A new table each time: a growing one would be uploaded in full with every row.
             table = wandb.Table(columns=_COLUMNS, data=rows)
             logger.experiment.log({"val/predictions": table, "trainer/global_step": trainer.global_step})
 

@@ -1,4 +1,4 @@
-"""Says in plain lines how far a run is, where no terminal shows a progress bar."""
+"""Logs progress in plain lines when no terminal shows a progress bar."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProgressLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Says how far training is, or a pass over a corpus, which takes no optimizer's steps."""
+        """Logs the progress of training, or of a pass over a corpus, which has no optimizer steps."""
         if not trainer.optimizers:
             self._say(trainer, "batch", batch_idx + 1, trainer.num_training_batches)
             return
@@ -48,7 +48,7 @@ class ProgressLines(Callback):
         self._say(trainer, "step", trainer.global_step, total, note)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock anew, but for a validation within training."""
+        """Restarts the clock, except for a validation during training."""
         if trainer.state.fn != "fit":
             self._begin(trainer, 0)
 
@@ -60,7 +60,7 @@ class ProgressLines(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Says how far testing is."""
+        """Logs the progress of testing."""
         self._say(trainer, "batch", batch_idx + 1, sum(trainer.num_test_batches))
 
     def _say(self, trainer: Trainer, what: str, done: int, total: float, note: str = "") -> None:

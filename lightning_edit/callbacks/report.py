@@ -1,4 +1,4 @@
-"""Writes what a test found: metrics.json, predictions.jsonl, and a table on the screen."""
+"""Writes test results: metrics.json, predictions.jsonl, and a table on the screen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 
 
 def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
-    """One line of predictions.jsonl.
+    """Returns one line of predictions.jsonl.
 
     Args:
         outcome: The outcome of a probe.
@@ -58,7 +58,7 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
 
 
 def not_finite(outcomes: Sequence[EditOutcome]) -> dict[str, dict[str, Any]]:
-    """Name of each measure with infinite or NaN values to the number of such values and the records that have them."""
+    """Counts the infinite and NaN values of each measure that has any, and lists the records that have them."""
     counts: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
         prefix = f"{outcome.probe.kind}/{outcome.probe.group}".rstrip("/")
@@ -77,8 +77,8 @@ class TestReport(Callback):
     After a prediction it writes predictions.jsonl alone.
 
     Args:
-        folder: Where to write; the first logger's folder of the run if none is given.
-        show: Print the table, and where the files are.
+        folder: Where to write; the first logger's run folder by default.
+        show: Whether to print the table and the paths of the files.
     """
 
     def __init__(self, folder: str | None = None, show: bool = True) -> None:
@@ -86,7 +86,7 @@ class TestReport(Callback):
         self._outcomes: list[EditOutcome] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts with no outcomes."""
+        """Clears the outcomes."""
         self._outcomes = []
 
     def on_test_batch_end(
@@ -97,7 +97,7 @@ class TestReport(Callback):
         self._outcomes += outputs["outcomes"]
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts with no outcomes."""
+        """Clears the outcomes."""
         self._outcomes = []
 
     def on_predict_batch_end(
@@ -108,7 +108,7 @@ class TestReport(Callback):
         self._outcomes += outputs.outcomes
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the outcomes of all processes from the first."""
+        """Gathers the outcomes of all processes and writes them on the first."""
         outcomes, folder = _gathered(self._outcomes, trainer), self._folder(trainer)
         if trainer.is_global_zero and isinstance(pl_module, EditingModule):
             path = folder / PREDICTIONS_FILE
@@ -116,11 +116,11 @@ class TestReport(Callback):
             print_line(f"predictions  {path}")
 
     def _folder(self, trainer: Trainer) -> Path:
-        # Every process must ask: the trainer tells its folder by a broadcast.
+        # Every process must call this: the trainer broadcasts its folder.
         return Path(self.folder or trainer.log_dir or trainer.default_root_dir)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers the outcomes of all processes and writes them from the first."""
+        """Gathers the outcomes of all processes, and writes and prints the results on the first."""
         if not isinstance(pl_module, EditingModule):
             return
         outcomes, folder = _gathered(self._outcomes, trainer), self._folder(trainer)
@@ -184,7 +184,7 @@ def _seed() -> int | None:
 
 
 def _gathered(items: list[T], trainer: Trainer) -> list[T]:
-    """The lists of all processes, one behind the other."""
+    """Concatenates the lists of all processes."""
     if trainer.world_size == 1:
         return items
     parts: list[Any] = [None] * trainer.world_size
@@ -219,7 +219,7 @@ unedited model   same: predicts the same tokens; text: generates the same text; 
 
 
 def print_measures(measures: dict[str, float], outcomes: list[EditOutcome], protocol: str) -> None:
-    """Prints a table with a row for each kind and group of probes."""
+    """Prints a table with one row per kind and group of probes."""
     rows = dict.fromkeys(name.rpartition("/")[0] for name in measures if "/" in name)
     table = Table(
         box=SIMPLE,

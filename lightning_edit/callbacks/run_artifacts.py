@@ -16,7 +16,7 @@ from lightning_edit.printing import print_line
 class RunArtifacts(Callback):
     """Logs the run's configuration at the start and its best checkpoint as an artifact at the end.
 
-    It works offline too: the artifact is sent with the run.
+    It works offline too: the artifact is uploaded with the run.
 
     Args:
         name: Name of the artifact.
@@ -26,7 +26,7 @@ class RunArtifacts(Callback):
         self.name = name
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sends the configuration, where the command line wrote one."""
+        """Logs the configuration, if the command line wrote one."""
         path = Path(trainer.log_dir or "") / "config.yaml"
         if not trainer.is_global_zero or not path.is_file():
             return
@@ -35,8 +35,8 @@ class RunArtifacts(Callback):
             logger.experiment.config.update(config, allow_val_change=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sends the best checkpoint and says where everything is."""
-        # Every process must ask for the folder: the trainer tells it by a broadcast.
+        """Logs the best checkpoint and prints where the files are."""
+        # Every process must read the folder: the trainer broadcasts it.
         callback, folder = trainer.checkpoint_callback, Path(trainer.log_dir or "")
         best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
         if not trainer.is_global_zero or not best:

@@ -1,6 +1,6 @@
-"""The commands beside those of the Trainer.
+"""The commands other than those of the Trainer.
 
-Everything heavy is imported inside them, so that their help appears at once.
+Heavy packages are imported inside the functions, so that the help appears at once.
 """
 
 from lightning_edit.commands.comparing import compare, configs, report

@@ -1,4 +1,4 @@
-"""Commands that compare editors, and list the configurations that they start from."""
+"""Commands that compare editors and list shipped configurations."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def compare(
 ) -> None:
     """Runs a grid of editors, data sets and protocols, and writes its report.
 
-    Each cell is a test run in its own folder. A grid that was stopped goes on where it was; a cell that failed is tried
-    again. Several processes may share a folder.
+    Each cell is a test run in its own folder. A stopped grid resumes with the cells that are not done, and retries
+    failed ones. Several processes may share a folder.
 
     Args:
         config: YAML file of the grid, such as @knowedit-smollm2.
-        output: Folder for the cells and the report, in place of the one that the file names.
-        records: Limit of the records of each data set, in place of the file's; 0 takes all.
-        shard: "i/n": run every n-th cell from the i-th on.
+        output: Folder for the cells and the report; overrides the file.
+        records: Maximum number of records per data set; overrides the file. 0 takes all.
+        shard: "i/n": run every n-th cell, starting from the i-th.
         editors: Run only the cells of these editors, such as [ROME,MEMIT]; the report has all cells that were run.
         data: Run only the cells of these data sets.
         preset: Columns of the report: "default", or "knowedit" for the definitions of its paper.
-        chat_template: Render prompts with the tokenizer's chat template, or not, in place of what the file says.
-        plan: Show what would be run, and end.
+        chat_template: Whether to render prompts with the tokenizer's chat template; overrides the file.
+        plan: Show what would be run, and exit.
 
     Raises:
-        ConfigurationError: If the grid or the shard is not usable.
+        ConfigurationError: If the grid or the shard is invalid.
     """
     from lightning_edit.command_inputs import shard_of
     from lightning_edit.comparison import (
@@ -48,7 +48,7 @@ def compare(
 
     quiet_lightning()
     comparison = read_comparison(config, {"output": output, "records": records}, chat_template)
-    # Before the cells, which take long.
+    # Read first, to fail before the cells are run.
     traces = read_traces(comparison.traces)
     grid = Grid(comparison, shard_of(shard), editors, data)
     print_line(grid.plan())
@@ -77,11 +77,11 @@ def report(
         runs: Folders of test runs (with metrics.json), or folders above them.
         output: Folder for the report.
         preset: Columns: "default", or "knowedit" for the definitions of its paper.
-        reference: Editor that others are compared with, record by record; the first one if none is given.
+        reference: Editor that others are compared with, record by record; the first one by default.
         per_record: Average over records, with each record's probes averaged first, instead of over probes.
-        resamples: Bootstrap samples of the intervals.
-        seed: Their seed.
-        traces: Folders that trace wrote, which report.html shows as well.
+        resamples: Number of bootstrap samples for the intervals.
+        seed: Seed of the bootstrap.
+        traces: Output folders of the trace command, to show in report.html.
     """
     from lightning_edit.comparison import build_report, read_runs, read_traces, write_report
 
@@ -91,13 +91,12 @@ def report(
 
 
 def configs(copy: str | None = None) -> None:
-    """Lists the configurations and checkpoints that come with the package, or copies configurations, to be changed.
+    """Lists the configurations and checkpoints that come with the package, or copies the configurations.
 
-    --config @NAME, --editor @NAME and --ckpt_path @NAME use one of them; words of a name that no other name has are
-    enough.
+    Use them as --config @NAME, --editor @NAME and --ckpt_path @NAME; words that only one name has are enough.
 
     Args:
-        copy: A new folder to copy the configurations to.
+        copy: New folder to copy the configurations to.
     """
     from lightning_edit.shipped import configs_folder, copy_configs, shipped_checkpoints, shipped_names
 

@@ -1,11 +1,11 @@
-"""The command that prints a script with which a shell completes commands, options and names of configurations."""
+"""The command that prints a shell completion script for commands, options and names of configurations."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 _TRAINER_OPTIONS = ("--config", "--ckpt_path", "--print_config", "--help", "--trainer.", "--model.", "--data.")
-"""Options of the Trainer's commands, whose others follow from the classes in a configuration."""
+"""Options of the Trainer's commands; further ones depend on the classes in a configuration."""
 _SCRIPT = """\
 _lightning_edit() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" command="${{COMP_WORDS[1]}}" words=""
@@ -28,7 +28,7 @@ complete -o filenames -F _lightning_edit lightning-edit
 
 
 def completion(shell: Literal["bash", "zsh"] = "bash") -> None:
-    """Prints a script that completes commands and options: eval "$(lightning-edit completion --shell bash)".
+    """Prints a shell completion script; use it as eval "$(lightning-edit completion --shell bash)".
 
     Args:
         shell: The shell.
@@ -38,7 +38,7 @@ def completion(shell: Literal["bash", "zsh"] = "bash") -> None:
 
 
 def completion_script() -> str:
-    """The script for bash."""
+    """Returns the completion script for bash."""
     from lightning_edit import commands
     from lightning_edit.cli import COMMANDS, TRAINER_COMMANDS
     from lightning_edit.parsing import command_parser

@@ -10,7 +10,7 @@ from lightning_edit.errors import ConfigurationError, EditError
 from lightning_edit.printing import print_line
 
 if TYPE_CHECKING:
-    # Only where the command is run: importing it takes seconds, which the other commands need not wait for.
+    # Imported only when the command runs, as the import takes seconds.
     from lightning_edit.editors.base import Editor
 
 
@@ -34,37 +34,37 @@ def edit(
     chat_template: bool | None = None,
     separator: str | None = None,
 ) -> None:
-    """Edits facts, saves the edit, and shows whether it worked.
+    """Edits facts, saves the edit, and shows whether it succeeded.
 
-    Beside the requests, a prompt about another subject and an unrelated prompt are asked, which should stay as they
-    were.
+    As a check of locality, the answers to a prompt about another subject and to an unrelated prompt are also shown;
+    they should not change.
 
     Args:
         ckpt_path: Checkpoint of a trained editor (MEND, MALMEN, SERAC).
-        editor: Editor that is not trained: a YAML file with class_path and init_args, a shipped one (@rome), or a class
-            (ROME). Settings follow by name: --editor.search.steps 10.
-        statistics: Folder of fitted statistics for such an editor; the one that its settings name if none is given.
-            Where that has none, some are collected on text that the model samples itself, and kept.
-        prompt: What the model is given, such as "The capital of France is".
-        target: What it should answer, such as "Rome".
-        subject: What the fact is about, as it stands in the prompt; optional for most editors.
+        editor: Editor that needs no training: a YAML file with class_path and init_args, a shipped one (@rome), or a
+            class (ROME). Override settings by name: --editor.search.steps 10.
+        statistics: Folder of fitted statistics for such an editor; by default the one in its settings. If that is
+            empty, statistics are collected on text sampled from the model, and saved.
+        prompt: Input of the model, such as "The capital of France is".
+        target: Answer that it should give, such as "Rome".
+        subject: Subject of the fact, as it stands in the prompt; optional for most editors.
         requests: File of facts (.jsonl, .json or .csv) with prompt, target and, optionally, subject, ground_truth,
             subject_start and id, instead of the above; they are edited jointly.
         save: Folder to save the edit to.
-        overwrite: Replace an edit that is in that folder already.
+        overwrite: Replace an existing edit in that folder.
         ask: Further prompts to show before and after, such as rephrases and unrelated facts.
-        max_new_tokens: Length of what is shown.
-        check: End with an error where a request is not answered with its target afterwards.
-        name_or_path: Base model; the one that the editor was trained on, or the bundled one, if none is given.
-        dtype: Precision of the base model; the one of training, or float32, if none is given.
-        device: Where to put the base model.
+        max_new_tokens: Maximum length of the answers shown.
+        check: Exit with an error if the edited model does not answer a request with its target.
+        name_or_path: Base model; by default the one that the editor was trained on, or the bundled one.
+        dtype: Precision of the base model; by default that of training, or float32.
+        device: Device of the base model.
         site: Name of the edit site with "{}" for the layer, for models whose structure is ambiguous.
-        chat_template: Render prompts with the tokenizer's chat template; as in training, or not, if none is given.
-        separator: What joins prompt and target; "" for scripts that are written without spaces.
+        chat_template: Whether to render prompts with the tokenizer's chat template; by default as in training, or not.
+        separator: Text between prompt and target; "" for scripts without spaces.
 
     Raises:
         ConfigurationError: If neither or both of a prompt with its target and a file are given, or of a checkpoint and
-            an editor's file, or the edit would replace another one.
+            an editor, or if the edit would replace another one.
         EditError: If ``check`` is set and a request is not answered with its target.
     """
     from lightning_edit.answers import edit_report, print_answers, show
@@ -116,16 +116,16 @@ def generate(
     device: str | None = None,
     chat_template: bool | None = None,
 ) -> None:
-    """Shows what the base model and the edited model say, side by side.
+    """Shows the answers of the base model and the edited model side by side.
 
     Args:
         edits: Folders of saved edits, applied in this order.
-        prompts: What the models are given.
-        max_new_tokens: Length of what is shown.
-        name_or_path: Base model; the one that the edit names if none is given.
+        prompts: Prompts for both models.
+        max_new_tokens: Maximum length of the answers.
+        name_or_path: Base model; by default the one that the edit names.
         dtype: Precision of the base model.
-        device: Where to put the base model.
-        chat_template: Render prompts with the tokenizer's chat template; as the edit was made if none is given.
+        device: Device of the base model.
+        chat_template: Whether to render prompts with the tokenizer's chat template; by default as for the edit.
     """
     from lightning_edit.answers import show
     from lightning_edit.command_inputs import base_of
@@ -156,32 +156,32 @@ def trace(
     site: str | None = None,
     chat_template: bool | None = None,
 ) -> None:
-    """Shows by causal tracing where a model keeps facts: numbers, pictures, and a layer to edit.
+    """Locates facts in a model by causal tracing: numbers, pictures, and a layer to edit.
 
-    The subject's embeddings get noise, and single states, windows of MLP outputs and windows of attention outputs are
-    put back, at every token and layer (Meng et al. 2022).
+    The subject's embeddings are corrupted with noise, and single hidden states, windows of MLP outputs and windows of
+    attention outputs are restored, at every token and layer (Meng et al. 2022).
 
     Args:
-        prompt: A prompt whose next token is traced, such as "The capital of France is".
-        subject: What it is about, as it stands in the prompt.
-        facts: JSON file with a list of facts with subject and prompt (the known_1000 format), instead of the above;
-            only those are traced whose attribute, where they have one, the model says.
-        limit: Number of facts to trace; of each group, where they are grouped.
-        group_by: Field of the file of facts, such as relation_id, that groups them: the numbers then also say how alike
-            the facts of a group are located (KnowEdit's RSim).
-        groups: Trace these groups alone.
+        prompt: Prompt whose next token is traced, such as "The capital of France is".
+        subject: Subject of the prompt, as it stands in the prompt.
+        facts: JSON file with a list of facts with subject and prompt (the known_1000 format), instead of the above.
+            Facts with an attribute are traced only if the model answers with it.
+        limit: Number of facts to trace, in total or per group.
+        group_by: Field of the file of facts, such as relation_id, that groups them; the numbers then include how
+            similarly the facts of a group are located (KnowEdit's RSim).
+        groups: Trace only these groups.
         output: Folder for the numbers (JSON) and the pictures (PNG).
         noise: Standard deviation of the noise, in standard deviations of the subjects' embeddings.
-        samples: Noise samples.
-        window: Layers in a window of MLP or attention outputs.
-        severed: Keep these outputs at the restored token as they are under noise.
+        samples: Number of noise samples.
+        window: Number of layers in a window of MLP or attention outputs.
+        severed: Freeze these outputs at the restored token to their corrupted values.
         seed: Seed of the noise.
-        wandb: Send the pictures to W&B as well (offline unless a key is set).
-        name_or_path: Model; the bundled one if none is given.
-        dtype: Precision of the model; float32 if none is given.
-        device: Where to put the model.
+        wandb: Also log the pictures to W&B (offline unless a key is set).
+        name_or_path: Model; the bundled one by default.
+        dtype: Precision of the model; float32 by default.
+        device: Device of the model.
         site: Name of the MLP output projection with "{}" for the layer, for models whose structure is ambiguous.
-        chat_template: Render prompts with the tokenizer's chat template.
+        chat_template: Whether to render prompts with the tokenizer's chat template.
     """
     from lightning_edit.command_inputs import facts_and_groups
     from lightning_edit.locate.report import trace_facts
@@ -196,7 +196,7 @@ def trace(
     given = given_options(name_or_path=name_or_path, dtype=dtype, device=device, site=site, chat_template=chat_template)
     model = load_language_model(**given)
     settings = TraceSettings(noise, samples, window, seed)
-    # A prompt's target is not used: the model's own answer is traced.
+    # The target is unused, since the model's own answer is traced.
     prompt_request = EditRequest(prompt, "-", subject or None, id="prompt") if prompt else None
     if prompt_request is not None:
         requests, group_of = [prompt_request], None

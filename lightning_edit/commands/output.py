@@ -1,4 +1,4 @@
-"""What commands were given."""
+"""Options of commands."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def given_options(**values: Any) -> dict[str, Any]:
-    """The options that were given a value."""
+    """Returns the options that are not None."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Commands that give edits and editors to other programs and people: merge, export, serve."""
+"""Commands that share edits and editors with other programs and people: merge, export, push, serve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.printing import print_line
 
 Precision = Literal["f32", "f16", "q8_0"]
-"""Of the matrices of a GGUF file."""
+"""Precision of the matrices of a GGUF file."""
 
 
 def merge(
@@ -21,20 +21,19 @@ def merge(
     gguf: str | None = None,
     precision: Precision = "f16",
 ) -> None:
-    """Writes edits into the weights and saves a Hugging Face model folder that plain transformers loads.
+    """Merges edits into the weights and saves a Hugging Face model folder that plain transformers loads.
 
-    The folder also has a card that says what was edited (README.md) and where the edits come from (edits.json). An
-    output that ends in .gguf is written as a file for llama.cpp, from the base model's GGUF file.
+    The folder also has a model card of the edits (README.md) and their provenance (edits.json). An output that ends in
+    .gguf is written as a file for llama.cpp, from the base model's GGUF file.
 
     Args:
         edits: Folders of saved edits, merged in this order.
-        output: Folder for the merged model, which must not exist yet or be empty; or a name that ends in .gguf.
-        name_or_path: Base model; the one that the edit names if none is given.
-        gguf: GGUF file of the base model, for an output in that format; the one that it was loaded from if none is
-            given.
+        output: Folder for the merged model, which must be new or empty; or a file name that ends in .gguf.
+        name_or_path: Base model; by default the one that the edit names.
+        gguf: GGUF file of the base model, for a GGUF output; by default the one that it was loaded from.
         precision: Precision of a GGUF output's matrices.
-        dtype: Precision of the merged model; "auto" is the one in which the base model is published.
-        device: Where to put the base model.
+        dtype: Precision of the merged model; "auto" is that of the published base model.
+        device: Device of the base model.
 
     Raises:
         ConfigurationError: If the output folder is not empty.
@@ -83,16 +82,16 @@ def export_adapter(
     name_or_path: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Writes edits of weights as a LoRA adapter, which peft, vLLM and (as a .gguf file) llama.cpp load.
+    """Exports weight edits as a LoRA adapter, which peft, vLLM and (as a .gguf file) llama.cpp load.
 
     Args:
-        edits: Folders of saved edits; they become one adapter.
+        edits: Folders of saved edits, combined into one adapter.
         output: Folder for the adapter, in PEFT's format; a name that ends in .gguf writes a file for llama.cpp.
-        rank: Rank of the adapter; the smallest that is exact enough, of those that servers accept, if none is given.
+        rank: Rank of the adapter; by default the smallest that servers accept and that is exact enough.
         max_error: Largest relative error (Frobenius norm) of a change that is not of low rank.
-        switchable: Write an adapter for each edit, in folders of their ids, between which a server can switch.
-        name_or_path: Base model; the one that the edit names if none is given.
-        device: Where to put the base model.
+        switchable: Write one adapter per edit, in folders named by id, so that a server can switch between them.
+        name_or_path: Base model; by default the one that the edit names.
+        device: Device of the base model.
     """
     from lightning_edit.command_inputs import base_of
     from lightning_edit.edits import EditSequence, load_edit
@@ -121,12 +120,12 @@ def export(
     output: str,
     dtype: Literal["float32", "float16", "bfloat16"] = "float16",
 ) -> None:
-    """Writes a checkpoint with a trained editor alone, without what only going on with training needs.
+    """Exports a trained editor to a small checkpoint, without the state that only resuming training needs.
 
     Args:
         ckpt_path: Checkpoint of a run.
-        output: The file to write.
-        dtype: Precision of the editor's parameters in the file; they are float32 again when it is loaded.
+        output: File to write.
+        dtype: Precision of the editor's parameters in the file; they are loaded as float32.
     """
     import torch
 
@@ -146,17 +145,17 @@ def push(
     licence: str | None = None,
     metrics: str | None = None,
 ) -> None:
-    """Uploads an edit, a trained editor or statistics to the Hugging Face Hub, with a card.
+    """Uploads an edit, a trained editor or statistics to the Hugging Face Hub, with a model card.
 
-    --edits, --ckpt_path and --statistics take the repository afterwards, as hf://owner/name.
+    Afterwards, use the repository as hf://owner/name for --edits, --ckpt_path or --statistics.
 
     Args:
         path: Folder of a saved edit or of statistics, or the checkpoint of an editor.
-        repo: The repository, owner/name; it is created if there is none.
+        repo: The repository, owner/name; created if needed.
         private: Whether a new repository is private.
-        token: A token with the right to write; the one of the login if none is given.
+        token: Token with write access; by default that of the login.
         licence: Licence of the upload, as the Hub names it, such as "apache-2.0".
-        metrics: The metrics.json of a test run, whose measures the card shows.
+        metrics: metrics.json of a test run, to show its measures on the card.
 
     Raises:
         ConfigurationError: If the path is none of these, or the Hub refuses.
@@ -197,26 +196,26 @@ def serve(
     device: str | None = None,
     chat_template: bool | None = None,
 ) -> None:
-    """Serves a model with edits as an OpenAI-compatible server; edits are added and removed while it runs.
+    """Serves an edited model with an OpenAI-compatible API; edits can be added and removed at run time.
 
-    Beside /v1/models, /v1/completions and /v1/chat/completions there are GET and POST /v1/edits and DELETE
-    /v1/edits/ID. Each answer is given under one state of the edits, which its system_fingerprint names.
+    In addition to /v1/models, /v1/completions and /v1/chat/completions, the API has GET and POST /v1/edits and DELETE
+    /v1/edits/ID. Each answer is generated with one set of edits, identified by its system_fingerprint.
 
     Args:
         edits: Folders of saved edits that are applied from the start.
-        edits_folder: Folder from below which clients may add edits; none if not given.
-        host: Address to listen on; others than this machine's own need a token.
+        edits_folder: Folder from below which clients may add edits; by default they may add none.
+        host: Address to listen on; addresses other than loopback need a token.
         port: Port to listen on.
-        token: What clients must send as bearer token; LIGHTNING_EDIT_TOKEN in the environment if not given.
-        batch_size: Prompts that are answered side by side.
-        longest: Longest answer that may be asked for, in tokens.
-        name_or_path: Base model; the one that the edits name, or the bundled one, if none is given.
+        token: Bearer token that clients must send; by default LIGHTNING_EDIT_TOKEN in the environment.
+        batch_size: Number of prompts answered together.
+        longest: Maximum length of an answer, in tokens.
+        name_or_path: Base model; by default the one that the edits name, or the bundled one.
         dtype: Precision of the base model.
-        device: Where to put the base model.
-        chat_template: Render prompts with the tokenizer's chat template; as the edits were made if none is given.
+        device: Device of the base model.
+        chat_template: Whether to render prompts with the tokenizer's chat template; by default as for the edits.
 
     Raises:
-        ConfigurationError: If the server would be open to others without a token.
+        ConfigurationError: If the server would be reachable by others without a token.
     """
     import importlib.util
     import os

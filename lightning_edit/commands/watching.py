@@ -7,12 +7,12 @@ from lightning_edit.printing import print_line
 
 
 def plot(runs: list[str], output: str = "curves.png", measures: list[str] | None = None) -> None:
-    """Draws the learning curves of runs, side by side.
+    """Plots the learning curves of runs for comparison.
 
     Args:
         runs: Folders of runs, with metrics.csv.
-        output: The picture to write.
-        measures: Names in metrics.csv, such as val/score; losses and headline measures if none are given.
+        output: Image file to write.
+        measures: Names in metrics.csv, such as val/score; by default losses and headline measures.
     """
     from lightning_edit.curves import DEFAULT_MEASURES, draw_curves, read_curves
 
@@ -30,8 +30,8 @@ def dashboard(
     Args:
         config: YAML file of the dashboard: @training, @comparison, or one of your own.
         project: W&B project.
-        entity: W&B account or team; the one of the login if none is given.
-        output: File for the specification, where there is no key.
+        entity: W&B account or team; by default that of the login.
+        output: File for the specification, if there is no key.
     """
     from lightning_edit.dashboards import has_wandb_key, save_specification, workspace
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Values = Mapping[str, Sequence[float]]
-"""Record to the values of its probes."""
+"""Values of the probes, by record."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Interval:
     """A mean with its 95 % interval.
 
     Args:
-        mean: The mean; infinite where a value is.
+        mean: The mean; infinite if a value is.
         low: Its 2.5th percentile over bootstrap samples of records.
         high: Its 97.5th percentile.
         records: Number of records.
@@ -31,14 +31,14 @@ class Interval:
 
 
 def mean_interval(groups: Sequence[Values], resamples: int, seed: int, per_record: bool = False) -> Interval:
-    """The mean of groups' means of a measure, with a percentile bootstrap interval over records (Efron 1979).
+    """Averages groups' means of a measure, with a percentile bootstrap interval over records (Efron 1979).
 
-    Records are drawn with replacement and bring all their probes, because probes of one record depend on one another.
-    Groups that a sample has no probe of are left out of its mean.
+    Records are drawn with replacement, each with all its probes, because probes of one record are dependent. Groups
+    without probes in a sample are left out of its mean.
 
     Args:
-        groups: For each group, record to the values of its probes; one group gives a plain mean.
-        resamples: Bootstrap samples.
+        groups: For each group, the values of its probes by record; one group gives a plain mean.
+        resamples: Number of bootstrap samples.
         seed: Seed of the draws; equal seeds draw the same records.
         per_record: Average over records, with each record's probes averaged first, instead of over probes.
     """
@@ -51,17 +51,17 @@ def mean_interval(groups: Sequence[Values], resamples: int, seed: int, per_recor
 def paired_difference(
     first: Sequence[Values], second: Sequence[Values], resamples: int, seed: int, per_record: bool = False
 ) -> Interval | None:
-    """The difference of two methods' means on the records that both have, with the same records in each sample.
+    """Computes the paired difference of two methods' means, over the records that both have.
 
     Args:
         first: The first method's groups; see :func:`mean_interval`.
-        second: Those of the second, which is subtracted.
-        resamples: Bootstrap samples.
+        second: The second method's groups, which are subtracted.
+        resamples: Number of bootstrap samples; both methods use the same records in each.
         seed: Seed of the draws.
         per_record: See :func:`mean_interval`.
 
     Returns:
-        None where they share no record.
+        The difference; None if they share no record.
     """
     shared = sorted(set(_records(first)) & set(_records(second)))
     if not shared:
@@ -83,7 +83,7 @@ def _probes(groups: Sequence[Values], names: Sequence[str]) -> int:
 
 
 def _sums(groups: Sequence[Values], names: Sequence[str], per_record: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(groups, records) the sum and the number of what is averaged."""
+    """Returns (groups, records) sums and counts of the values to average."""
     sums, counts = np.zeros((len(groups), len(names))), np.zeros((len(groups), len(names)))
     for row, values in enumerate(groups):
         for column, name in enumerate(names):
@@ -99,14 +99,14 @@ def _mean(sums: np.ndarray, counts: np.ndarray) -> float:
 
 
 def _resampled(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(resamples) means over records drawn with replacement."""
+    """Returns (resamples) means over records drawn with replacement."""
     generator = np.random.default_rng(seed)
     draws = generator.integers(0, sums.shape[1], (resamples, sums.shape[1]))
     return _group_means(sums[:, draws].sum(-1), counts[:, draws].sum(-1))
 
 
 def _group_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The mean over the groups that have something, of (groups, samples) sums by counts."""
+    """Averages (groups, samples) sums / counts over the groups with a nonzero count."""
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     filled = (counts > 0).sum(0)
     total: np.ndarray = means.sum(0) / np.maximum(filled, 1)

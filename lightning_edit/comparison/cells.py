@@ -1,4 +1,4 @@
-"""The cells of a comparison: one editor on one data set under one protocol, an ordinary test run in its own folder."""
+"""Cells of a comparison: test runs of one editor on one data set under one protocol, each in its own folder."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Cell:
         editor: Name of the editor.
         data: Name of the data set.
         protocol: Name of the protocol.
-        folder: Where its run is.
-        identity: Digest of its settings and of the files of its editor; data files and versions are not in it.
-        reason: Why it is skipped; empty where it is run.
+        folder: Folder of its run.
+        identity: Digest of its settings and its editor's files, but not of data files or versions.
+        reason: Why it is skipped; empty if it is run.
     """
 
     editor: str
@@ -43,12 +43,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its name for people."""
+        """Human-readable name."""
         return f"{self.editor} on {self.data}, {self.protocol}"
 
     @property
     def is_done(self) -> bool:
-        """Whether its run has ended, with the same settings."""
+        """Whether a run with the same settings is complete."""
         return (self.folder / METRICS_FILE).is_file() and self._stored().get("identity") == self.identity
 
     def _stored(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Cell:
         return content if isinstance(content, dict) else {}
 
     def begin(self) -> None:
-        """Clears what a run with other settings, or one that failed, left in the folder, and notes whose it is."""
+        """Deletes leftovers of failed runs or other settings from the folder, and writes the cell's description."""
         for name in (METRICS_FILE, PREDICTIONS_FILE, FAILURE_FILE):
             (self.folder / name).unlink(missing_ok=True)
         if self._stored().get("identity") != self.identity:
@@ -67,12 +67,12 @@ class Cell:
         write_json(self.folder / CELL_FILE, {**asdict(self), "folder": self.folder.name})
 
     def end(self, seconds: float) -> None:
-        """Notes how many seconds the whole run took, so that the grid's overhead can be told."""
+        """Records the seconds of the whole run, from which the grid's overhead is computed."""
         write_json(self.folder / CELL_FILE, {**self._stored(), "seconds": seconds})
 
     @property
     def overhead(self) -> tuple[float, float] | None:
-        """Seconds of the whole run, and those of them that it did not edit, ask or judge in; None if not known."""
+        """Seconds of the whole run, and those not spent on editing, asking or judging; None if unknown."""
         try:
             costs = json.loads((self.folder / METRICS_FILE).read_text(encoding="utf-8"))["costs"]
             seconds = self._stored()["seconds"]
@@ -87,11 +87,11 @@ def cells_of(
     editors: Sequence[str] | None = None,
     data: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """The cells of a grid, data set by data set.
+    """Lists the cells of a grid, data set by data set.
 
     Args:
         comparison: The grid.
-        shard: (i, n): every n-th cell from the i-th on, so that n processes share the work.
+        shard: (i, n): every n-th cell, starting from the i-th, so that n processes share the work.
         editors: Only the cells of these editors; all if None.
         data: Only the cells of these data sets; all if None.
 
@@ -131,20 +131,20 @@ def _cell(comparison: Comparison, editor: str, data: str, protocol: str) -> Cell
 
 
 def _identity_of(protocol: Protocol) -> dict[str, Any]:
-    """A protocol's settings; those that came later count where they are used, so that earlier grids stay valid."""
+    """Returns a protocol's settings, omitting unused newer ones so that the digests of earlier grids stay valid."""
     later = {"every", "text"}
     settings = {**asdict(protocol), "editors": None}
     return {name: value for name, value in settings.items() if name not in later or value}
 
 
 def _digests(*paths: str | None) -> Sequence[str]:
-    """Digests of the files of an editor, those that they refer to among them."""
+    """Computes digests of an editor's files and of the files that they refer to."""
     files = [Path(path) for path in paths if path and Path(path).is_file()]
     return [hashlib.sha256(content).hexdigest() for file in files for content in with_references(file)]
 
 
 def with_references(path: Path) -> list[bytes]:
-    """The content of a file and, of a YAML file, that of the YAML files that it names."""
+    """Reads a file and, recursively, the YAML files that a YAML file names."""
     content = path.read_bytes()
     if path.suffix != ".yaml":
         return [content]

@@ -20,7 +20,7 @@ class Column:
         measure: The measure.
         by_group: Average the means of the groups, instead of over all probes; and show them one by one.
         scale: Factor of the numbers.
-        better: "higher" or "lower"; "" where neither is.
+        better: "higher", "lower", or "" for neither.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Column:
     better: str = "higher"
 
     def interval(self, run: Run, resamples: int, seed: int, per_record: bool = False) -> Interval | None:
-        """The column's number for a run; None where nothing was measured."""
+        """Computes the column's value for a run; None if nothing was measured."""
         groups = self.groups(run)
         if not groups:
             return None
@@ -40,7 +40,7 @@ class Column:
         return Interval(interval.mean * self.scale, low, high, interval.records, interval.probes)
 
     def groups(self, run: Run) -> list[dict[str, list[float]]]:
-        """Record to values, for each group whose mean counts equally; all probes are one where groups do not count."""
+        """Returns the values by record, for each group that counts equally; without ``by_group`` all probes are one."""
         if not self.by_group:
             parts = [run.values(self.kinds, self.measure)]
         else:

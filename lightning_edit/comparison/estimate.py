@@ -1,4 +1,4 @@
-"""How long the cells of a grid will take."""
+"""Time estimates for the cells of a grid."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Size:
 
 
 class Estimate:
-    """Seconds of cells, from what the done cells of a grid took, or else from the figures in its YAML file.
+    """Estimates the seconds of cells from finished cells of the grid, or else from the figures in its YAML file.
 
     Args:
         comparison: The grid.
-        cells: Its cells; the costs of those that are done are read.
+        cells: Its cells; the costs of finished ones are read.
     """
 
     def __init__(self, comparison: Comparison, cells: Sequence[Cell]) -> None:

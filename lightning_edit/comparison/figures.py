@@ -1,4 +1,4 @@
-"""The plots of report.html, as plotly figures in plain data."""
+"""The plots of report.html, as plain data of plotly figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_edit.comparison.results import Run
 from lightning_edit.locate.picture import TITLES
 
 _SHOWN_BARS = 4
-"""Columns whose bars are shown at first; a click on the legend shows the others."""
+"""Number of columns whose bars are visible initially; a click on the legend shows the others."""
 _CURVES = (("edit success", "edit_success", "token_accuracy"), ("locality", "locality", "self_agreement"))
-"""Title, kind of probes and measure of the curves of a sequence."""
+"""Title, probe kind and measure of the curves of a sequence."""
 _TRACED_FACTS = 5
-"""Facts of a trace that have a plot of their own."""
+"""Number of facts of a trace that are plotted."""
 _LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 _MAP_HEIGHT = 220
 """Pixels of a heat map."""
@@ -27,9 +27,9 @@ _Row = tuple[Run, Sequence[Interval | None]]
 
 
 def figures(report: Report, traces: Sequence[Mapping[str, Any]] = ()) -> list[Figure]:
-    """Bars with intervals, success against locality, curves of sequences, and causal traces.
+    """Draws bars with intervals, success against locality, curves of sequences, and causal traces.
 
-    Titles are plain text, for the page to show; names within a figure are escaped, since plotly reads them as HTML.
+    Titles are plain text; names within a figure are escaped, since plotly reads them as HTML.
 
     Args:
         report: The numbers.
@@ -109,7 +109,7 @@ def _trade_off(report: Report, rows: Sequence[_Row], title: str) -> Any:
 
 
 def _sequence_curves(runs: Sequence[Run], title: str) -> Iterator[Any]:
-    """Measures over all records edited so far, and perplexity against the unedited model's, by the number of edits."""
+    """Plots measures over all records edited so far, and relative perplexity, against the number of edits."""
     sequences = [run for run in runs if len(run.sequence) > 1]
     for name, kind, measure in _CURVES:
         figure = _lines(f"{title}: {name} over all records edited so far", name)
@@ -147,7 +147,7 @@ def _add_line(figure: Any, editor: str, points: Sequence[tuple[int, float | None
 
 
 def _mean_of(measures: Mapping[str, Any], kind: str, measure: str) -> float | None:
-    """The mean of a measure over the groups of a kind that were measured; None where one of them is not finite."""
+    """Averages a measure over the groups of a kind; None if a value is not finite, or nothing was measured."""
     names = [name for name in measures if name.split("/")[0] == kind and name.rpartition("/")[2] == measure]
     values = [measures[name] for name in names]
     if not values or any(value is None or not math.isfinite(value) for value in values):
@@ -156,7 +156,7 @@ def _mean_of(measures: Mapping[str, Any], kind: str, measure: str) -> float | No
 
 
 def _trace_maps(trace: Mapping[str, Any]) -> Iterator[Any]:
-    """For each fact a heat map of each kind of what is put back, tokens by layers."""
+    """Plots a heat map (tokens by layers) of each kind of restored state, for each fact."""
     from plotly.subplots import make_subplots
 
     for fact in trace["facts"][:_TRACED_FACTS]:

@@ -1,4 +1,4 @@
-"""Makes the editors of a comparison ready: loads trained ones, trains others, collects statistics once."""
+"""Prepares the editors of a comparison: loads trained ones, trains others, and collects statistics once."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class ReadsStatistics(Protocol):
     """An editor whose fit collects statistics of the keys of some layers."""
 
     def edited_layers(self, model: LanguageModel) -> Sequence[int]:
-        """The layers that it edits."""
+        """Returns the layers that it edits."""
 
 
 class Editors:
-    """The editors of a comparison, each made ready when it is first asked for.
+    """The editors of a comparison, each prepared on first use.
 
     Args:
         comparison: The grid.
@@ -49,18 +49,18 @@ class Editors:
         self._ready: dict[str, Editor] = {}
 
     def __getitem__(self, name: str) -> Editor:
-        """An editor, ready to edit.
+        """Returns an editor that is ready to edit.
 
         Raises:
             LightningEditError: If it cannot be built, loaded or fitted.
         """
         if name not in self._ready:
-            editor = self._prepared(name, self.comparison.editors[name])
+            editor = self._prepare(name, self.comparison.editors[name])
             editor.share_searches(Path(self.comparison.output) / "values")
             self._ready[name] = editor
         return self._ready[name]
 
-    def _prepared(self, name: str, entry: EditorEntry) -> Editor:
+    def _prepare(self, name: str, entry: EditorEntry) -> Editor:
         if entry.checkpoint is not None:
             return load_editor(entry.checkpoint, self.model)
         if entry.experiment is not None:
@@ -77,7 +77,7 @@ class Editors:
         return editor
 
     def _trained(self, name: str, experiment: str) -> Path:
-        """The checkpoint of an experiment, which is run, or gone on with, if it has none yet."""
+        """Returns the checkpoint of an experiment, after running or resuming it if it is not finished."""
         # Imported here: the command line imports the comparison.
         from lightning_edit.training_cli import run
 
@@ -100,7 +100,7 @@ class Editors:
         return last
 
     def _with_statistics(self, path: str) -> Editor:
-        """An editor with statistics of its layers, which are collected once for all editors and processes."""
+        """Builds an editor with statistics of its layers, collected once for all editors and processes."""
         corpus = json.dumps(self.comparison.corpus, sort_keys=True, default=str)
         folder = Path(self.comparison.output) / f"statistics-{_digest([corpus.encode()])}"
         editor = configured_editor(path, statistics=str(folder))
@@ -129,7 +129,7 @@ class Editors:
 
 @contextmanager
 def interrupts_raised(trainer: Trainer) -> Iterator[None]:
-    """Raises an error where a run of a Trainer ends because of a signal.
+    """Raises an error if a signal stops a Trainer's run.
 
     Raises:
         RunInterruptedError: With the status 143 after SIGTERM and 130 after SIGINT.
@@ -144,7 +144,7 @@ def interrupts_raised(trainer: Trainer) -> Iterator[None]:
             raise
         raise RunInterruptedError(message, 130) from error
     if trainer.received_sigterm:
-        # It came in the last batch, behind which the Trainer does not look.
+        # It came in the last batch, after which the Trainer does not check.
         raise RunInterruptedError(message, 143)
 
 

@@ -1,4 +1,4 @@
-"""Runs the cells of a comparison, one after another, each once."""
+"""Runs the cells of a comparison one after another, each once."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Grid:
-    """The cells of a comparison, and what they share: the base model, its answers, the editors and the records.
+    """The cells of a comparison, with shared base model, unedited answers, editors and records.
 
     Args:
-        comparison: What is compared.
+        comparison: The comparison.
         shard: See :func:`cells_of`.
-        editors: See there.
-        data: See there.
+        editors: See :func:`cells_of`.
+        data: See :func:`cells_of`.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Grid:
 
     @property
     def model(self) -> LanguageModel:
-        """The base model, loaded when it is first needed."""
+        """The base model, loaded on first use."""
         if self._model is None:
             self._model = load_language_model(**vars(self.comparison.language_model))
         return self._model
 
     @property
     def answers(self) -> UneditedAnswers:
-        """What the base model says unedited, kept in the output folder for other processes and later runs."""
+        """Cached answers of the unedited base model, stored in the output folder for other processes and later runs."""
         if self._answers is None:
             self._answers = UneditedAnswers(Path(self.comparison.output) / "unedited", self.model)
         return self._answers
@@ -79,7 +79,7 @@ class Grid:
         return self._editors
 
     def report_of(self, cell: Cell) -> ReadReport:
-        """A cell's records, read once.
+        """Returns a cell's records, which are read once.
 
         Raises:
             LightningEditError: If they cannot be read.
@@ -91,7 +91,7 @@ class Grid:
         return self._reports[cell.data, limit]
 
     def plan(self) -> str:
-        """What will be run: cells, records and probes, and about how long it takes.
+        """Describes what will be run: cells, records, probes, and the estimated time.
 
         Raises:
             LightningEditError: If records cannot be read.
@@ -110,7 +110,7 @@ class Grid:
         return "\n".join(lines)
 
     def size_of(self, cell: Cell) -> Size:
-        """How much a cell has to do.
+        """Returns a cell's amount of work.
 
         Raises:
             LightningEditError: If its records cannot be read.
@@ -118,7 +118,7 @@ class Grid:
         return Size.of(self.report_of(cell).records, self.comparison.protocols[cell.protocol].requests_per_edit)
 
     def run(self) -> None:
-        """Runs the cells that are not done; one that fails is noted and does not stop the others."""
+        """Runs the cells that are not done; a failure is recorded and does not stop the others."""
         estimate, clock = Estimate(self.comparison, self.cells), _Clock()
         open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
         for cell in self.cells:
@@ -133,7 +133,7 @@ class Grid:
                 _LOG.info("%s: another process is running this cell", cell.name)
                 continue
             try:
-                outcome = "done" if cell.is_done else self._run_or_note_failure(cell)
+                outcome = "done" if cell.is_done else self._run_or_record_failure(cell)
             finally:
                 lock.release()
             if cell.is_done:
@@ -144,7 +144,7 @@ class Grid:
             _LOG.info("%s", self.overhead())
 
     def overhead(self) -> str:
-        """How much of the time of the cells that are done went into anything but editing and asking."""
+        """Describes the share of the finished cells' time not spent on editing and asking."""
         known = [overhead for cell in self.cells if (overhead := cell.overhead) is not None]
         if not known:
             return "no cell is done"
@@ -152,24 +152,24 @@ class Grid:
         return f"{len(known)} cells took {duration(seconds)}, {beside / seconds:.1%} of it beside editing and asking"
 
     def _seconds(self, estimate: Estimate, cells: Sequence[Cell]) -> dict[Cell, float]:
-        """The estimated seconds of the cells whose records can be read and whose editor's cost is known."""
+        """Estimates the seconds of the cells whose records can be read and whose editor's cost is known."""
         seconds: dict[Cell, float] = {}
         for cell in cells:
-            with suppress(LightningEditError):  # the cell itself will fail with it, and be noted
+            with suppress(LightningEditError):  # running the cell raises and records it
                 if (value := estimate.seconds(cell, self.size_of(cell))) is not None:
                     seconds[cell] = value
         return seconds
 
-    def _run_or_note_failure(self, cell: Cell) -> str:
+    def _run_or_record_failure(self, cell: Cell) -> str:
         failure = cell.folder / FAILURE_FILE
         started = time.perf_counter()
-        # Before anything can fail, so that no earlier numbers are taken for this cell's.
+        # Called before anything can fail, so that no earlier results are taken for this cell's.
         cell.begin()
         try:
             self.run_cell(cell)
         except RunInterruptedError:
             raise
-        except Exception as error:  # whatever it is, the other cells go on
+        except Exception as error:  # the other cells are run after any error
             known = isinstance(error, LightningEditError)
             text = str(error) if known else "".join(traceback.format_exception(error))
             with replace_file(failure) as temporary:
@@ -180,7 +180,7 @@ class Grid:
         return f"{seconds:.0f} s"
 
     def run_cell(self, cell: Cell) -> None:
-        """Runs a cell as a test of the Trainer, whose report is written into the cell's folder.
+        """Runs a cell as a test run of the Trainer, which writes its report into the cell's folder.
 
         Raises:
             LightningEditError: If the editor or the records cannot be used.
@@ -213,10 +213,10 @@ class Grid:
 
 
 def usable_records(report: ReadReport, editor: Editor) -> ReadReport:
-    """The records that an editor can edit: those with a subject, where it needs one; the others are counted.
+    """Drops and counts the records without a subject, if the editor needs one.
 
     Raises:
-        ConfigurationError: If none is left.
+        ConfigurationError: If no record is left.
     """
     if not editor.capabilities.needs_subject:
         return report
@@ -240,7 +240,7 @@ class _Fixed(RecordSource):
 
 
 class _Clock:
-    """Tells how much time is left, from the cells that were run and what they were estimated to take."""
+    """Estimates the time left, from the actual and estimated times of the cells that were run."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -250,8 +250,8 @@ class _Clock:
 
         Args:
             done: Cells that were run.
-            ahead: Cells that are still to be run.
-            seconds: What cells are estimated to take; the others count as the mean of these.
+            ahead: Cells still to be run.
+            seconds: Estimated seconds of cells; the others count as the mean of these.
         """
         if not ahead:
             return "all cells were run"

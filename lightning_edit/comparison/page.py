@@ -18,11 +18,11 @@ _TEMPLATE = "report.html"
 
 
 def page(report: Report, traces: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The page. Texts of records are data to it, and are never read as HTML.
+    """Renders the page. Texts of records are embedded as data, and never interpreted as HTML.
 
     Args:
         report: The numbers.
-        traces: Contents of traces.json files, which are shown as well.
+        traces: Contents of traces.json files to show.
 
     Raises:
         ConfigurationError: If plotly is not installed.
@@ -33,7 +33,7 @@ def page(report: Report, traces: Sequence[Mapping[str, Any]] = ()) -> str:
 
     template = resources.files("lightning_edit.comparison").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     content = finite_json({"table": _table(report), "plots": figures(report, traces), **_records(report.runs)})
-    # "</script>" and "<!--" in a text would be read as HTML; JSON may spell the character by its number.
+    # "</script>" and "<!--" in a text would be read as HTML, so "<" is escaped.
     embedded = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return template.replace("/*PLOTLY*/", get_plotlyjs()).replace("{}/*DATA*/", embedded)
 
@@ -53,12 +53,12 @@ def _table(report: Report) -> dict[str, Any]:
 
 
 def _records(runs: Sequence[Run]) -> dict[str, Any]:
-    """Every probe once, and what each editor's model says to it."""
+    """Collects every probe once, and each editor's answers to it."""
     probes: dict[tuple[Any, ...], int] = {}
     shown: list[list[Any]] = []
     answers: list[dict[str, list[Any]]] = []
     for run in runs:
-        said: dict[str, list[Any]] = {}
+        run_answers: dict[str, list[Any]] = {}
         for line in run.lines:
             key = (run.data, line["record"], line["kind"], line["group"], line["prompt"])
             if key not in probes:
@@ -69,8 +69,8 @@ def _records(runs: Sequence[Run]) -> dict[str, Any]:
             is_kept = line["kind"] == "locality"
             names = ("generation_agreement", "self_agreement") if is_kept else ("containment", "token_accuracy")
             score = next((measures[name] for name in names if measures.get(name) is not None), None)
-            said[str(probes[key])] = [_text(line["after"]), score]
-        answers.append(said)
+            run_answers[str(probes[key])] = [_text(line["after"]), score]
+        answers.append(run_answers)
     return {"probes": shown, "answers": answers}
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard as a picture: one row for each editor, one panel for each headline measure, with intervals."""
+"""The leaderboard as a picture: one row per editor, one panel per headline measure, with intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_edit.comparison.results import Run
 from lightning_edit.files import replace_file
 
 _PANELS = 5
-"""Panels side by side: the first columns of a report."""
+"""Number of panels in a row, for the first columns of a report."""
 _Row = Sequence[Interval | None]
 
 
@@ -23,14 +23,14 @@ def can_draw() -> bool:
 
 
 def draw_leaderboard(report: Report, path: str | Path) -> Path:
-    """Draws means and 95 % intervals of a report's first columns, for each data set and protocol a row of panels.
+    """Draws means and 95 % intervals of a report's first columns, with a row of panels per data set and protocol.
 
-    Editors stand in the order of their mean over the panels whose measures are better when higher. Runs that failed or
-    were skipped are not drawn.
+    Editors are sorted by their mean over the panels whose measures are better when higher. Failed and skipped runs are
+    not drawn.
 
     Args:
         report: The report.
-        path: The file to write, such as leaderboard.png.
+        path: Image file to write, such as leaderboard.png.
     """
     from matplotlib.figure import Figure
 
@@ -41,7 +41,7 @@ def draw_leaderboard(report: Report, path: str | Path) -> Path:
     shape = [max(len(rows), 1) + 3 for rows in grids.values()]
     axes = figure.subplots(len(grids) or 1, len(columns), squeeze=False, sharey="row", height_ratios=shape or None)
     for row_of_axes, ((data, protocol), rows) in zip(axes, grids.items(), strict=False):
-        ordered = sorted(rows, key=lambda pair: _merit(report, pair[1]))
+        ordered = sorted(rows, key=lambda pair: _mean_score(report, pair[1]))
         for panel, (axis, column) in enumerate(zip(row_of_axes, columns, strict=True)):
             for height_of_row, (_, intervals) in enumerate(ordered):
                 _dot(axis, height_of_row, intervals[panel])
@@ -57,7 +57,7 @@ def draw_leaderboard(report: Report, path: str | Path) -> Path:
 
 
 def _grids(report: Report) -> dict[tuple[str, str], list[tuple[Run, _Row]]]:
-    """Data set and protocol to the runs that have numbers."""
+    """Groups the runs that have numbers by data set and protocol."""
     grids: dict[tuple[str, str], list[tuple[Run, _Row]]] = {}
     for run, intervals in zip(report.runs, report.intervals, strict=True):
         if not run.problem:
@@ -65,7 +65,7 @@ def _grids(report: Report) -> dict[tuple[str, str], list[tuple[Run, _Row]]]:
     return grids
 
 
-def _merit(report: Report, intervals: _Row) -> float:
+def _mean_score(report: Report, intervals: _Row) -> float:
     columns = zip(report.columns[:_PANELS], intervals, strict=False)
     means = [interval.mean for column, interval in columns if interval is not None and column.better == "higher"]
     return sum(means) / len(means) if means else 0.0

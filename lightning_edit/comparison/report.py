@@ -1,4 +1,4 @@
-"""The numbers of a comparison, and their forms as text."""
+"""The numbers of a comparison, and their formats as text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_edit.comparison.results import Run
 from lightning_edit.errors import ConfigurationError
 
 _LARGE = 10
-"""From here on, numbers have one decimal."""
+"""Numbers from here on are shown with one decimal."""
 _COSTS = {
     "s / edit": ("seconds_per_edit", 1.0),
     "s / probe": ("seconds_per_probe", 1.0),
     "edit, KB": ("edit_bytes", 1e-3),
     "peak memory, GB": ("peak_memory_bytes", 1e-9),
 }
-"""Column to the entry of a run's costs, and its factor."""
+"""Name and factor of each column's entry in a run's costs."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Report:
 
     Args:
         runs: The runs.
-        columns: What is measured of each.
-        intervals: For each run, a number for each column; None where nothing was measured.
+        columns: The columns.
+        intervals: For each run, a value per column; None if nothing was measured.
         reference: Name of the editor that others are compared with.
-        resamples: Bootstrap samples.
-        seed: Their seed.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
         per_record: Whether each record counts equally, instead of each probe.
     """
 
@@ -48,7 +48,7 @@ class Report:
     per_record: bool
 
     def differences(self, run: Run) -> list[Interval | None]:
-        """For each column the paired difference to the reference on the same data set and protocol."""
+        """Computes each column's paired difference to the reference on the same data set and protocol."""
         other = next(
             (
                 one
@@ -78,14 +78,14 @@ def build_report(
     seed: int = 0,
     per_record: bool = False,
 ) -> Report:
-    """Takes the numbers of some runs.
+    """Computes the numbers of runs.
 
     Args:
         runs: The runs.
         preset: Name of a set of columns, see :data:`PRESETS`.
-        reference: Editor that others are compared with; the first one if none is given.
-        resamples: Bootstrap samples.
-        seed: Their seed.
+        reference: Editor that others are compared with; the first one by default.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
         per_record: Average over records, with each record's probes averaged first, instead of over probes.
 
     Raises:
@@ -111,7 +111,7 @@ def build_report(
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """A report as plain data."""
+    """Converts a report to plain data."""
     titles = [column.title for column in report.columns]
     rows = [
         {
@@ -137,7 +137,7 @@ def _named(titles: Sequence[str], intervals: Sequence[Interval | None]) -> dict[
 
 
 def _groups(report: Report, run: Run) -> dict[str, dict[str, float]]:
-    """Column to group to mean, for kinds with more than one group."""
+    """Computes the mean of each named group, by column."""
     means: dict[str, dict[str, float]] = {}
     for column in report.columns:
         groups = {group for kind in column.kinds for group in run.groups(kind)}
@@ -149,7 +149,7 @@ def _groups(report: Report, run: Run) -> dict[str, dict[str, float]]:
 
 
 def markdown(report: Report) -> str:
-    """A table for each data set and protocol, with 95 % intervals over records."""
+    """Formats a Markdown table per data set and protocol, with 95 % intervals over records."""
     parts = []
     for data, protocol in dict.fromkeys((run.data, run.protocol) for run in report.runs):
         rows = [
@@ -172,7 +172,7 @@ def markdown(report: Report) -> str:
 
 
 def comma_separated(report: Report) -> str:
-    """A line for each run; an interval is three columns."""
+    """Formats a CSV with one line per run; an interval takes three columns."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     bounds = [f"{column.title}{end}" for column in report.columns for end in ("", " low", " high")]

@@ -1,4 +1,4 @@
-"""Reads test runs back: the measures of every probe, record by record."""
+"""Reads the results of test runs: the measures of every probe, record by record."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Run:
         editor: Name of the editor.
         data: Name of the data set.
         protocol: Name of the protocol.
-        folder: Where it is.
-        summary: metrics.json; empty where the run failed or was not made.
+        folder: Its folder.
+        summary: metrics.json; empty if there is no run.
         lines: predictions.jsonl.
-        problem: Why there is no run; empty where there is one.
-        sequence: sequence.jsonl, what was measured along a sequence of edits; empty for other protocols.
+        problem: Why there is no run; empty if there is one.
+        sequence: sequence.jsonl, the measures along a sequence of edits; empty for other protocols.
     """
 
     editor: str
@@ -43,12 +43,12 @@ class Run:
     sequence: Sequence[Mapping[str, Any]] = ()
 
     def values(self, kinds: Iterable[str], measure: str, group: str | None = None) -> dict[str, list[float]]:
-        """Record to the values of a measure at its probes; infinite where they were not finite.
+        """Returns the values of a measure by record; values that were not finite are infinite.
 
         Args:
             kinds: Kinds of probes.
             measure: Name of the measure.
-            group: Group of probes; all if none is given.
+            group: Group of probes; all by default.
         """
         wanted = set(kinds)
         values: dict[str, list[float]] = {}
@@ -59,7 +59,7 @@ class Run:
         return values
 
     def groups(self, kind: str) -> list[str]:
-        """The groups of a kind of probes, in their order."""
+        """Returns the groups of a kind of probes, in order of appearance."""
         return list(dict.fromkeys(line["group"] for line in self.lines if line["kind"] == kind))
 
 
@@ -68,7 +68,7 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         SourceNotFoundError: If the folder holds neither.
-        ConfigurationError: If a file of it is damaged.
+        ConfigurationError: If one of its files is damaged.
     """
     folder = Path(folder)
     names = _json(folder / CELL_FILE) if (folder / CELL_FILE).is_file() else {}
@@ -82,10 +82,10 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """The test runs in some folders, and in the folders below them.
+    """Reads the test runs in folders and their subfolders.
 
     Raises:
-        SourceNotFoundError: If there is none in one of them.
+        SourceNotFoundError: If a folder has none.
     """
     runs = []
     for path in map(Path, paths):
@@ -97,7 +97,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def read_traces(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The contents of traces.json in some folders, as ``trace`` writes it.
+    """Reads traces.json from folders that ``trace`` wrote.
 
     Raises:
         SourceNotFoundError: If a folder has none.
@@ -113,7 +113,7 @@ def read_traces(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _names(folder: Path, names: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Editor, data set and protocol of a run, as a comparison calls them or else as the run does."""
+    """Returns a run's editor, data set and protocol, as named by the comparison or else by the run itself."""
     editor = names.get("editor") or summary.get("settings", {}).get("editor", {}).get("name") or folder.name
     data = names.get("data") or str(summary.get("data") or folder.parent.name).partition(":")[0].rpartition("/")[2]
     return str(editor), str(data), str(names.get("protocol") or summary.get("protocol") or "")
@@ -137,7 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _sequence(folder: Path) -> list[dict[str, Any]]:
-    """What was measured along a sequence, which a cell keeps in a folder of its own."""
+    """Reads the measures along a sequence, which a cell keeps in a subfolder."""
     path = next((one for one in (folder / SEQUENCE_FOLDER, folder) if (one / SCHEDULE_FILE).is_file()), None)
     return [] if path is None else read_schedule(path / SCHEDULE_FILE)
 

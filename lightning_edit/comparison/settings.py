@@ -1,4 +1,4 @@
-"""What is compared: editors, data sets and protocols, from one YAML file."""
+"""Settings of a comparison: editors, data sets and protocols, from one YAML file."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EditorEntry:
-    """An editor of a comparison; one of the first three says which.
+    """An editor of a comparison, given by exactly one of ``editor``, ``checkpoint`` and ``experiment``.
 
     Args:
         editor: YAML file of an editor that needs no training, or the name of a shipped one ("@rome"); statistics are
-            collected where it needs some.
+            collected if it needs them.
         checkpoint: Checkpoint of a trained editor, or the name of a shipped one ("@mend").
-        experiment: YAML file of an experiment, which is run (fit) for its checkpoint.
-        records: Limit of the records of each data set, in place of the comparison's; 0 takes all.
-        skip: Data set to the reason why this editor cannot be used on it.
-        seconds_per_edit: What editing a record takes, for the plan's estimate, until cells of this editor are done.
+        experiment: YAML file of an experiment, which is run (fit) to get its checkpoint.
+        records: Maximum number of records per data set; overrides the comparison's. 0 takes all.
+        skip: Reasons not to use this editor, by data set.
+        seconds_per_edit: Seconds to edit a record, for the plan's estimate until cells of this editor are done.
     """
 
     editor: str | None = None
@@ -49,11 +49,11 @@ class Protocol:
     """How the records of a cell are edited.
 
     Args:
-        requests_per_edit: Records edited jointly; 0 edits all of a cell at once, 1 each on the clean model.
-        sequential: Edit one after another, each on top of all before.
-        every: Measure a sequence after every so many edits, for its curves; 0 measures at its end alone.
-        text: Plain text that perplexity is measured on along a sequence; none is measured if not given.
-        editors: Names of the editors that it is used with; all, if none is given.
+        requests_per_edit: Number of records edited jointly; 0 edits all of a cell at once, 1 each on the clean model.
+        sequential: Edit one after another, each on top of the earlier ones.
+        every: Number of edits between measurements of a sequence, for its curves; 0 measures only at the end.
+        text: Plain text for measuring perplexity along a sequence; not measured if not given.
+        editors: Names of the editors to use it with; all by default.
     """
 
     requests_per_edit: int = 1
@@ -65,12 +65,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Where the cells are logged on W&B, offline unless a key is set.
+    """Logging of the cells to W&B, offline unless a key is set.
 
     Args:
         project: W&B project.
-        group: Group of the cells' runs; the grid's output folder if none is given.
-        predictions: Predictions in the table of each cell.
+        group: Group of the cells' runs; the grid's output folder by default.
+        predictions: Number of predictions in each cell's table.
     """
 
     project: str = "lightning_edit"
@@ -83,22 +83,22 @@ class Comparison:
     """A grid of editors × data sets × protocols on one base model.
 
     Args:
-        editors: Name to editor.
-        data: Name to data set (class_path and init_args of a source of records).
-        protocols: Name to protocol.
+        editors: Editors by name.
+        data: Data sets by name (class_path and init_args of a source of records).
+        protocols: Protocols by name.
         output: Folder for the cells and the report.
         language_model: The base model, and how it is loaded.
-        corpus: Text that statistics of keys are collected on (init_args of TextCorpus). Without one, editors take those
-            that come with the package, or else some on text that the model samples itself.
-        records: Limit of the records of each data set; 0 takes all.
+        corpus: Text for collecting key statistics (init_args of TextCorpus). By default, editors use the statistics
+            that come with the package, or else collect some on text sampled from the model.
+        records: Maximum number of records per data set; 0 takes all.
         seed: Seed of everything random.
-        eval_batch_size: Records that are evaluated side by side.
+        eval_batch_size: Number of records evaluated together.
         evaluation: How records are evaluated.
-        reference: Editor that others are compared with, record by record; the first one if none is given.
-        resamples: Bootstrap samples of the confidence intervals.
-        seconds_per_probe: What asking a probe takes, for the estimate of the plan, until cells are done.
-        wandb: Log each cell as a run on W&B; none is logged if not given.
-        traces: Folders that ``trace`` wrote, which report.html shows as well.
+        reference: Editor that others are compared with, record by record; the first one by default.
+        resamples: Number of bootstrap samples for the confidence intervals.
+        seconds_per_probe: Seconds to ask a probe, for the plan's estimate until cells are done.
+        wandb: Log each cell as a run on W&B; nothing is logged by default.
+        traces: Output folders of ``trace``, to show in report.html.
     """
 
     editors: dict[str, EditorEntry]
@@ -142,14 +142,14 @@ class Comparison:
             raise ConfigurationError(f"reference: there is no editor {self.reference}; see editors")
 
     def source(self, data: str, limit: int) -> RecordSource:
-        """A data set's source of records, limited to some records (0: all)."""
+        """Builds a data set's source of records, with a maximum number of records (0: all)."""
         description = dict(self.data[data])
         arguments = {**(description.get("init_args") or {}), **({"limit": limit} if limit else {})}
         described = {"class_path": description.get("class_path"), "init_args": arguments}
         return build(described, RecordSource, f"data.{data}")
 
     def text(self) -> TextCorpus:
-        """The corpus of statistics.
+        """Builds the corpus for key statistics.
 
         Raises:
             ConfigurationError: If none is configured.
@@ -162,16 +162,16 @@ class Comparison:
 def read_comparison(
     path: str | Path, overrides: Mapping[str, Any] | None = None, chat_template: bool | None = None
 ) -> Comparison:
-    """Reads a comparison from a YAML file; files that it names are looked for beside it, then in the current folder.
+    """Reads a comparison from a YAML file; paths in it are relative to its folder, or else to the current folder.
 
     Args:
         path: The file.
-        overrides: Settings in place of those of the file.
-        chat_template: Whether prompts are rendered with the chat template; as the file says if None.
+        overrides: Settings that override the file's; None is skipped.
+        chat_template: Whether prompts are rendered with the chat template; None leaves it to the file.
 
     Raises:
         SourceNotFoundError: If there is no such file.
-        ConfigurationError: If a setting is missing, unknown or out of its range.
+        ConfigurationError: If a setting is missing, unknown or out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -180,20 +180,20 @@ def read_comparison(
     content.update({name: value for name, value in (overrides or {}).items() if value is not None})
     model = content.get("language_model")
     if isinstance(model, str):
-        content["language_model"] = _yaml(_beside(path, model))
+        content["language_model"] = _yaml(_resolve(path, model))
     if chat_template is not None:
         content["language_model"] = {**(content.get("language_model") or {}), "chat_template": chat_template}
     try:
         editors = content.get("editors")
         if isinstance(editors, dict):
-            content["editors"] = {name: _with_files(path, entry) for name, entry in editors.items()}
+            content["editors"] = {name: _with_resolved_files(path, entry) for name, entry in editors.items()}
         return _of(Comparison, content, "")
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
-def _with_files(path: Path, entry: Any) -> Any:
-    """An editor's entry with the files that its names stand for."""
+def _with_resolved_files(path: Path, entry: Any) -> Any:
+    """Resolves the names in an editor's entry to files."""
     if not isinstance(entry, dict):
         return entry
     return {
@@ -207,16 +207,16 @@ _SHIPPED: dict[str, Callable[[str], Path]] = {
     "experiment": lambda name: shipped_file(name, ["experiment"]),
     "checkpoint": shipped_checkpoint,
 }
-"""Key of an editor's entry to what finds the file of a shipped name."""
+"""Functions that find the file of a shipped name, by key of an editor's entry."""
 
 
 def _file(path: Path, key: str, name: str) -> Path:
-    return _SHIPPED[key](name.removeprefix(MARK)) if name.startswith(MARK) else _beside(path, name)
+    return _SHIPPED[key](name.removeprefix(MARK)) if name.startswith(MARK) else _resolve(path, name)
 
 
-def _beside(path: Path, name: str) -> Path:
-    beside = path.parent / name
-    return beside if beside.exists() else Path(name)
+def _resolve(path: Path, name: str) -> Path:
+    candidate = path.parent / name
+    return candidate if candidate.exists() else Path(name)
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _of(kind: type[T], values: Any, where: str) -> T:
-    """A settings class from plain data, with the settings classes in it.
+    """Builds a settings class, and those nested in it, from plain data.
 
     Raises:
         ConfigurationError: If a value is missing or unknown.
@@ -255,7 +255,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     nested = {"editors": EditorEntry, "protocols": Protocol}.get(where)
     if nested is not None and isinstance(value, Mapping):
         return {str(name): _of(nested, entry or {}, f"{where}.{name}") for name, entry in value.items()}
-    # A settings class, or one of them or none.
+    # A settings class, possibly optional.
     for kind in (hint, *get_args(hint)):
         if isinstance(kind, type) and is_dataclass(kind) and value is not None:
             return _of(kind, value, where)

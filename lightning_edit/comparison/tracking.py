@@ -1,4 +1,4 @@
-"""Cells as W&B runs: a grid is a group, and each cell a run with its headline measures and predictions."""
+"""Logs cells to W&B: a grid is a group, and each cell a run with its headline measures and predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TABLE: list[str | int] = ["record", "kind", "group", "prompt", "expected", "bef
 
 @contextmanager
 def tracked(cell: Cell, comparison: Comparison) -> Iterator[WandbDashboard | None]:
-    """The logger of a cell's test run: a W&B run with its name, in the group of the grid; None where none is wanted.
+    """Yields the W&B logger of a cell's test run, in the group of the grid; None without W&B settings.
 
     When the block ends, the cell's headline measures and predictions are logged; a block that fails fails the W&B run.
     """
@@ -42,12 +42,12 @@ def tracked(cell: Cell, comparison: Comparison) -> Iterator[WandbDashboard | Non
     try:
         _log(logger, read_run(cell.folder), settings.predictions)
     finally:
-        # An open run would take in what the next cell logs.
+        # An open run would also receive the logs of the next cell.
         logger.experiment.finish()
 
 
 def headline(run: Run) -> dict[str, float]:
-    """The measures that the summary of a run begins with: means over probes under teacher forcing, and the cost."""
+    """Computes the headline measures of a run: teacher-forced means over probes, and the cost of an edit."""
     measures = {}
     for column in TEACHER_FORCED:
         values = [value for group in column.groups(run) for record in group.values() for value in record]
@@ -65,7 +65,7 @@ def _log(logger: WandbDashboard, run: Run, rows: int) -> None:
 
 
 def _row(line: Mapping[str, Any]) -> list[str]:
-    """What was generated, or, where nothing was, what was predicted under teacher forcing."""
-    said = [line[state]["generation"] or line[state]["teacher_forced"] for state in ("before", "after")]
+    """Returns a row of the table, with teacher-forced predictions where there is no generation."""
+    answers = [line[state]["generation"] or line[state]["teacher_forced"] for state in ("before", "after")]
     expected = " / ".join(aliases[0] for aliases in line["expected"])
-    return [line["record"], line["kind"], line["group"], line["prompt"], expected, *said]
+    return [line["record"], line["kind"], line["group"], line["prompt"], expected, *answers]

@@ -13,12 +13,12 @@ from lightning_edit.files import replace_file, write_json
 
 
 def write_report(report: Report, folder: str | Path, traces: Sequence[Mapping[str, Any]] = ()) -> list[Path]:
-    """Writes a report in every form, the picture where matplotlib is installed.
+    """Writes a report in every format, the picture only if matplotlib is installed.
 
     Args:
         report: The numbers.
         folder: Where to write.
-        traces: Contents of traces.json files, which report.html shows as well.
+        traces: Contents of traces.json files, to show in report.html.
 
     Returns:
         The files.

@@ -14,19 +14,19 @@ Form = Literal["structured", "unstructured"]
 class AKEW(Benchmark):
     """CounterFact, MQuAKE-CF and WikiUpdate with a text for each edit.
 
-    The request asks the rewrite's prompt with the subject in its place. "structured" targets are ``target_new`` (or
-    ``answer_new``), "unstructured" ones the text ``fact_new_uns``. The rewrite's ``question`` and the
-    ``paraphrase_prompts`` are rephrases; ``neighborhood_prompts`` are locality of the group "Neighborhood"; the
-    ``questions`` of MQuAKE are portability of the group "Multi_Hop". With unstructured targets, the triplets that the
-    text states (``unsfact_triplets_GPT``) are portability of the group "Triplet".
+    The prompt is the rewrite's ``prompt`` with the subject filled in. Structured targets are ``target_new`` (or
+    ``answer_new``), unstructured ones the text ``fact_new_uns``. The rewrite's ``question`` and the
+    ``paraphrase_prompts`` are rephrases; ``neighborhood_prompts`` are locality probes (group "Neighborhood");
+    MQuAKE's ``questions`` are portability probes (group "Multi_Hop"). With unstructured targets, the triplets that
+    the text states (``unsfact_triplets_GPT``) are portability probes (group "Triplet").
 
-    A record of MQuAKE may hold several rewrites, which are edited together.
+    A MQuAKE record may hold several rewrites, which are edited together.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: "counterfact", "mquake" or "wikiupdate".
         limit: Read at most this many records.
-        form: Which target the requests have.
+        form: Which target the requests use.
     """
 
     files = {"counterfact": ("CounterFact.json",), "mquake": ("MQuAKE-CF.json",), "wikiupdate": ("WikiUpdate.json",)}
@@ -39,7 +39,7 @@ class AKEW(Benchmark):
         self.form = form
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id = f"akew-{entry.number('case_id') if 'case_id' in entry else entry.index}"
         several = isinstance(entry.values.get("requested_rewrite"), list)
         rewrites = entry.children("requested_rewrite") if several else [entry.child("requested_rewrite")]
@@ -89,10 +89,10 @@ class AKEW(Benchmark):
 
 
 def _filled(entry: Entry, name: str, subject: str) -> str:
-    """A template with the subject in the place of its one "{}".
+    """Fills the subject into the one "{}" of a template.
 
     Raises:
-        DataFormatError: If it does not hold exactly one.
+        DataFormatError: If it does not hold exactly one "{}".
     """
     template = entry.text(name)
     if template.count("{}") != 1:

@@ -16,11 +16,11 @@ from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """What one record contributes to one epoch: its requests, one rephrase, and locality prompts.
+    """The training data of one record in one epoch: its requests, a rephrase and locality prompts.
 
     Args:
         record: The record.
-        rephrase: Prompt and target in other words (or the request itself).
+        rephrase: A rephrased prompt with its target (or the request itself).
         locality: Prompts that the edit must not change, with their answers.
     """
 
@@ -31,15 +31,15 @@ class TrainingExample:
 
 @dataclass
 class TrainingBatch:
-    """B independent edits of one step.
+    """B independent edits for one training step.
 
     Args:
-        names: (R) name of each request, for messages.
+        names: (R) names of the requests, for messages.
         edit: R tokenised requests.
-        edit_of_request: (R) int64 the edit that each request belongs to.
-        outer: Q tokenised texts on which the edited model is judged: rephrases, then locality prompts.
-        edit_of_outer: (Q) int64 the edit under which each of them is read.
-        rephrases: Number of rephrases; the texts from there on are locality prompts.
+        edit_of_request: (R) int64 index of the edit that each request belongs to.
+        outer: Q tokenised texts to evaluate the edited model on: rephrases, then locality prompts.
+        edit_of_outer: (Q) int64 index of the edit of each text.
+        rephrases: Number of rephrases in ``outer``; the rest are locality prompts.
         edits: Number of edits B.
         requests: The requests, as text.
         outer_texts: (Q) prompts with their answers, as text.
@@ -56,17 +56,17 @@ class TrainingBatch:
     outer_texts: list[tuple[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> TrainingBatch:
-        """The same batch on ``device``."""
+        """Returns the batch on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in ("edit", "edit_of_request", "outer", "edit_of_outer")}
         return replace(self, **moved)
 
     def pin_memory(self) -> TrainingBatch:
-        """The same batch in page-locked memory."""
+        """Returns the batch in pinned memory."""
         names = ("edit", "edit_of_request", "outer", "edit_of_outer")
         return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
     def with_outer(self, rows: Tensor) -> TrainingBatch:
-        """The same edits, judged on some of the texts.
+        """Returns the same edits with a subset of the outer texts.
 
         Args:
             rows: (K) int64 rows of ``outer``, ascending.
@@ -85,7 +85,7 @@ class TrainingBatch:
 
 
 class RecordGroups(Dataset[list[EditRecord]]):
-    """Groups of records, asked for by their indices.
+    """Groups of records, indexed by lists of record indices.
 
     Args:
         records: The records.
@@ -99,15 +99,15 @@ class RecordGroups(Dataset[list[EditRecord]]):
 
 
 class TrainingRecords(Dataset[TrainingExample]):
-    """Draws, for (epoch, index), a rephrase and locality prompts of a record.
+    """Draws a rephrase and locality prompts of a record for each key (epoch, index).
 
-    The rephrase is drawn from the record's equivalence neighbourhood, which holds the request itself (Mitchell et al.
+    The rephrase is drawn from the record's equivalence neighbourhood, including the request itself (Mitchell et al.
     2022, section 2). The draw depends on seed, epoch and index alone, not on which worker makes it.
 
     Args:
         records: The records.
         seed: Seed of the draws.
-        locality_draws: Number of locality prompts to draw, as far as a record has so many.
+        locality_draws: Maximum number of locality prompts to draw for a record.
     """
 
     def __init__(self, records: Sequence[EditRecord], seed: int = 0, locality_draws: int = 1) -> None:
@@ -128,7 +128,7 @@ class TrainingRecords(Dataset[TrainingExample]):
 
     @staticmethod
     def candidates(record: EditRecord) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """The prompts with targets that can be drawn as rephrase, and those that can be drawn as locality prompt."""
+        """Returns the (prompt, target) pairs that can be drawn as rephrase and as locality prompt."""
         neighbourhood = [(request.prompt, request.target) for request in record.requests]
         neighbourhood += [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.GENERALIZATION)]
         return neighbourhood, [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.LOCALITY)]
@@ -146,7 +146,7 @@ class TrainingCollator:
         self.encoder, self.requests_per_edit = encoder, requests_per_edit
 
     def __call__(self, examples: Sequence[TrainingExample]) -> TrainingBatch:
-        """One batch; see :class:`TrainingBatch`."""
+        """Collates examples into a :class:`TrainingBatch`."""
         requests: list[EditRequest] = []
         edit_of_request: list[int] = []
         rephrases: list[tuple[tuple[str, str], int]] = []

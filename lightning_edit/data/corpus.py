@@ -1,4 +1,4 @@
-"""Plain text for statistics and perplexity: read, tokenised and packed to equal lengths."""
+"""Reads, tokenises and packs plain text, for key statistics and perplexity."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lightning_edit.words import has_lone_surrogate
 
 _LOG = logging.getLogger(__name__)
 _LONG = 2**22
-"""Characters behind which a document ends at the next blank line, an empty one or not."""
+"""Characters after which a document also ends at a line of white space."""
 
 
 class PackedTexts(Dataset[Tensor]):
-    """Token ids in rows of one length.
+    """Dataset of token ids in rows of equal length.
 
     Args:
         rows: (N, L) int32.
@@ -42,22 +42,22 @@ class PackedTexts(Dataset[Tensor]):
         return self.rows[index].long()
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """(B, L) int64; B may be zero."""
+        """Returns rows (B, L) int64; B may be zero."""
         return self.rows[torch.tensor(indices, dtype=torch.int64)].long()
 
 
 class CorpusBatches(Sampler[list[int]]):
-    """Batches in order, from some batch on; every process takes its own.
+    """Yields batches in order, from a given batch on; each process takes its share.
 
     Args:
         rows: Number of rows.
         batch_size: Rows of a batch.
-        skip: Batches of this process that are done.
+        skip: Number of batches of this process to skip.
         rank: This process.
         world_size: Number of processes.
-        stop: Batches of this process, the skipped ones among them, behind which it ends; all if None.
-        steps: Number of batches that every process gives, empty ones where it has no more: the Trainer makes processes
-            wait for one another in each batch.
+        stop: Number of batches of this process to stop after, counting the skipped ones; None for all.
+        steps: Number of batches that every process yields, padded with empty ones: the Trainer synchronises the
+            processes in each batch.
     """
 
     def __init__(
@@ -84,16 +84,15 @@ class CorpusBatches(Sampler[list[int]]):
 class TextCorpus:
     """Plain text: documents are tokenised, joined, and cut into rows of equal length.
 
-    A document ends with the tokenizer's end-of-text token, where it has one. What does not fill the last row is left
-    out.
+    Each document is followed by the tokenizer's end-of-text token, if it has one. An incomplete last row is dropped.
 
     Args:
-        source: A .txt file (documents are parted by empty lines), a .jsonl, .ndjson, .json or .parquet file, or a Hub
+        source: A .txt file (documents separated by empty lines), a .jsonl, .ndjson, .json or .parquet file, or a Hub
             data set.
-        field: Name of the text in records.
+        field: Name of the text field in records.
         split: Split of a Hub data set.
-        configuration: Name of a Hub data set's configuration, such as "20220301.en", where it has several.
-        tokens: Number of tokens to read, at most.
+        configuration: Name of a Hub data set's configuration, such as "20220301.en", if it has several.
+        tokens: Maximum number of tokens to read.
         length: Tokens in a row; not the model's maximum, which would take much memory.
         batch_size: Rows in a forward pass.
 
@@ -117,13 +116,13 @@ class TextCorpus:
 
     @property
     def name(self) -> str:
-        """The corpus by name."""
+        """Name of the corpus."""
         if Path(self.source).exists():
             return Path(self.source).name
         return f"{self.source} ({', '.join(part for part in (self.configuration, self.split) if part)})"
 
     def read(self, tokenizer: Any) -> Tensor:
-        """(N, L) int32 packed rows.
+        """Reads the corpus as packed rows (N, L) int32.
 
         Raises:
             ConfigurationError: If the corpus does not fill one row.
@@ -152,20 +151,20 @@ class TextCorpus:
         stop: int | None = None,
         steps: int = 0,
     ) -> DataLoader[Tensor]:
-        """Batches (B, L) int64 of packed rows; see :class:`CorpusBatches`."""
+        """Returns a loader of packed rows (B, L) int64; see :class:`CorpusBatches`."""
         batches = CorpusBatches(len(rows), self.batch_size, skip, rank, world_size, stop, steps)
-        return DataLoader(PackedTexts(rows), batch_sampler=cast(Any, batches), collate_fn=cast(Any, _as_it_is))
+        return DataLoader(PackedTexts(rows), batch_sampler=cast(Any, batches), collate_fn=cast(Any, _identity))
 
 
-def _as_it_is(batch: Tensor) -> Tensor:
+def _identity(batch: Tensor) -> Tensor:
     return batch
 
 
 def pack(texts: Iterator[str], tokenizer: Any, length: int, tokens: int) -> Tensor:
-    """(N, L) int32: texts one behind the other, cut into rows."""
+    """Concatenates texts and cuts their tokens into rows (N, L) int32."""
     ids = array("i")
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    # Not shown where nobody looks (None).
+    # None hides the bar outside a terminal.
     with tqdm(total=tokens, desc="tokens of the corpus", leave=False, disable=None) as bar:
         for text in texts:
             ids_of_text = tokenizer(text, add_special_tokens=False)["input_ids"] + end
@@ -178,10 +177,10 @@ def pack(texts: Iterator[str], tokenizer: Any, length: int, tokens: int) -> Tens
 
 
 def documents(source: str, field: str, split: str, configuration: str | None = None) -> Iterator[str]:
-    """The documents of a corpus.
+    """Yields the documents of a corpus.
 
     Raises:
-        SourceNotFoundError: If it is neither a local file nor reachable on the Hub.
+        SourceNotFoundError: If the source is neither a local file nor reachable on the Hub.
         DataFormatError: If a record has no text.
     """
     path = Path(source).expanduser()
@@ -198,13 +197,13 @@ def documents(source: str, field: str, split: str, configuration: str | None = N
 
 
 def _from_text(path: Path) -> Iterator[str]:
-    """One document after the other, so that of a long file no more is read than is asked for.
+    """Streams documents, so that no more of a long file is read than needed.
 
-    Documents are parted by empty lines. Where a file has none, as WikiText's, whose blank lines hold a space, a very
-    long document also ends at such a line.
+    Documents are separated by empty lines. A very long document also ends at a line of white space, because the blank
+    lines of WikiText hold a space.
     """
     try:
-        # A byte order mark, which some editors write, is no part of the text.
+        # Some editors write a byte order mark, which is not part of the text.
         with path.open(encoding="utf-8-sig") as file:
             lines: list[str] = []
             size = 0
@@ -226,7 +225,7 @@ def _stripped(lines: list[str]) -> Iterator[str]:
 
 
 def _from_jsonl(path: Path, field: str) -> Iterator[str]:
-    # Bytes: a line that is not UTF-8 is then told from the others.
+    # Bytes, so that an error names the line that is not UTF-8.
     with path.open("rb") as file:
         for number, line in enumerate(file):
             if not line.strip():
@@ -271,7 +270,7 @@ def _from_hub(source: str, field: str, split: str, configuration: str | None) ->
         from datasets import load_dataset
 
         rows = load_dataset(source, configuration, split=split, streaming=True)
-    except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
+    except Exception as error:  # the Hub client raises many kinds; all mean: not available
         raise SourceNotFoundError(
             f"the corpus {source!r} is neither a local file nor reachable on the Hub ({type(error).__name__}: "
             f"{error}); pass a .txt, .jsonl or .parquet file; some data sets also want a data.corpus.configuration"
@@ -285,10 +284,10 @@ def _texts(records: Any, source: str | Path, field: str) -> Iterator[str]:
 
 
 def _text_of(record: Any, source: str | Path, number: int, field: str) -> str:
-    """The text of a record.
+    """Returns the text of a record.
 
     Raises:
-        DataFormatError: If it has none, or one that no file in UTF-8 can hold.
+        DataFormatError: If it has none, or one that UTF-8 cannot encode.
     """
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
         fields = f"; the fields are {sorted(record)}" if isinstance(record, dict) else ""

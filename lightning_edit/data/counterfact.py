@@ -9,17 +9,17 @@ from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 class CounterFact(Benchmark):
     """Counterfactual edits. The format is recognised by the field ``requested_rewrite``, which only the original has.
 
-    Original: paraphrase prompts are generalization; neighborhood prompts are locality of the group "Neighborhood"
-    (true object against the new target); attribute prompts are locality of the group "Attribute" (subjects that do
-    have the new target); generation prompts are fluency probes, each prompt once. Compact: one rephrase, one
+    Original: paraphrase prompts are generalization probes; neighborhood prompts are locality probes (group
+    "Neighborhood": true object against the new target), and so are attribute prompts (group "Attribute": subjects that
+    do have the new target); generation prompts are fluency probes, each used once. Compact: one rephrase and one
     neighborhood prompt.
 
-    Odd cases: the subject's place is known from the "{}" of the prompt, so a subject that occurs twice is no matter;
-    a rephrase with an unrelated lead-in is kept as published; neighborhood prompts that contain the subject are kept
-    (counted); repeated generation prompts are removed (counted); duplicate prompts are kept (counted).
+    Odd cases: the "{}" of the prompt marks the subject, so it may occur twice; a rephrase with an unrelated lead-in is
+    kept as published; neighborhood prompts that contain the subject are kept (counted); repeated generation prompts are
+    removed (counted); duplicate prompts are kept (counted).
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -31,7 +31,7 @@ class CounterFact(Benchmark):
     }
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         return self._parse_original(entry) if "requested_rewrite" in entry else self._parse_compact(entry)
 
     def _parse_compact(self, entry: Entry) -> list[EditRecord]:
@@ -73,7 +73,7 @@ class CounterFact(Benchmark):
 
 
 def rewrite_request(rewrite: Entry, id: str) -> EditRequest:
-    """The request of a ``requested_rewrite``, whose prompt holds one "{}" where the subject stands.
+    """Builds the request of a ``requested_rewrite``, whose prompt has one "{}" for the subject.
 
     Raises:
         DataFormatError: If the prompt does not hold exactly one "{}".

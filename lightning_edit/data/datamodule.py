@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class HasEncoder(Protocol):
-    """A LightningModule that knows how its base model reads texts."""
+    """A LightningModule with its base model's encoder."""
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -34,22 +34,22 @@ class HasEncoder(Protocol):
 
 
 class EditDataModule(LightningDataModule):
-    """Records for every stage. Texts are tokenised with the base model's own tokenizer, by the module in training.
+    """Loads the records of every stage. Texts are tokenised with the encoder of the Trainer's LightningModule.
 
     Args:
         train: Records to train an editor on.
         validation: Records to validate on.
-        test: Records to test on; the validation records where none are given.
-        predict: Records to predict; the test records where none are given.
-        batch_size: Independent edits in one training step of one process.
-        requests_per_edit: Records edited jointly in each of them.
+        test: Records to test on; defaults to ``validation``.
+        predict: Records to predict; defaults to ``test``.
+        batch_size: Independent edits per training step and process.
+        requests_per_edit: Records edited jointly in each edit.
         locality_draws: Locality prompts drawn for each training record.
-        eval_batch_size: Records that are evaluated side by side.
-        eval_requests_per_edit: Records edited jointly in evaluation: consecutive ones of the file; 1 edits each record
-            on the clean model.
+        eval_batch_size: Records evaluated per batch.
+        eval_requests_per_edit: Consecutive records edited jointly in evaluation; 1 edits each record on the
+            unedited model.
         num_workers: Worker processes that tokenise training batches; 0 tokenises in the main process.
-        seed: Seed of the order and of the draws of rephrases and locality prompts.
-        corpus: Plain text in place of training records, for editors whose fit collects statistics.
+        seed: Seed for shuffling and for drawing rephrases and locality prompts.
+        corpus: Plain text instead of training records, for editors whose fit collects statistics.
         skip_seen_subjects: Leave out validation, test and predict records whose subject is edited in training.
 
     Raises:
@@ -92,10 +92,10 @@ class EditDataModule(LightningDataModule):
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
         self.locality_draws, self.eval_requests_per_edit = locality_draws, eval_requests_per_edit
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
-        # A module whose fit reads the corpus says where its process begins, where it ends, and in how many steps.
+        # Set by modules that fit on the corpus: batches to skip, batch to stop at, and number of steps.
         self.corpus, self.corpus_skip, self.corpus_steps = corpus, 0, 0
         self.corpus_stop: int | None = None
-        # Set by a module whose edits are made one after another: the order of the records, a group at a time.
+        # Set by modules that edit sequentially: keeps the order of the records, one group at a time.
         self.keep_order = False
         self._rows: Tensor | None = None
         self.reports: dict[str, ReadReport] = {}
@@ -104,7 +104,7 @@ class EditDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the records of a stage and logs what was changed, noted or dropped."""
-        # Where fit reads a corpus, it reads no records.
+        # Fitting on a corpus needs no records.
         needed = {"fit": ["fit", "validate"] if self.corpus is None else []}.get(stage, [stage])
         if self.skip_seen_subjects and needed and "fit" not in needed:
             needed = ["fit", *needed]
@@ -126,7 +126,7 @@ class EditDataModule(LightningDataModule):
         report.records = kept
 
     def records(self, stage: str) -> list[EditRecord]:
-        """The records of "fit", "validate", "test" or "predict".
+        """Returns the records of "fit", "validate", "test" or "predict".
 
         Raises:
             ConfigurationError: If the stage has no records configured.
@@ -137,22 +137,22 @@ class EditDataModule(LightningDataModule):
         return self.reports[stage].records
 
     def groups(self, stage: str) -> list[tuple[ProbeKind, str]]:
-        """The pairs of kind and group among a stage's probes."""
+        """Returns the (kind, group) pairs of a stage's probes."""
         return group_names(self.records(stage))
 
     def evaluation_groups(self, stage: str) -> list[list[EditRecord]]:
-        """The records of a stage in their order, in groups that are edited jointly."""
+        """Splits the records of a stage, in order, into groups edited jointly."""
         records, unit = self.records(stage), self.eval_requests_per_edit
         return [records[start : start + unit] for start in range(0, len(records), unit)]
 
     def corpus_rows(self, encoder: PromptEncoder | None = None) -> Tensor:
-        """(N, L) int32 the packed corpus, read once.
+        """Returns the packed corpus (N, L) int32, read once.
 
         Args:
-            encoder: How it becomes tokens; as the Trainer's module reads texts if none is given.
+            encoder: Encoder to tokenise with; defaults to that of the Trainer's module.
 
         Raises:
-            ConfigurationError: If none is configured.
+            ConfigurationError: If no corpus is configured.
         """
         if self.corpus is None:
             raise ConfigurationError("data.corpus: fitting statistics takes a text corpus, and none is configured")
@@ -161,10 +161,10 @@ class EditDataModule(LightningDataModule):
         return self._rows
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of training records; after a resume, those of the epoch that were not seen.
+        """Returns shuffled batches of training records; after a resume, the rest of the epoch.
 
-        With a corpus, its batches (B, L) int64 of tokens, from ``corpus_skip`` on and up to ``corpus_stop``; behind
-        them empty ones, up to ``corpus_steps``.
+        With a corpus, returns its token batches (B, L) int64 from ``corpus_skip`` to ``corpus_stop``, followed by
+        empty ones up to ``corpus_steps``.
         """
         if self.corpus is not None:
             limits = (self.corpus_stop, self.corpus_steps)
@@ -184,7 +184,7 @@ class EditDataModule(LightningDataModule):
         )
 
     def training_texts(self) -> tuple[list[EncodedText], list[EncodedText]]:
-        """Every text that training can draw, tokenised: requests with their rephrases, and locality prompts."""
+        """Tokenises every text that training can draw: requests with their rephrases, and locality prompts."""
         encoder, dataset = self._encoder(), TrainingRecords(self.records("fit"), self.seed)
         drawn = [dataset.candidates(record) for record in dataset.records]
         return (
@@ -193,34 +193,34 @@ class EditDataModule(LightningDataModule):
         )
 
     def training_prompts(self) -> Iterator[tuple[str, str]]:
-        """Every prompt that training can draw, with its answer."""
+        """Yields every (prompt, answer) that training can draw."""
         dataset = TrainingRecords(self.records("fit"), self.seed)
         for record in dataset.records:
             for texts in dataset.candidates(record):
                 yield from texts
 
     def training_neighbourhoods(self) -> list[tuple[EditRecord, list[tuple[str, str]]]]:
-        """Every training record with the prompts and answers that a rephrase can be drawn from."""
+        """Returns every training record with its candidate rephrases (prompt, answer)."""
         dataset = TrainingRecords(self.records("fit"), self.seed)
         return [(record, dataset.candidates(record)[0]) for record in dataset.records]
 
     def val_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
-        """Groups of validation records in batches; no loader where none are configured, or a corpus is being read."""
+        """Returns batches of groups of validation records; empty without records, or when fitting on a corpus."""
         reading = self.corpus is not None and self.trainer is not None and self.trainer.state.fn == "fit"
         if reading or self.sources["validate"] is None:
             return cast("DataLoader[list[list[EditRecord]]]", [])
         return self._evaluation("validate")
 
     def test_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
-        """Groups of test records in batches."""
+        """Returns batches of groups of test records."""
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
-        """Groups of records to predict, in batches."""
+        """Returns batches of groups of records to predict."""
         return self._evaluation("predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves training batches; records are plain text and stay where they are."""
+        """Moves training batches; evaluation records are plain text."""
         return batch.to(device) if isinstance(batch, TrainingBatch) else batch
 
     def _evaluation(self, stage: str) -> DataLoader[list[list[EditRecord]]]:
@@ -239,17 +239,17 @@ class EditDataModule(LightningDataModule):
         return cast(HasEncoder, self.trainer.lightning_module).encoder
 
     def state_dict(self) -> dict[str, Any]:
-        """How many of the epoch's batches are done, and of what, for an exact resume."""
+        """Returns the batches done in the epoch and their order, for an exact resume."""
         if self.trainer is None or self._train_batches is None:
             return {}
-        # The total is the one count that neither the end of an epoch nor a restart sets back.
+        # Only the total is not reset by the end of an epoch or a restart.
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         batches = int(self.trainer.num_training_batches)
         epoch, done = divmod(int(progress.processed), batches)
         return {"epoch": epoch, "batches_done": done, "batches": batches, "order": self._order()}
 
     def _order(self) -> dict[str, Any]:
-        """What the order of the training batches follows from."""
+        """Returns what determines the order of the training batches."""
         texts = [
             (
                 [(request.prompt, request.target) for request in record.requests],
@@ -267,10 +267,10 @@ class EditDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues behind the batches that are done.
+        """Resumes after the batches that are done.
 
         Raises:
-            ConfigurationError: If the batches would be others: another seed, batch size, number of processes or data.
+            ConfigurationError: If the batches would differ: another seed, batch size, number of processes or data.
         """
         stored = state_dict.get("order")
         if stored is not None and "fit" in self.reports:

@@ -32,7 +32,7 @@ _OTHER_NAMES = {
     "rephrase_prompt": "rephrases",
     "paraphrase_prompts": "rephrases",
 }
-"""Names that other toolkits give to fields."""
+"""Field names of other toolkits."""
 _ANSWERS = {field for _, field, _ in EXTRA_PROBES.values()} - {""}
 
 
@@ -42,14 +42,14 @@ class Facts(RecordSource):
     Each fact has ``prompt`` and ``target``; optionally ``subject``, ``ground_truth`` (the answer before the edit),
     ``subject_start``, ``id``, ``rephrases`` (texts), and ``portability`` and ``locality``: lists of {prompt, answer},
     or an object of such lists by group. An answer is a text, a list of aliases, or a list of such lists. The schema is
-    docs/facts.schema.json. A .json file holds a list of facts; a .jsonl file one on each line; a .csv file a header and
-    a fact in each row, whose lists and objects are JSON.
+    docs/facts.schema.json. A .json file holds a list of facts; a .jsonl file one fact per line; a .csv file a header
+    and one fact per row, with lists and objects as JSON.
 
     EasyEdit's flat fields are read as well: target_new, rephrase_prompt, locality_prompt with locality_ground_truth,
     portability_prompt with portability_ground_truth, ood_rephrase.
 
-    Odd cases: a field with another name is an error that names the nearest one; a fact that is no usable request, too;
-    an empty cell of a .csv file is no value; a repeated id gets a number (counted).
+    Odd cases: an unknown field is an error that suggests the nearest name; an unusable request is an error; an empty
+    cell of a .csv file counts as missing; a repeated id gets a number (counted).
 
     Args:
         source: Path of the file.
@@ -88,7 +88,7 @@ class Facts(RecordSource):
 
 
 def read_requests(path: str | Path) -> list[EditRequest]:
-    """The edit requests of a file of facts; see :class:`Facts`.
+    """Reads the edit requests of a file of facts; see :class:`Facts`.
 
     Raises:
         DataFormatError: If a fact is not usable, with its number.
@@ -98,7 +98,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
 
 
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """The facts of a file with their numbers."""
+    """Yields the facts of a file with their numbers."""
     if path.suffix == ".csv":
         yield from _rows(path)
     elif path.suffix == ".json":
@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
             raise DataFormatError("expected a list of facts at the top", path)
         yield from enumerate(content)
     else:
-        # Bytes: the separators of lines that Unicode has beside the newline may stand in a JSON text.
+        # Bytes, because splitting text at lines would also split at Unicode separators inside JSON.
         for number, line in enumerate(path.read_bytes().split(b"\n")):
             if line.strip():
                 yield number, decode_json(line, path, number)
@@ -132,7 +132,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _cell(name: str, value: str, path: Path, number: int) -> Any:
-    """A cell's value: JSON where lists or objects can stand, else the text."""
+    """Parses a cell: JSON where lists or objects are allowed, else text."""
     if name == "subject_start":
         return int(value) if value.strip().isdigit() else value
     if value.lstrip().startswith(("[", "{")) and _OTHER_NAMES.get(name, name) not in ("prompt", "target", "subject"):
@@ -184,7 +184,7 @@ def _texts(entry: Entry, name: str) -> list[str]:
 
 
 def _grouped(entry: Entry, kind: ProbeKind) -> Iterator[Probe]:
-    """The probes of a list, or of an object of lists by group."""
+    """Yields the probes of a list, or of an object of lists by group."""
     name = str(kind)
     if name not in entry:
         return
@@ -207,7 +207,7 @@ def _probe(item: Entry, kind: ProbeKind, group: str) -> list[Probe]:
 
 
 def facts_schema() -> dict[str, Any]:
-    """The JSON schema of a fact in the documented form; :class:`Facts` also reads names of other toolkits."""
+    """Returns the JSON schema of a fact; :class:`Facts` also reads field names of other toolkits."""
     answer = {
         "oneOf": [
             {"type": "string"},

@@ -27,13 +27,13 @@ _HOPS = range(2, 7)
 class HalluEditBench(RecordSource):
     """Facts about which one model hallucinates; the edit corrects it.
 
-    The request asks ``question`` for ``object``; the model's answer is its ground truth before the edit. Generalization
-    are ``paraphrased_question`` and, in groups of their own, the yes, no and multiple-choice questions and the reversed
-    relation; the questions over two to six hops are portability. ``locality_question`` has no published answer, so it
-    is counted and left out. All files of a folder are read, topic by topic.
+    The prompt is ``question``, the target ``object``, the ground truth the model's answer. Generalization probes are
+    ``paraphrased_question`` and, in separate groups, the yes, no and multiple-choice questions and the reversed
+    relation; questions over two to six hops are portability probes. ``locality_question`` has no published answer, so
+    it is counted and left out. All files of a folder are read, topic by topic.
 
     Args:
-        source: A .csv file, or a folder of them, of one model.
+        source: A .csv file of one model, or a folder of them.
         limit: Read at most this many records.
 
     Raises:
@@ -74,8 +74,8 @@ class HalluEditBench(RecordSource):
     def _parse(self, entry: Entry) -> list[EditRecord]:
         id = f"halluedit-{entry.text('topic')}-{entry.index}"
         question, target = entry.text("question"), entry.text("object")
-        said = next((name for name in entry.values if name.startswith("output_")), None)
-        truth = entry.text(said) if said is not None else None
+        output = next((name for name in entry.values if name.startswith("output_")), None)
+        truth = entry.text(output) if output is not None else None
         request = make_request(entry, question, target, entry.text("subject"), truth, id)
         if request is None:
             return []

@@ -12,7 +12,7 @@ from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
 def _grouped_probes(entry: Entry, name: str, kind: ProbeKind, request: EditRequest) -> Iterator[Probe]:
-    """The probes of ``{group: [{prompt, ground_truth}]}``; a missing or empty field has none."""
+    """Yields the probes of ``{group: [{prompt, ground_truth}]}``; none if the field is missing."""
     if name not in entry:
         return
     groups = entry.child(name)
@@ -26,12 +26,12 @@ def _grouped_probes(entry: Entry, name: str, kind: ProbeKind, request: EditReque
 
 
 class _FactualKnowEdit(Benchmark):
-    """What the factual benchmarks of KnowEdit share: request, portability and locality by group."""
+    """Base of KnowEdit's factual benchmarks: request, portability and locality by group."""
 
     name = ""
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id = f"{self.name}-{entry.index}"
         target = entry.text("target_new")
         truths = (
@@ -64,7 +64,7 @@ class KnowEditZsRE(_FactualKnowEdit):
     a rephrase without the subject is kept; duplicate and conflicting prompts are kept (counted); ``cond`` is not read.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -80,10 +80,10 @@ class WikiCounterfact(_FactualKnowEdit):
     or it is one string (train); probes without any answer are dropped, empty inner lists and repeated answers are
     removed (all counted); empty portability or locality has no probes; probe prompts repeated in a record are kept,
     as their answers may differ; a locality probe equal to the edit prompt is dropped (counted), since an edit must
-    change it; an empty ground truth is none; duplicate and conflicting prompts are kept (counted).
+    change it; an empty ground truth counts as missing; duplicate and conflicting prompts are kept (counted).
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -99,7 +99,7 @@ class WikiRecent(_FactualKnowEdit):
     """KnowEdit's WikiData-recent: as WikiData-counterfact, without a ground truth and so without a rival.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -115,11 +115,11 @@ class WikiBio(Benchmark):
     """KnowEdit's WikiBio: replace a hallucinated sentence of a biography; locality on other sentences.
 
     Odd cases: ``text`` (the prompt) and ``labels`` (the target, one string) are stripped (counted); ``concept`` (the
-    subject) is lower-cased in the file and takes the form that it has in the prompt; where it is not there, the
-    request has no subject (counted). Several edits concern one concept; all are kept. There is no rephrase.
+    subject) is lower-cased in the file and takes its form in the prompt; if the prompt does not contain it, the request
+    has no subject (counted). Several edits concern one concept; all are kept. There is no rephrase.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -127,7 +127,7 @@ class WikiBio(Benchmark):
     files = {"test": ("wikibio-test-all.json",), "train": ("wikibio-train-all.json",)}
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id = f"wikibio-{entry.index}"
         request = make_request(entry, entry.text("text"), entry.text("labels"), entry.text("concept"), None, id)
         if request is None:
@@ -144,7 +144,7 @@ class ConvSent(Benchmark):
     Odd cases: every string is stripped (counted).
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
         sentiment: The sentiment that the edit asks for.
@@ -171,14 +171,14 @@ class ConvSent(Benchmark):
         self.wanted, self.other = ("pos", "neg") if sentiment == "positive" else ("neg", "pos")
 
     def entries(self, content: object, path: Path, report: ReadReport) -> list[Entry]:
-        """The file's records, each with its successor for the locality probe."""
+        """Returns the file's records, each with the next one for its locality probe."""
         entries = super().entries(content, path, report)
         for entry, successor in zip(entries, entries[1:] + entries[:1], strict=True):
             entry.values = {**entry.values, "next": successor.values}
         return entries
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id, subject = f"convsent-{entry.index}", entry.text("ent")
         wanted, other = entry.texts(self.wanted), entry.texts(self.other)
         target, rival = (wanted or [""])[0], (other or [""])[0]
@@ -207,7 +207,7 @@ class Sanitation(Benchmark):
     to their ground truth, which is not read.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many questions to forget.
     """
@@ -218,7 +218,7 @@ class Sanitation(Benchmark):
     }
 
     def entries(self, content: object, path: Path, report: ReadReport) -> list[Entry]:
-        """The questions to forget, each with its share of the questions to keep."""
+        """Returns the questions to forget, each with its share of the questions to keep."""
         top = Entry(content, path, "top level", report)
         forget, keep = ("success", "locality") if "success" in top else ("K_F", "K_R")
         if keep not in top or forget not in top:
@@ -231,7 +231,7 @@ class Sanitation(Benchmark):
         ]
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One question to forget; see the class for the policy."""
+        """Parses one question to forget; see the class docstring."""
         id = f"sanitation-{entry.index}"
         subject = entry.text("subject") if "subject" in entry else None
         truths = entry.answers("ground_truth")

@@ -10,14 +10,14 @@ from lightning_edit.records import EditRequest
 
 
 def read_known_facts(path: str | Path) -> list[EditRequest]:
-    """Reads a list of facts with subject and prompt, and attribute where there is one.
+    """Reads a list of facts with subject, prompt and optionally attribute.
 
-    The request's target is the attribute; a fact without one has the placeholder "-", since tracing looks at what the
-    model says itself.
+    The attribute is the request's target, or the placeholder "-" if there is none: tracing uses the model's own
+    answer.
 
     Raises:
         SourceNotFoundError: If there is no such file.
-        DataFormatError: If it is not such a list; the message names the record and the field.
+        DataFormatError: If the file is no such list; the message names the record and the field.
     """
     path = Path(path).expanduser()
     content = read_json(path)
@@ -29,15 +29,15 @@ def read_known_facts(path: str | Path) -> list[EditRequest]:
 
 
 def read_fact_groups(path: str | Path, field: str) -> list[str]:
-    """Reads the group of each fact of such a list, in its order.
+    """Reads the group of each fact of such a file, in order.
 
     Args:
         path: The file.
-        field: The field that holds it, such as "relation_id".
+        field: The field that holds the group, such as "relation_id".
 
     Raises:
         SourceNotFoundError: If there is no such file.
-        DataFormatError: If a fact does not have the field, or not with a text or a number.
+        DataFormatError: If a fact lacks the field, or it is neither a text nor a number.
     """
     path = Path(path).expanduser()
     groups = []

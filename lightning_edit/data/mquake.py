@@ -8,17 +8,17 @@ from lightning_edit.records import EditRecord, Probe, ProbeKind
 
 
 class MQuAKE(Benchmark):
-    """Several edits a record, examined with questions that need all of them.
+    """Several edits per record, tested with questions that need all of them.
 
-    The multi-hop ``questions`` are portability of the group "Multi_Hop", with ``new_answer`` and its aliases as
+    The multi-hop ``questions`` are portability probes (group "Multi_Hop"), with ``new_answer`` and its aliases as
     acceptable answers and the old ``answer`` as rival; the ``question`` of each rewrite is its rephrase; hops of the
-    new chain that no rewrite asks for are portability of the group "Single_Hop".
+    new chain that no rewrite covers are portability probes (group "Single_Hop").
 
-    Odd cases: an empty ``new_answer_alias`` adds nothing; the subject's place is known from the "{}" of the prompt;
+    Odd cases: an empty ``new_answer_alias`` adds nothing; the "{}" of the prompt marks the subject;
     ``orig`` (triples) is not read.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -26,7 +26,7 @@ class MQuAKE(Benchmark):
     files = {"test": ("MQuAKE-CF-3k-v2.json", "MQuAKE-CF-3k.json", "MQuAKE-hard.json"), "hard": ("MQuAKE-hard.json",)}
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id = f"mquake-{entry.number('case_id') if 'case_id' in entry else entry.index}"
         rewrites = entry.children("requested_rewrite")
         requests = tuple(rewrite_request(rewrite, f"{id}-{place}") for place, rewrite in enumerate(rewrites))

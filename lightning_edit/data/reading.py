@@ -1,4 +1,4 @@
-"""What all benchmark readers share: finding a file, reading it safely, and counting what was changed or dropped."""
+"""Base of the benchmark readers: finds files, reads them safely, and counts what was changed or dropped."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lightning_edit.words import has_lone_surrogate
 
 @dataclass
 class ReadReport:
-    """The records of a file, and what happened to what is not among them.
+    """The records read from a file, and counts of what was dropped, changed or noted.
 
     Args:
-        records: What was read.
+        records: The records.
         dropped: Reason to number of records or probes left out.
-        changed: Reason to number of values that were mended.
-        noted: Peculiarity to number of times it was seen; nothing was done about it.
+        changed: Reason to number of values that were corrected.
+        noted: Peculiarity to number of occurrences; nothing was changed.
         origin: Where the records come from.
     """
 
@@ -44,25 +44,25 @@ class ReadReport:
     origin: str = ""
 
     def summary(self) -> str:
-        """One line a person can read."""
+        """Returns a one-line summary."""
         parts = [f"{self.origin}: {len(self.records)} records"]
         for label, counts in (("dropped", self.dropped), ("changed", self.changed), ("noted", self.noted)):
             parts += [f"{label} {reason}: {count}" for reason, count in sorted(counts.items())]
         return "; ".join(parts)
 
 
-_PLACE = re.compile(r"\[\d+\]")
+_LIST_INDEX = re.compile(r"\[\d+\]")
 
 
 class Entry:
-    """One record of a file as it was read, with typed access that says where a value is wrong.
+    """One raw record of a file, with typed access whose errors locate the wrong value.
 
     Args:
         values: The decoded JSON object.
         path: The file.
         index: The record's position in the file.
         report: Where changes are counted.
-        trail: The field in which ``values`` lies, for messages; empty at the top of a record.
+        trail: The field that holds ``values``, for messages; empty at the top of a record.
     """
 
     def __init__(self, values: object, path: Path, index: int | str, report: ReadReport, trail: str = "") -> None:
@@ -78,20 +78,20 @@ class Entry:
         return name in self.values
 
     def is_unread(self, name: str) -> bool:
-        """Whether there is a field that the reader has not looked at."""
+        """Whether a field exists that has not been read."""
         return name in self.values and name not in self._asked
 
     def note_unread_fields(self) -> None:
-        """Counts the fields that the reader did not look at, by name, here and in the objects that it opened."""
+        """Counts the fields that were not read, by name, here and in the nested objects that were read."""
         for name in sorted(set(self.values) - self._asked):
-            # Without places in lists, so that the same field of many items is one line.
-            full = _PLACE.sub("", self._trail(name))
+            # Without list indices, so that a field of many items is counted as one.
+            full = _LIST_INDEX.sub("", self._trail(name))
             self.report.noted[f"field {full!r} not read"] += 1
         for child in self._children.values():
             child.note_unread_fields()
 
     def error(self, name: str, problem: str) -> DataFormatError:
-        """An error about one field of this record."""
+        """Builds an error about one field of this record."""
         full = f"{self.trail}.{name}" if self.trail else name
         return DataFormatError(problem, self.path, self.index, full)
 
@@ -105,11 +105,11 @@ class Entry:
         return value
 
     def text(self, name: str) -> str:
-        """A string, stripped of white space around it (counted where there was any)."""
+        """Returns a string, stripped of surrounding white space (counted if any)."""
         return self.strip(self._typed(name, (str,), "a string"))
 
     def strip(self, value: str) -> str:
-        """``value`` without white space around it, counted where there was any."""
+        """Strips surrounding white space from ``value`` (counted if any)."""
         if value != value.strip():
             self.report.changed["white space around a text stripped"] += 1
         if has_lone_surrogate(value):
@@ -117,11 +117,11 @@ class Entry:
         return value.strip()
 
     def number(self, name: str) -> int:
-        """An integer."""
+        """Returns an integer."""
         return int(self._typed(name, (int,), "a whole number"))
 
     def texts(self, name: str) -> list[str]:
-        """A list of strings, each stripped."""
+        """Returns a list of strings, each stripped."""
         values = self._typed(name, (list,), "a list of strings")
         for position, value in enumerate(values):
             if not isinstance(value, str):
@@ -129,22 +129,22 @@ class Entry:
         return [self.strip(value) for value in values]
 
     def child(self, name: str) -> Entry:
-        """An object inside this one."""
-        return self._opened(name, self._typed(name, (dict,), "an object"))
+        """Returns a nested object."""
+        return self._nested(name, self._typed(name, (dict,), "an object"))
 
     def children(self, name: str) -> list[Entry]:
-        """A list of objects inside this one."""
+        """Returns a list of nested objects."""
         values = self._typed(name, (list,), "a list of objects")
-        return [self._opened(f"{name}[{position}]", value) for position, value in enumerate(values)]
+        return [self._nested(f"{name}[{position}]", value) for position, value in enumerate(values)]
 
-    def _opened(self, name: str, values: object) -> Entry:
-        """An object inside this one; the same however often it is asked for, to know which of its fields were read."""
+    def _nested(self, name: str, values: object) -> Entry:
+        """Returns a nested object, cached so that one entry tracks which of its fields were read."""
         if name not in self._children:
             self._children[name] = Entry(values, self.path, self.index, self.report, self._trail(name))
         return self._children[name]
 
     def answers(self, name: str) -> tuple[tuple[str, ...], ...]:
-        """Acceptable answers in any published form: one string, aliases of one object, or objects with aliases.
+        """Returns acceptable answers in any form: one string, aliases of one object, or objects with aliases.
 
         A string is one object with one name. A list of strings holds the names of one object. In a list of lists the
         outer list holds objects and the inner ones their aliases. Empty names and objects are left out and names
@@ -205,13 +205,13 @@ def decode_json(content: bytes, path: Path, record: int | None = None) -> Any:
     Args:
         content: The bytes.
         path: The file, for messages.
-        record: Number of the line, where it is one.
+        record: Number of the line, if the content is one.
 
     Raises:
-        DataFormatError: If it is not UTF-8 or not JSON, with the position; or a name occurs twice in one object.
+        DataFormatError: If it is not UTF-8 or not JSON, with the position; or a key occurs twice in one object.
     """
     try:
-        # A byte order mark, which some editors write, is no part of the text.
+        # Some editors write a byte order mark, which is not part of the text.
         return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise DataFormatError(f"not valid UTF-8 at byte {error.start}; save the file as UTF-8", path, record) from error
@@ -231,7 +231,7 @@ def locate(source: str, names: Sequence[str]) -> Path:
 
     Args:
         source: Path of a file or folder, or a Hub id such as "zjunlp/KnowEdit".
-        names: File names of the benchmark's published layout, by preference; folders before them are optional.
+        names: File names of the benchmark's published layout, by preference; parent folders are optional.
 
     Raises:
         SourceNotFoundError: If nothing is found; the message says what to pass.
@@ -258,7 +258,7 @@ def _download(hub_id: str, names: Sequence[str]) -> Path:
         matches = [file for name in names for file in listed if Path(file).name == Path(name).name]
         if matches:
             return Path(hf_hub_download(hub_id, matches[0], repo_type="dataset"))
-    except Exception as error:  # the Hub client raises many kinds; each one means: not to be had from here
+    except Exception as error:  # the Hub client raises many kinds; all mean: not available
         raise SourceNotFoundError(
             f"the data set {hub_id!r} is neither a local path nor reachable on the Hub ({type(error).__name__}); "
             f"download one of {list(names)} and pass its path as source"
@@ -271,15 +271,15 @@ class RecordSource(ABC):
 
     @abstractmethod
     def read(self) -> ReadReport:
-        """Reads all records, with the count of everything that was changed, noted or dropped."""
+        """Reads all records and counts everything that was changed, noted or dropped."""
 
 
 class Benchmark(RecordSource):
-    """A published file of edit records. A new benchmark is one subclass.
+    """Base class of published benchmarks: a file of edit records.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id (owner/name).
-        split: Which of the benchmark's published files to read, where ``source`` is a folder or a Hub id.
+        source: Path of the file or of its folder, or a Hub id (owner/name).
+        split: Which of the benchmark's published files to read, if ``source`` is a folder or a Hub id.
         limit: Read at most this many of the file's records; None reads all.
 
     Raises:
@@ -295,7 +295,7 @@ class Benchmark(RecordSource):
         self.source, self.split, self.limit = str(source), split, limit
 
     def read(self) -> ReadReport:
-        """Reads the records, with the count of everything that was changed, noted or dropped.
+        """Reads the records and counts everything that was changed, noted or dropped.
 
         Raises:
             DataFormatError: If the file is broken, with the file, the record and the field.
@@ -316,14 +316,14 @@ class Benchmark(RecordSource):
         return report
 
     def entries(self, content: object, path: Path, report: ReadReport) -> list[Entry]:
-        """The file's records; a benchmark whose file is not a list of objects overrides this."""
+        """Returns the file's records; override it if the file is not a list of objects."""
         if not isinstance(content, list):
             raise DataFormatError(f"expected a list of records at the top, found {_kind(content)}", path)
         return [Entry(values, path, index, report) for index, values in enumerate(content[: self.limit])]
 
     @abstractmethod
     def parse(self, entry: Entry) -> Iterator[EditRecord] | list[EditRecord]:
-        """Turns one record of the file into edit records (none, where it is dropped and counted)."""
+        """Turns one record of the file into edit records (none if it is dropped and counted)."""
 
 
 EXTRA_PROBES = {
@@ -331,14 +331,14 @@ EXTRA_PROBES = {
     "portability_prompt": (ProbeKind.PORTABILITY, "portability_ground_truth", ""),
     "ood_rephrase": (ProbeKind.GENERALIZATION, "", "ood"),
 }
-"""Fields of extended and flat files: prompt to kind, field of the answer (none: the target), and group."""
+"""Probe fields of extended and flat files: prompt to kind, answer field ("": the target) and group."""
 _DISTRACTING = "distracting_neighborhood_prompts"
 
 
 def with_extra_probes(records: Iterable[EditRecord], entry: Entry) -> list[EditRecord]:
-    """The records of an entry, the first of them with the probes of fields that extended files have.
+    """Adds probes from the extra fields of extended files to the first record of an entry.
 
-    Read are, where the benchmark's own reader did not: "portability" and "locality" by group, the flat fields of
+    Reads, unless the benchmark's own reader did: "portability" and "locality" by group, the flat fields of
     :data:`EXTRA_PROBES`, and "distracting_neighborhood_prompts" (locality of the group "Distracting_Neighborhood").
     """
     kept = list(records)
@@ -349,7 +349,7 @@ def with_extra_probes(records: Iterable[EditRecord], entry: Entry) -> list[EditR
 
 
 def _without_own_prompts(entry: Entry, record: EditRecord, probes: Iterable[Probe]) -> tuple[Probe, ...]:
-    """Leaves out locality probes that ask the edit itself."""
+    """Drops locality probes with the prompt of the edit."""
     edited, kept = {request.prompt for request in record.requests}, []
     for probe in probes:
         if probe.kind is ProbeKind.LOCALITY and probe.prompt in edited:
@@ -384,10 +384,10 @@ def _is_list_of_objects(value: object) -> bool:
 def make_request(
     entry: Entry, prompt: str, target: str, subject: str | None, ground_truth: str | None, id: str
 ) -> EditRequest | None:
-    """Builds a request by the policy of all readers.
+    """Builds a request with the cleaning rules of all readers.
 
-    An empty prompt or target drops the record; a subject that is not in the prompt, in whatever case, is left out;
-    one that differs by case takes the form it has in the prompt. All of it is counted in the report.
+    An empty prompt or target drops the record; a subject that is not in the prompt, ignoring case, is left out; one
+    that differs in case takes its form in the prompt. The report counts all of this.
     """
     report = entry.report
     if not prompt or not target:
@@ -409,7 +409,7 @@ def _occurs(prompt: str, subject: str) -> bool:
 
 
 def _surface_form(entry: Entry, prompt: str, subject: str) -> str | None:
-    # Lower-casing can change the length of a text ("İ"), so places are looked for in the prompt itself.
+    # Lower-casing can change the length of a text ("İ"), so the prompt itself is searched.
     for match in regex.finditer(regex.escape(subject), prompt, regex.IGNORECASE | regex.FULLCASE):
         if _occurs(prompt, match.group()):
             entry.report.changed["subject takes its form in the prompt"] += 1
@@ -426,7 +426,7 @@ def make_probe(
     group: str = "",
     rival: str | None = None,
 ) -> list[Probe]:
-    """Builds a probe by the policy of all readers: one without prompt or answer is dropped and counted."""
+    """Builds a probe; one without a prompt or an answer is dropped and counted."""
     if not prompt or not answers:
         entry.report.dropped[f"{kind} probe without {'an answer' if prompt else 'a prompt'}"] += 1
         return []
@@ -434,7 +434,7 @@ def make_probe(
 
 
 def with_unique_ids(report: ReadReport) -> list[EditRecord]:
-    """The records of a report, those whose id another one has already with a number behind it."""
+    """Returns the records of a report; repeated ids get a number appended."""
     taken: set[str] = set()
     records = []
     for record in report.records:
@@ -452,7 +452,7 @@ def with_unique_ids(report: ReadReport) -> list[EditRecord]:
 
 
 def note_repeated_prompts(report: ReadReport) -> None:
-    """Counts prompts that several requests share, and those of them that ask for different targets."""
+    """Counts prompts shared by several requests, and those with conflicting targets."""
     targets: dict[str, list[str]] = {}
     for record in report.records:
         for request in record.requests:
@@ -465,10 +465,10 @@ def note_repeated_prompts(report: ReadReport) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds a JSON object and refuses one in which a name occurs twice.
+    """Builds a JSON object and rejects duplicate keys.
 
     Raises:
-        ValueError: If one does.
+        ValueError: If a key occurs twice.
     """
     values = dict(pairs)
     if len(values) < len(pairs):

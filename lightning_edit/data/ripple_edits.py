@@ -1,4 +1,4 @@
-"""RippleEdits: what else must change, and what must not (Cohen et al. 2023, arXiv 2307.12976)."""
+"""RippleEdits: the side effects of edits on related facts (Cohen et al. 2023, arXiv 2307.12976)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _TEMPLATES = {
     "CAPITAL_OF": "The name of the country which <subject> is the capital of is",
     "CAST_MEMBER": "The names of the cast members of <subject> are",
 }  # fmt: skip
-"""Relation to the sentence that the authors' code makes of it; the object and a full stop follow."""
+"""Relation to its sentence in the authors' code; the object and a full stop follow."""
 _GROUPS = {
     "Logical_Generalization": ProbeKind.PORTABILITY,
     "Subject_Aliasing": ProbeKind.PORTABILITY,
@@ -58,20 +58,20 @@ _GROUPS = {
     "Relation_Specifity": ProbeKind.LOCALITY,
     "Forgetfulness": ProbeKind.LOCALITY,
 }
-"""Groups of tests; the authors' description spells one of them in two ways."""
+"""Groups of tests; the authors spell one of them in two ways."""
 
 
 class RippleEdits(Benchmark):
     """Edits of Wikidata facts with six groups of tests.
 
-    The file gives an edit as a finished sentence, without labels of subject and target: they are cut out by the
-    relation's template, and where that fails, the sentence of the original fact shows where they differ. Edits of
-    which neither tells, and edits that change nothing, are dropped and counted. Logical generalization, subject
-    aliasing and compositionality are portability, relation specificity and forgetfulness locality, each in a group of
-    its name, as in KnowEdit. The conditions of a test (what the unedited model must know) are not read.
+    The file gives an edit as a full sentence, without marking subject and target. They are extracted with the
+    relation's template or, if that fails, by comparison with the original fact's sentence. Edits that neither can
+    split, and edits that change nothing, are dropped and counted. Logical generalization, subject aliasing and
+    compositionality are portability probes, relation specificity and forgetfulness locality probes, each in its own
+    group, as in KnowEdit. The conditions of a test (what the unedited model must know) are not read.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: "recent", "random" or "popular".
         limit: Read at most this many records.
     """
@@ -82,7 +82,7 @@ class RippleEdits(Benchmark):
         super().__init__(source, split, limit)
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         edit = entry.child("edit")
         sentence, relation = edit.text("prompt"), edit.text("relation")
         earlier = edit.child("original_fact").text("prompt") if "original_fact" in edit else ""
@@ -114,16 +114,16 @@ def _probes(test: Entry, kind: ProbeKind, group: str) -> list[Probe]:
 
 
 def parts_of(sentence: str, relation: str, other: str = "") -> tuple[str, str, str] | None:
-    """Prompt, subject and target of a finished sentence.
+    """Splits a full sentence into prompt, subject and target.
 
     Args:
         sentence: Such as "The gender of Ada is female."
         relation: Name of its relation, such as "SEX_OR_GENDER".
-        other: The sentence of the same subject and relation with another target, where there is one.
+        other: A sentence with the same subject and relation and another target, if there is one.
 
     Returns:
-        Such as ("The gender of Ada is", "Ada", "female"); the subject is empty where only ``other`` told the target.
-        None if nothing tells it.
+        Such as ("The gender of Ada is", "Ada", "female"); the subject is empty if only ``other`` gave the target.
+        None if the target cannot be determined.
     """
     text = sentence.strip().removesuffix(".")
     template = _TEMPLATES.get(relation)

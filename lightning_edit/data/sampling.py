@@ -13,14 +13,14 @@ from lightning_edit.errors import ConfigurationError
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, record index), shuffled by seed and epoch, with records of similar length together.
 
-    Everything follows from seed, epoch and the number of batches already done, so that a run resumed in the middle of
-    an epoch sees exactly the batches that it had not seen. Each process takes its own share of every global batch;
-    records that do not fill a global batch wait for another epoch's order.
+    The order depends only on the seed, the epoch and the number of batches done, so a run resumed in mid-epoch sees
+    exactly the remaining batches. Each process takes its share of every global batch; records that do not fill a
+    global batch are left out of the epoch.
 
     Args:
-        lengths: Length of each record, by which similar ones are put together.
+        lengths: Length of each record, for batching similar lengths together.
         batch_size: Records in a batch of one process.
-        seed: Seed of the order.
+        seed: Seed for shuffling.
         rank: This process.
         world_size: Number of processes.
         unit: Records that are edited jointly and must not be divided between processes; it divides ``batch_size``.
@@ -53,7 +53,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
     @property
     def sampler(self) -> TrainingBatches:
-        """Itself: Lightning announces the epoch to the attribute of this name."""
+        """Itself: Lightning calls ``set_epoch`` on this attribute."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,7 +64,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return len(self.lengths) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # Lightning may announce the epoch again while workers fetch ahead; an iteration keeps the one it began with.
+        # Lightning may set the epoch again while workers prefetch; an iteration keeps the epoch it began with.
         epoch, start, self.skip = self.epoch, self.skip, 0
         for batch in self._global_batches(epoch)[start:]:
             units = [batch[first : first + self.unit] for first in range(0, len(batch), self.unit)]
@@ -87,16 +87,15 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 class EvaluationBatches(Sampler[list[list[int]]]):
     """Batches of groups of record indices, sorted by length; each record in exactly one batch of one process.
 
-    A process that there is no group left for gets one empty batch, because all must take part when measures are added
-    up.
+    A process without a group gets one empty batch, because all processes must take part in reducing metrics.
 
     Args:
         lengths: Length of each record.
-        batch_size: Records in a batch, as far as whole groups fit; at least one group.
+        batch_size: Records in a batch, rounded down to whole groups; at least one group.
         rank: This process.
         world_size: Number of processes.
-        unit: Records of a group, which are edited jointly: consecutive ones; the last group may be smaller.
-        keep_order: Leave the groups in the order of the records.
+        unit: Consecutive records in a group, which are edited jointly; the last group may be smaller.
+        keep_order: Keep the groups in the order of the records.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class EvaluationBatches(Sampler[list[list[int]]]):
 
 
 def limited(batches: int, limit: float | None) -> int:
-    """How many batches a Trainer runs under one of its limits: a number of batches, or a share if it is a float."""
+    """Returns how many batches a Trainer runs under a limit: a number, or a fraction if it is a float."""
     if limit is None:
         return batches
     return min(batches, limit) if isinstance(limit, int) else int(limit * batches)

@@ -9,11 +9,11 @@ from lightning_edit.records import EditRecord, Probe, ProbeKind
 class UnKE(Benchmark):
     """Questions with long, unstructured answers.
 
-    ``para_question`` is the rephrase; each ``sub_question`` with its ``sub_answer`` is portability of the group
-    "Sub_Question": a detail of the edited text. The file has neither subjects nor old answers nor locality probes.
+    ``para_question`` is the rephrase; each ``sub_question`` with its ``sub_answer`` is a portability probe (group
+    "Sub_Question") on a detail of the edited text. The file has no subjects, old answers or locality probes.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -21,7 +21,7 @@ class UnKE(Benchmark):
     files = {"test": ("final_data_v3.json", "final_data_v2.json")}
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id = f"unke-{entry.number('id') if 'id' in entry else entry.index}"
         target = entry.text("answer")
         request = make_request(entry, entry.text("question"), target, None, None, id)

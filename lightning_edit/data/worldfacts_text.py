@@ -1,4 +1,4 @@
-"""The words of WorldFacts: how each relation is asked, what the language codes mean, and facts of other fields."""
+"""Texts of WorldFacts: phrasings of each relation, names of language codes, and unrelated facts."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ PHRASINGS: dict[str, Phrasings] = {
     ),
 }
 
-# One more hop behind an edited fact: relation -> (question, attribute of the new object's country).
+# One hop beyond an edited fact: relation -> (question, attribute of the new object's country).
 HOPS: dict[str, tuple[tuple[str, str], ...]] = {
     "capital": (("The capital of {} lies on the continent of", "continent"),),
     "city_country": (
@@ -210,7 +210,7 @@ LANGUAGES = {
     "uk": "Ukrainian", "ur": "Urdu", "uz": "Uzbek", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
 
-# Facts of other fields, for the locality group "Unrelated": (prompt, answer).
+# For the locality group "Unrelated": (prompt, answer).
 GENERAL_FACTS_SEEN: tuple[tuple[str, str], ...] = (
     ("The chemical symbol of gold is", "Au"),
     ("The chemical symbol of iron is", "Fe"),

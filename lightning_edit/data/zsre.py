@@ -14,12 +14,12 @@ class ZsRE(Benchmark):
     ``pred`` and ``cond`` (the answer of an older model) are not read.
 
     Odd cases: texts are stripped (counted); a record with an empty ``alt`` is dropped (counted); a subject that is
-    not in the prompt is left out (counted); of several answers the first is the probability comparison's rival;
+    not in the prompt is left out (counted); of several answers the first is the rival in probability comparisons;
     a target that is already the true answer is kept (counted); a repeated ``loc`` is kept, as it tests another edit;
     the prefix "nq question:" of the locality prompts is kept as published.
 
     Args:
-        source: Path of the file or of a folder that holds it, or a Hub id.
+        source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
     """
@@ -31,7 +31,7 @@ class ZsRE(Benchmark):
     }
 
     def parse(self, entry: Entry) -> list[EditRecord]:
-        """One record of the file; see the class for the policy."""
+        """Parses one record; see the class docstring."""
         id = f"zsre-{entry.number('case_id') if 'case_id' in entry else entry.index}"
         truths = entry.texts("answers") if "answers" in entry else []
         target = entry.text("alt")

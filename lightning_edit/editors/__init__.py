@@ -20,9 +20,10 @@ from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.rome import ROME
 from lightning_edit.editors.scr import SCR
 from lightning_edit.editors.serac import SERAC
+from lightning_edit.editors.side_memory_training import Margins
 from lightning_edit.editors.tuning import TuningSettings
 from lightning_edit.editors.value_search import ValueSettings
-from lightning_edit.editors.wise import WISE, Margins
+from lightning_edit.editors.wise import WISE
 
 __all__ = [
     "EMMET",

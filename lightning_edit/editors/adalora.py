@@ -147,13 +147,13 @@ class _Prunable(Adapters):
     def after_step(self, edit: int, step: int) -> None:
         budget = self.budget
         if step < self.steps - budget.final:
-            self._judge(edit)
+            self._update_importance(edit)
         left = budget.values_left(step, self.steps, len(self.sites))
         due = step % budget.every == 0 or step >= self.steps - budget.final
         if step > budget.warmup and due:
             self._keep(edit, left)
 
-    def _judge(self, edit: int) -> None:
+    def _update_importance(self, edit: int) -> None:
         """Smooths the sensitivity |p ∂L/∂p| of every number and its uncertainty."""
         first, second = self.budget.sensitivity_decay, self.budget.uncertainty_decay
         for index, parameter in enumerate(self.parameters[edit]):

@@ -23,11 +23,11 @@ from lightning_edit.models.statistics import Statistics
 
 
 class AlphaEdit(SpreadEditor):
-    """AlphaEdit: MEMIT's update projected onto the null space of what is to be preserved.
+    """AlphaEdit: MEMIT's update projected onto the null space of preserved knowledge.
 
     A = (P(KKᵀ + EEᵀ) + L₂I)⁻¹ P K, where P projects onto the eigenvectors of the keys' second moment with eigenvalues
-    below a threshold, and E holds the keys of the edits that this one is made on top of. Each edit carries its keys,
-    read at each site after all of its layers had been changed; a sequence keeps EEᵀ.
+    below a threshold, and E holds the keys of earlier edits. Each edit stores its keys at each site, read after all of
+    its layers were changed; a sequence accumulates EEᵀ.
 
     Args:
         layers: Layers to edit. The authors edit 13 to 17 of 48 of GPT-2 XL, 3 to 8 of 28 of GPT-J and 4 to 8 of 32 of
@@ -36,9 +36,9 @@ class AlphaEdit(SpreadEditor):
         ridge: L₂ (10 in the authors' settings).
         search: How values are searched, by default with the authors' |δ| ≤ 0.75 |h| and weight decay of 0.5.
         contexts: See :class:`LocateEditor`.
-        statistics: See there.
-        covariance: See there.
-        contradictions: See there.
+        statistics: See :class:`LocateEditor`.
+        covariance: See :class:`LocateEditor`.
+        contradictions: See :class:`LocateEditor`.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class AlphaEdit(SpreadEditor):
         self._bases: dict[str, tuple[Tensor, Tensor]] = {}
 
     def basis(self, site: EditSite, statistics: Statistics) -> Tensor:
-        """(M, R) float64 basis of the null space at a site, found once for each second moment.
+        """Returns the (M, R) float64 basis of the null space at a site, cached for each second moment.
 
         Raises:
-            EditError: If no direction is free.
+            EditError: If the null space is empty.
         """
         moment = statistics.moment(site.name)
         known = self._bases.get(site.name)
@@ -76,7 +76,7 @@ class AlphaEdit(SpreadEditor):
         return known[1]
 
     def require(self, site: EditSite, statistics: Statistics) -> None:
-        """See :meth:`LocateEditor.require`: there must be a null space."""
+        """See :meth:`LocateEditor.require`; the null space must not be empty."""
         self.basis(site, statistics)
 
     def statistics_findings(self, model: LanguageModel) -> dict[str, Any]:

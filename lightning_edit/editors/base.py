@@ -1,4 +1,4 @@
-"""What every editing method offers, and what the base class does for all of them."""
+"""Base class of all editing methods."""
 
 from __future__ import annotations
 
@@ -28,18 +28,16 @@ FitReads = Literal["nothing", "records", "corpus"]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an editor can do.
+    """Capabilities and requirements of an editor.
 
     Args:
         joint: Several requests in one edit.
         sequential: Edits on top of earlier edits.
-        depends: An edit on top of earlier ones is computed from the model as they changed it, and cannot do without
-            them.
+        depends: An edit on top of earlier ones is computed on the edited model, and is invalid without them.
         needs_subject: Every request must name its subject.
-        fit_reads: What is read before the first edit: "records" to train on, a text "corpus" for statistics, or
-            "nothing".
+        fit_reads: Data that fit reads: "records" to train on, a text "corpus" for statistics, or "nothing".
         needs_grad: Editing takes gradients through the base model.
-        mergeable: Its edits can be written into the weights.
+        mergeable: Its edits can be merged into the weights.
         takes_passes: ``compute_changes`` takes ``passes``: forward passes of the unedited model with cached states.
     """
 
@@ -55,11 +53,11 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class GroupChanges:
-    """What a method computed for groups of requests.
+    """Changes that a method computed for groups of requests.
 
     Args:
         changes: The changes of every group, in order; a group whose requests all failed changes nothing.
-        problems: Place of a request, counted over all groups, to why it could not be edited.
+        problems: Reasons why requests could not be edited, by index over all groups.
     """
 
     changes: Changes
@@ -70,23 +68,23 @@ EditorT = TypeVar("EditorT", bound="Editor")
 
 
 class Editor(nn.Module, ABC):
-    """A method of editing.
+    """Base class of editing methods.
 
-    A new one is a subclass: hyperparameters in the constructor, kept in attributes of the same names, and changes out
-    of :meth:`compute_changes`. The base class handles contradictory and failed requests, provenance, and edits on top
-    of earlier ones. An editor never changes the model and keeps no state between calls that is not a parameter, a
-    buffer or an argument.
+    To add a method, subclass it: take hyperparameters in the constructor, store them in attributes of the same names,
+    and implement :meth:`compute_changes`. The base class handles contradictory and failed requests, provenance, and
+    edits on top of earlier ones. An editor never changes the model, and its only state between calls is parameters,
+    buffers and arguments.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities()
     contradictions: Contradictions = "error"
-    """What to do with requests of one edit that have the same prompt and different targets."""
+    """How to handle requests of one edit with the same prompt and different targets."""
 
     def setup(self, model: LanguageModel) -> None:
-        """Builds what depends on the model's shapes; called once before fitting, loading or editing."""
+        """Builds modules that depend on the model's shapes; called once before fitting, loading or editing."""
 
     def lowest_layer(self, model: LanguageModel) -> int:
-        """The lowest block that the editor reads or changes; what lies below can be kept from the unedited model."""
+        """Returns the lowest block that the editor reads or changes; hidden states below it can be cached."""
         return 0
 
     @property
@@ -95,28 +93,28 @@ class Editor(nn.Module, ABC):
         return init_arguments(self)
 
     def fit_without_corpus(self, model: LanguageModel) -> None:
-        """Uses statistics that come with the package, or else collects them on text that the model samples.
+        """Uses statistics that come with the package, or else collects them on text sampled from the model.
 
-        Nothing happens where the editor was fitted already, or its fit reads no corpus.
+        Does nothing if the editor is already fitted, or its fit reads no corpus.
         """
 
     def share_searches(self, folder: str | Path) -> None:
-        """Keeps what is searched for requests in a folder, and takes from there what editors with the same search kept.
+        """Caches the results of value searches in a folder, shared by editors with the same search.
 
-        Nothing happens where the editor searches nothing that others search as well.
+        Does nothing if the editor has no search to share.
         """
 
     @property
     def reused_seconds(self) -> float:
-        """What the searches took, so far, whose results this editor took from others."""
+        """Seconds that reused searches originally took, so far."""
         return 0.0
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
-        """What the editor derives before it edits a model, as plain data; it is stored with each edit."""
+        """Returns what the editor derives before editing, as plain data to store with each edit."""
         return {}
 
     def validate(self, model: LanguageModel, groups: Groups) -> None:
-        """Refuses settings and requests that are known not to work, before any search or pass for them.
+        """Refuses invalid settings and requests before any search or forward pass.
 
         Args:
             model: The base model; no edit is applied.
@@ -124,7 +122,7 @@ class Editor(nn.Module, ABC):
         """
 
     def prepare(self, model: LanguageModel) -> None:
-        """Computes what the editor needs of the unedited model, such as sampled contexts; no edit is applied yet."""
+        """Computes what the editor needs from the unedited model, such as sampled contexts."""
 
     @abstractmethod
     def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
@@ -133,23 +131,23 @@ class Editor(nn.Module, ABC):
         Args:
             model: The model, with the earlier edits applied to it.
             groups: The requests, at least one in each group and without contradictions.
-            after: The earlier edits; empty where there are none.
+            after: The earlier edits; may be empty.
         """
 
     def bytes_per_edit(self, model: LanguageModel) -> int:
-        """Memory that the change of one group takes; 0 where it is small (factors of low rank)."""
+        """Returns the memory of one group's change in bytes; 0 if it is small (low-rank factors)."""
         return 0
 
     def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
-        """Edits jointly.
+        """Makes one edit of all requests jointly.
 
         Args:
             model: The base model; it is not changed.
-            requests: What it should say.
-            after: The sequence of edits that are applied while this one is computed.
+            requests: The requests.
+            after: The sequence of earlier edits to edit on top of.
 
         Raises:
-            EditError: If the editor cannot do what is asked, or no request could be edited.
+            EditError: If the editor does not support the requests, or none could be edited.
             EditorNotFittedError: If it has to be fitted first.
         """
         edit = self.edit_each_group(model, [requests], after)[0]
@@ -159,7 +157,7 @@ class Editor(nn.Module, ABC):
         return edit
 
     def edit_each(self, model: LanguageModel, requests: Sequence[EditRequest]) -> EditBatch:
-        """Makes one independent edit of each request, side by side; see :meth:`edit_each_group`."""
+        """Makes one independent edit of each request in a batch; see :meth:`edit_each_group`."""
         return self.edit_each_group(model, [[request] for request in requests])
 
     def edit_each_group(
@@ -171,17 +169,17 @@ class Editor(nn.Module, ABC):
     ) -> EditBatch:
         """Makes one independent edit of each group of requests.
 
-        Requests that cannot be edited are left out with a warning that names them; the others are edited. An edit that
-        no request is left of changes nothing.
+        Requests that cannot be edited are left out with a warning that names them; the others are edited. If all
+        requests of an edit are left out, it changes nothing.
 
         Args:
             model: The base model; it is not changed.
             groups: The requests; those of a group are edited jointly.
-            after: The sequence of edits that are applied while these are computed.
+            after: The sequence of earlier edits to edit on top of.
             passes: Forward passes of the unedited model with cached states, for editors that can use them.
 
         Raises:
-            EditError: If the editor cannot do what is asked.
+            EditError: If the editor does not support the requests.
             EditorNotFittedError: If it has to be fitted first.
         """
         after = after if after is not None else EditSequence()
@@ -197,16 +195,16 @@ class Editor(nn.Module, ABC):
     def edit_in_parts(
         self, model: LanguageModel, groups: Groups, memory: int, passes: ForwardPasses | None = None
     ) -> Iterator[tuple[slice, EditBatch]]:
-        """Independent edits, as many side by side as fit into memory.
+        """Makes independent edits in parts that fit into memory.
 
         Args:
             model: The base model.
             groups: See :meth:`edit_each_group`.
-            memory: Bytes that the changes of one part may take; a single larger one is made all the same.
+            memory: Maximum bytes of the changes of one part; a single larger change is still made.
             passes: See :meth:`edit_each_group`.
 
         Yields:
-            Which groups a part holds, and their edits.
+            The groups of a part as a slice, and their edits.
         """
         size = self.bytes_per_edit(model)
         step = max(memory // size, 1) if size else max(len(groups), 1)
@@ -240,17 +238,17 @@ class Editor(nn.Module, ABC):
         return provenances
 
     def could_have_produced(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
-        """Whether an edit is one that this editor, as it is configured, makes of ``requests``."""
-        # Through JSON, as a saved edit's settings went: it has no tuples.
+        """Whether this editor, with its current settings, could have made an edit of ``requests``."""
+        # Through JSON, like a saved edit's settings, as it has no tuples.
         mine = json.loads(json.dumps([type(self).__name__, self.hyperparameters]))
         theirs = json.loads(json.dumps([provenance.method, provenance.settings]))
         wanted = without_contradictions(requests, self.contradictions)
-        # A memory names the requests that came without a name.
+        # A memory gives ids to requests without one.
         unnamed = ([replace(request, id="") for request in group] for group in (wanted, provenance.requests))
         return bool(mine == theirs) and next(unnamed) == next(unnamed)
 
     def check(self, model: LanguageModel, groups: Groups, on_top: bool = False) -> None:
-        """Refuses what is known not to be editable before any work for it is done; :meth:`edit` does so, too.
+        """Checks requests before any work is done; :meth:`edit` calls this as well.
 
         Args:
             model: The base model.
@@ -258,9 +256,9 @@ class Editor(nn.Module, ABC):
             on_top: Whether there will be earlier edits.
 
         Raises:
-            EditError: If the editor cannot do what is asked, or requests contradict one another and
+            EditError: If the editor does not support the requests, or they contradict one another and
                 ``contradictions`` is "error".
-            TokenizationError: If a request does not survive the tokenizer, or is longer than the model's positions.
+            TokenizationError: If a request does not survive the tokenizer, or exceeds the model's positions.
         """
         name, can = type(self).__name__, self.capabilities
         if not groups or not all(groups):
@@ -287,16 +285,16 @@ class Editor(nn.Module, ABC):
 
     @classmethod
     def from_checkpoint(cls: type[EditorT], path: str | Path, model: LanguageModel) -> EditorT:
-        """Loads a trained editor from a checkpoint of a run, for the base model that it was trained on.
+        """Loads a trained editor from a checkpoint, for the base model that it was trained on.
 
         Args:
-            path: The file, or a repository on the Hub (hf://owner/name) that holds one.
+            path: The file, or a repository on the Hub (hf://owner/name).
             model: The base model.
 
         Raises:
             BaseModelMismatchError: If the checkpoint belongs to another base model.
             ConfigurationError: If it holds another editor.
-            SourceNotFoundError: If there is none.
+            SourceNotFoundError: If there is no checkpoint.
         """
         from lightning_edit.editors.checkpoint import load_editor
 
@@ -307,7 +305,7 @@ class Editor(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls: type[EditorT], name: str | Path, model: LanguageModel) -> EditorT:
-        """:meth:`from_checkpoint`, for a path or for the id of a repository on the Hub (owner/name)."""
+        """Calls :meth:`from_checkpoint` with a path or the id of a repository on the Hub (owner/name)."""
         return cls.from_checkpoint(marked(name), model)
 
     def push_to_hub(self, repo_id: str, model: LanguageModel, **options: Unpack[PushOptions]) -> str:
@@ -321,12 +319,12 @@ class Editor(nn.Module, ABC):
         return f"{type(self).__name__}({settings})"
 
     def not_ready(self) -> EditorNotFittedError:
-        """The error for an editor that was never set up."""
+        """Returns the error for an editor that was never set up."""
         return EditorNotFittedError(f"{type(self).__name__} is not set up; call setup(model), or load a checkpoint")
 
 
 def name_of(request: EditRequest) -> str:
-    """What a request is called in messages: its id, or its prompt."""
+    """Returns a request's name for messages: its id, or its prompt."""
     return request.id or request.prompt
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes what a checkpoint says about its editor and its base model."""
+"""Saves and loads editors as checkpoints, with a description of editor and base model."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lightning_edit.models.fingerprint import Fingerprint
 from lightning_edit.models.language_model import LanguageModel
 
 KEY = "lightning_edit"
-"""Where in a Lightning checkpoint this package keeps its own entry."""
+"""Key of this package's entry in a Lightning checkpoint."""
 DIGEST = "digest"
-"""Where in that entry the digest of the weights stands."""
+"""Key of the weights' digest in that entry."""
 PREFIX = "editor."
 """Prefix of the editor's tensors in the checkpoint's state_dict."""
 
 
 def describe(editor: Editor, model: LanguageModel, settings: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a checkpoint: plain data about the editor and its base.
+    """Describes editor and base model as plain data, for a checkpoint's entry.
 
     Args:
         editor: The editor.
@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         _check_sums(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken or unsafe file
+    except Exception as error:  # torch raises many exception types for a broken or unsafe file
         raise ConfigurationError(f"{path}: not a checkpoint that can be loaded safely ({error})") from error
     if not isinstance(content, dict) or KEY not in content:
         names = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -68,7 +68,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """A checkpoint's file: a local one, or that of a repository on the Hub (hf://owner/name).
+    """Finds a checkpoint's file, locally or in a repository on the Hub (hf://owner/name).
 
     Raises:
         SourceNotFoundError: If there is none.
@@ -85,10 +85,10 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def _check_sums(path: Path) -> None:
-    """Checks the sums of a checkpoint's archive, which torch.load does not; they cover the optimizer's state, too.
+    """Verifies the archive's checksums, which torch.load does not; they also cover the optimizer's state.
 
     Raises:
-        zipfile.BadZipFile: If one is wrong.
+        zipfile.BadZipFile: If a checksum is wrong.
     """
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
@@ -97,7 +97,7 @@ def _check_sums(path: Path) -> None:
 
 
 def state_digest(state: dict[str, Any]) -> str:
-    """SHA-256 of names, shapes, dtypes and contents of tensors."""
+    """Computes the SHA-256 of names, shapes, dtypes and contents of tensors."""
     total = hashlib.sha256()
     for name, value in sorted(state.items()):
         total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -106,21 +106,21 @@ def state_digest(state: dict[str, Any]) -> str:
 
 
 def check_checkpoint(content: dict[str, Any], model: LanguageModel) -> str | None:
-    """Refuses a checkpoint of another base; returns a warning about another precision, if there is one."""
+    """Refuses a checkpoint of another base model; returns a warning if the precision differs."""
     base = content[KEY]["base"]
     return model.check_base(Fingerprint.from_dict(base["fingerprint"]), "checkpoint", base["name"])
 
 
 def export_checkpoint(path: str | Path, output: str | Path, model: LanguageModel, dtype: torch.dtype) -> Path:
-    """Writes a checkpoint that holds an editor alone: without the optimiser's state, its parameters in a precision.
+    """Exports an editor alone from a checkpoint, without the optimiser's state, with parameters in another precision.
 
-    Buffers, such as running statistics, keep theirs. The file serves as any checkpoint, but not to train on.
+    Buffers, such as running statistics, keep their precision. The file cannot be used to resume training.
 
     Args:
         path: The checkpoint of a run.
-        output: The file to write; it appears whole or not at all.
+        output: The file to write, atomically.
         model: The base model.
-        dtype: Precision of the parameters in the file; loading makes them float32 again.
+        dtype: Precision of the parameters in the file; they are loaded as float32.
 
     Raises:
         ConfigurationError: If a parameter is beyond the range of ``dtype``, or as for :func:`load_editor`.
@@ -141,12 +141,12 @@ def export_checkpoint(path: str | Path, output: str | Path, model: LanguageModel
 
 
 def save_editor(editor: Editor, model: LanguageModel, path: str | Path) -> Path:
-    """Writes an editor as a checkpoint that :func:`load_editor` reads; not one to train on.
+    """Saves an editor as a checkpoint for :func:`load_editor`; it cannot be used to resume training.
 
     Args:
         editor: The editor, set up on ``model``.
         model: The base model.
-        path: The file; it appears whole or not at all.
+        path: The file to write, atomically.
     """
     settings = {"name_or_path": model.name, "revision": model.revision}
     state = {PREFIX + name: value for name, value in editor.state_dict().items()}
@@ -172,11 +172,11 @@ def load_editor(path: str | Path, model: LanguageModel) -> Editor:
 
 
 def load_weights(path: str | Path, editor: Editor, model: LanguageModel) -> None:
-    """Gives an editor, which is set up, the weights of a checkpoint.
+    """Loads the weights of a checkpoint into an editor that is set up.
 
     Raises:
         BaseModelMismatchError: If the checkpoint belongs to another base model.
-        ConfigurationError: If it holds another editor, or another shape of this one.
+        ConfigurationError: If it holds another editor, or one of another shape.
     """
     content = read_checkpoint(path)
     check_checkpoint(content, model)

@@ -21,7 +21,8 @@ def check_editor_file(path: str | Path) -> None:
 
     Raises:
         SourceNotFoundError: If there is no such file.
-        ConfigurationError: If it is not a readable file with class_path and init_args, or names such a class.
+        ConfigurationError: If it is not a readable file with class_path and init_args, or names a class whose module is
+            not allowed.
     """
     if not Path(path).is_file():
         raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
@@ -44,12 +45,12 @@ def configured_editor(path: str, **settings: str) -> Editor:
 
     Args:
         path: The file.
-        settings: Settings in place of those of the file, such as ``statistics="folder"``, as on the command line.
+        settings: Settings that override the file's, as on the command line, such as ``statistics="folder"``.
 
     Raises:
         SourceNotFoundError: If there is no such file.
-        ConfigurationError: If it describes no editor, names a class whose module is not allowed, or has a setting that
-            there is not.
+        ConfigurationError: If it describes no editor, names a class whose module is not allowed, or has an unknown
+            setting.
     """
     check_editor_file(path)
     parser = ConciseArgumentParser()
@@ -64,7 +65,7 @@ def configured_editor(path: str, **settings: str) -> Editor:
 
 
 def _check_classes(content: Any, where: str) -> None:
-    """Refuses classes of modules that are not allowed, however deep in the file."""
+    """Refuses classes of modules that are not allowed, at any depth of the file."""
     values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
     if isinstance(content, dict) and "class_path" in content:
         class_of(str(content["class_path"]), where)

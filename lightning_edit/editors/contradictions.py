@@ -1,4 +1,4 @@
-"""Requests of one edit that want different answers to the same prompt."""
+"""Contradictory requests: the same prompt with different targets in one edit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Contradictions = Literal["error", "last", "keep"]
 
 
 def overruled(group: Sequence[EditRequest]) -> list[EditRequest]:
-    """The requests of an edit that a later one with the same prompt wants another answer from."""
+    """Returns the requests whose prompt has another target in a later request of the same edit."""
     last = {request.prompt: request.target for request in group}
     return [request for request in group if last[request.prompt] != request.target]
 
 
 def report_contradictions(group: Sequence[EditRequest], choice: Contradictions) -> None:
-    """Says before the work starts which requests of an edit contradict later ones, and what is done with them.
+    """Warns about contradictory requests of an edit, and how they are handled, before the work starts.
 
     Raises:
-        EditError: If requests contradict one another and the choice is to refuse.
+        EditError: If requests contradict one another and the choice is "error".
     """
     kept, contradictions = without_contradictions(group, choice), overruled(group)
     if contradictions:
@@ -36,15 +36,14 @@ def report_contradictions(group: Sequence[EditRequest], choice: Contradictions) 
 
 
 def without_contradictions(group: Sequence[EditRequest], choice: Contradictions) -> list[EditRequest]:
-    """The requests of an edit, without those that a later one overrules.
+    """Resolves contradictory requests of an edit.
 
     Args:
         group: The requests.
-        choice: "last" keeps the last request of each prompt that several targets are wanted for, "keep" keeps all,
-            "error" refuses.
+        choice: "last" keeps the last of the contradictory requests of a prompt, "keep" keeps all, "error" refuses.
 
     Raises:
-        EditError: If requests contradict one another and the choice is to refuse.
+        EditError: If requests contradict one another and the choice is "error".
     """
     last = {request.prompt: place for place, request in enumerate(group)}
     contradicting = overruled(group)

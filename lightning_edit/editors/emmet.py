@@ -19,13 +19,13 @@ from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.statistics import IdentityStatistics, Statistics
 
 _SAME = 1e-5
-"""Relative singular value of keys below which they depend on one another; rounding parts them by 1e-7."""
+"""Relative singular value below which keys count as linearly dependent; rounding causes 1e-7."""
 
 
 class EMMET(SpreadEditor):
     """EMMET: MEMIT's objective under ROME's equality constraint, for n requests at once.
 
-    ΔW = R D⁻¹ Kᵀ C'⁻¹ with C' = λC + εI and D = KᵀC'⁻¹K + βI; β is added where there is more than one request.
+    ΔW = R D⁻¹ Kᵀ C'⁻¹ with C' = λC + εI and D = KᵀC'⁻¹K + βI; β is added only for more than one request.
 
     Args:
         layers: Layers to edit. The authors edit one: 17 of 48 of GPT-2 XL, 5 of 28 of GPT-J, 5 of 32 of Llama-2 7B.
@@ -35,9 +35,9 @@ class EMMET(SpreadEditor):
         search: How values are searched, by default with the authors' |δ| ≤ 0.75 |h| and weight decay of 0.5 (4 and 1e-3
             for Llama-2).
         contexts: See :class:`LocateEditor`.
-        statistics: See there.
-        covariance: See there.
-        contradictions: See there.
+        statistics: See :class:`LocateEditor`.
+        covariance: See :class:`LocateEditor`.
+        contradictions: See :class:`LocateEditor`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class EMMET(SpreadEditor):
         """See :meth:`SpreadEditor.left_factor`.
 
         Raises:
-            EditError: If requests share a key and no ridge parts them.
+            EditError: If the keys are linearly dependent and there is no ridge.
         """
         several = keys.shape[1] > 1
         ridge = self.constraint_ridge if several else 0.0

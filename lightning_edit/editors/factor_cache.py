@@ -1,4 +1,4 @@
-"""Gradient factors of requests that are asked for again and again."""
+"""Cache of the gradient factors of training requests."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lightning_edit.tokenization import EncodedText, TextKey, TokenBatch
 _LOG = logging.getLogger(__name__)
 
 _GROUP = 32
-"""Requests in one pass of :meth:`FactorCache.fill`."""
+"""Number of requests per pass of :meth:`FactorCache.fill`."""
 
 Factors = Mapping[str, GradientFactors]
-"""Site name to gradient factors."""
+"""Gradient factors by site name."""
 
 
 class FactorCache:
-    """The gradient factors of requests under the unedited model, which training an editor does not change.
+    """Caches gradient factors of requests under the unedited model, which training an editor does not change.
 
     They are kept in memory, in float32: (fan-in + fan-out) numbers for each token and site.
 
     Args:
-        limit: Bytes to keep; the factors of further requests are computed each time.
+        limit: Maximum size in bytes; the factors of further requests are computed each time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -48,17 +48,17 @@ class FactorCache:
         trunk: Trunk | None = None,
         answers_only: bool = False,
     ) -> None:
-        """Computes and keeps the factors of requests, with a progress bar, up to the limit.
+        """Computes and caches the factors of requests up to the limit, with a progress bar.
 
-        The requests are sorted and grouped by themselves alone, so that the same requests give the same factors to the
-        last bit, and a run that was interrupted goes on exactly.
+        The grouping depends only on the requests, so that equal requests give the same factors to the last bit, and an
+        interrupted run resumes exactly.
 
         Args:
             model: The unedited model.
-            texts: Requests that will be asked for.
+            texts: Requests that will be needed.
             sites: The edit sites.
-            trunk: Hidden states kept from below the lowest site.
-            answers_only: Keep the factors at the answers' positions alone.
+            trunk: Cached hidden states below the lowest site.
+            answers_only: Keep only the factors at the answers' positions.
         """
         wanted = {text.key: text for text in texts}
         order = [wanted[key] for key in sorted(wanted, key=lambda key: (len(key), key))]
@@ -72,7 +72,7 @@ class FactorCache:
         _LOG.info("gradient factors of %d of %d requests kept, %.2f GB", len(self), len(order), self.bytes / 2**30)
 
     def _keep(self, batch: TokenBatch, factors: Factors, losses: Tensor) -> bool:
-        """Keeps the factors of a batch if they fit; what is not finite is left to be found where it is used."""
+        """Keeps the factors of a batch if they fit, except rows with a non-finite loss, which are reported on use."""
         needed = sum(one.x.nbytes + one.delta.nbytes for one in factors.values())
         if self.bytes + needed > self.limit:
             return False
@@ -85,7 +85,7 @@ class FactorCache:
         return True
 
     def get(self, batch: TokenBatch) -> dict[str, GradientFactors] | None:
-        """The factors of a batch, if those of all of its rows are kept.
+        """Returns the factors of a batch if all of its rows are cached, or None.
 
         Args:
             batch: R requests.
@@ -98,7 +98,7 @@ class FactorCache:
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> GradientFactors:
-    """The factors of all rows, in their order."""
+    """Concatenates the factors of all rows, in their order."""
     x, delta = (torch.cat(column) for column in zip(*parts, strict=True))
     counts = torch.tensor([len(x_part) for x_part, _ in parts], device=x.device)
     return GradientFactors(x, delta, torch.arange(len(parts), device=x.device).repeat_interleave(counts))

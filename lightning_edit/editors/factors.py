@@ -1,4 +1,4 @@
-"""Gradient factors of many requests, kept in memory or on disk and read back in chunks."""
+"""Storage of gradient factors in memory or on disk, read back in chunks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FactorChunk:
     Args:
         x: (N, fan_in) inputs of the site.
         delta: (N, fan_out) gradients with respect to its output.
-        group: (N) int64 edit that each belongs to.
+        group: (N) int64 edit of each row.
     """
 
     x: Tensor
@@ -35,8 +35,8 @@ class FactorStore:
 
     Args:
         edits: Number of edits B.
-        on_disk: Keep the factors in files of a temporary folder and map them into memory; the folder goes when the
-            store does. They are read again, onto the model's device, each time that they are asked for.
+        on_disk: Keep the factors in memory-mapped files of a temporary folder, which is deleted with the store. They
+            are read onto the model's device each time they are used.
     """
 
     def __init__(self, edits: int, on_disk: bool = False) -> None:
@@ -48,7 +48,7 @@ class FactorStore:
 
     @classmethod
     def of(cls, factors: Mapping[str, GradientFactors], edit_of_row: Tensor, edits: int) -> FactorStore:
-        """A store of one batch; see :meth:`append`."""
+        """Creates a store of one batch; see :meth:`append`."""
         store = cls(edits)
         store.append(factors, edit_of_row)
         return store
@@ -57,8 +57,8 @@ class FactorStore:
         """Adds the factors of a batch.
 
         Args:
-            factors: Site name to gradient factors of R rows.
-            edit_of_row: (R) int64 the edit that each row belongs to.
+            factors: Gradient factors of R rows, by site name.
+            edit_of_row: (R) int64 edit of each row.
         """
         for site, one in factors.items():
             self._group.setdefault(site, []).append(edit_of_row[one.rows])
@@ -79,23 +79,23 @@ class FactorStore:
         return list(self._group)
 
     def rows(self, site: str) -> int:
-        """Number of factors at a site."""
+        """Returns the number of factors at a site."""
         return sum(map(len, self._group[site]))
 
     def most_rows(self, site: str) -> int:
-        """Number of factors of the edit that has most of them at a site."""
+        """Returns the largest number of factors of one edit at a site."""
         return int(torch.bincount(torch.cat(self._group[site]), minlength=self.edits).max())
 
     def sizes(self, site: str) -> tuple[int, int]:
-        """Fan-in and fan-out of a site."""
+        """Returns fan-in and fan-out of a site."""
         return self._x[site][0].shape[1], self._delta[site][0].shape[1]
 
     def chunks(self, site: str, size: int) -> Iterator[FactorChunk]:
-        """The factors of a site, at most ``size`` at a time, in the order in which they came."""
+        """Yields the factors of a site, at most ``size`` at a time, in order of insertion."""
         return (read() for read in self.readers(site, size))
 
     def readers(self, site: str, size: int) -> Iterator[Callable[[], FactorChunk]]:
-        """What reads each of the :meth:`chunks`, whenever it is wanted and as often."""
+        """Yields a function for each of the :meth:`chunks` that reads it on every call."""
         for batch, group in enumerate(self._group[site]):
             for start in range(0, len(group), size):
                 yield partial(self._read, site, batch, slice(start, start + size))
@@ -106,6 +106,6 @@ class FactorStore:
         return FactorChunk(x, delta, group)
 
     def whole(self, site: str) -> FactorChunk:
-        """All factors of a site."""
+        """Returns all factors of a site."""
         parts = [self._read(site, batch, slice(None)) for batch in range(len(self._group[site]))]
         return FactorChunk(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "delta", "group")))

@@ -29,24 +29,24 @@ FINE_TUNING = TuningSettings()
 
 
 class FineTuning(Editor):
-    """Fine-tunes whole matrices on the requests with Adam, within a box around their values if one is given.
+    """Fine-tunes whole matrices on the requests with Adam, optionally with a bound on the change.
 
-    W' = argmin over W of -log p_W(target | prompt), with |W' - W| ≤ ε elementwise. Three published methods are settings
-    of it:
+    W' = argmin over W of -log p_W(target | prompt), with |W' - W| ≤ ε elementwise. Three published methods are special
+    cases:
 
     - FT-L (Meng et al. 2022, arXiv 2202.05262, appendix E): every target token is scored at the prompt's last position
       (``scored: prompt_last``), ε = 5e-4 in layer 0 of GPT-2 XL;
     - FT-M (Zhang et al. 2024, arXiv 2401.01286): the target is scored under teacher forcing, without ε, in layer 21 of
       Llama-2 7B;
     - LocFT-BF (arXiv 2509.22072): all edits at once, shuffled in mini-batches of 100 before each pass, with the
-      end-of-text token behind every target.
+      end-of-text token after every target.
 
     Args:
         sites: Matrices to tune: layers (negative ones count from the last; the MLP output projection is tuned) or names
             of linear modules.
         norm_constraint: ε, the largest change of an element; unlimited if None.
         tuning: How the requests are fitted. The published runs take 25 passes with a learning rate of 5e-4.
-        contradictions: What to do with requests of one edit that have the same prompt and another target.
+        contradictions: How to handle requests of one edit with the same prompt and different targets.
     """
 
     capabilities = Capabilities(needs_grad=True)
@@ -65,7 +65,7 @@ class FineTuning(Editor):
         self.tuning, self.contradictions = tuning, contradictions
 
     def edit_sites(self, model: LanguageModel) -> list[EditSite]:
-        """The tuned matrices in ``model``, lowest layer first."""
+        """Returns the tuned matrices in ``model``, lowest layer first."""
         return model.layer_map.sites(self.sites)
 
     def lowest_layer(self, model: LanguageModel) -> int:
@@ -117,7 +117,7 @@ class _Matrices(Tuned):
 
     @torch.no_grad()
     def stacked(self, failed: Mapping[int, str]) -> dict[str, StackedMatrices]:
-        """The changes of all edits; those that failed change nothing."""
+        """Stacks the changes of all edits; failed edits change nothing."""
         for edit in failed:
             for matrix in self.parameters[edit]:
                 matrix.zero_()

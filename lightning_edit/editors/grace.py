@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -12,10 +10,11 @@ from torch import Tensor
 
 from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
+from lightning_edit.editors.codebook import KEY, RADIUS, VALUE, Codebook, Replacement, ValueResponder, replacing
 from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.tuning import Tuned, TuningSettings, names_of, problems_of, tune, tuning_texts
-from lightning_edit.edits import EditSequence, Match, Memory, RoutedChanges, Router, SiteResponder
-from lightning_edit.edits.hidden_states import distances, prompt_states
+from lightning_edit.edits import EditSequence, Memory, RoutedChanges
+from lightning_edit.edits.hidden_states import prompt_states
 from lightning_edit.edits.hooks import Term
 from lightning_edit.edits.routed import named_requests
 from lightning_edit.edits.rows import split_rows
@@ -23,104 +22,8 @@ from lightning_edit.models.cached_texts import TextBatch
 from lightning_edit.models.language_model import BatchRows, LanguageModel
 from lightning_edit.models.layer_map import EditSite
 
-Replacement = Literal["replace_prompt", "replace_last", "replace_all"]
-KEY, RADIUS, VALUE = "key", "radius", "value"
 GRACE_TUNING = TuningSettings(steps=100, learning_rate=1.0, skip_below=0.0, stop_below=0.0)
 """The authors' settings."""
-ABSORBED = -1.0
-"""Radius of a key that another one with the same target answers for."""
-
-
-class Codebook(Router):
-    """Routes a prompt to the closest key, if it lies within that key's deferral radius.
-
-    A new key at distance d from the closest one is added beyond ε₀ + εᵢ. Closer, with the same target, εᵢ grows to d
-    and the new key is not needed; with another target both keep to their halves, εᵢ = d/2 - 1e-5 and ε_new = d/2.
-
-    Args:
-        site: Name of the site whose input is the key.
-        radius: ε₀, the radius of a new key.
-    """
-
-    def __init__(self, site: str, radius: float) -> None:
-        super().__init__()
-        self.site, self.radius = site, radius
-
-    def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
-        """See :meth:`Router.match`; closeness is the negative distance."""
-        distance = distances(prompt_states(model, prompts, self.site, "input"), memory.tensors[KEY])
-        radii = memory.tensors[RADIUS].to(distance)
-        return Match((-distance).masked_fill(radii == ABSORBED, -math.inf), distance <= radii)
-
-    def join(self, first: Memory, second: Memory) -> Memory:
-        """See :meth:`Router.join`."""
-        for place in range(len(second)):
-            first = self._with(first, second.select([place]))
-        return first
-
-    def _with(self, memory: Memory, item: Memory) -> Memory:
-        joined = super().join(memory, item)
-        radii, count = joined.tensors[RADIUS].clone(), len(joined) - 1
-        distance = distances(joined.tensors[KEY][-1:], joined.tensors[KEY][:count])[0]
-        distance = distance.masked_fill(radii[:count].to(distance) == ABSORBED, math.inf)
-        if count and float(distance.min()) <= self.radius + float(radii[int(distance.argmin())]):
-            nearest, closest = int(distance.argmin()), float(distance.min())
-            if joined.requests[nearest][0].target == joined.requests[-1][0].target:
-                radii[nearest] = max(closest, float(radii[nearest]))
-                radii[-1] = ABSORBED
-            else:
-                radii[nearest], radii[-1] = closest / 2 - 1e-5, closest / 2
-        return joined.with_tensors(**{RADIUS: radii})
-
-    def reset(self, memory: Memory) -> Memory:
-        """See :meth:`Router.reset`."""
-        return memory.with_tensors(**{RADIUS: torch.full_like(memory.tensors[RADIUS], self.radius)})
-
-
-class ValueResponder(SiteResponder):
-    """Puts an item's value in place of a site's output.
-
-    Args:
-        site: Name of the site.
-        replacement: At which positions: see :class:`GRACE`.
-    """
-
-    def __init__(self, site: str, replacement: Replacement) -> None:
-        super().__init__()
-        self.site, self.replacement = site, replacement
-
-    def terms(
-        self, model: LanguageModel, memory: Memory, items: Tensor, batch: BatchRows, repeats: int
-    ) -> Mapping[str, Term]:
-        """See :meth:`SiteResponder.terms`."""
-        values = memory.tensors[VALUE].to(model.device)[items]
-        passes = itertools.count()
-
-        def term(x: Tensor, output: Tensor) -> Tensor:
-            split = split_rows(output, len(items), repeats)
-            continues = batch.decoding and next(passes) > 0
-            mask = self._positions(batch, split.shape[1], continues)
-            times = len(split) // len(items)
-            repeated, where = values.repeat_interleave(times, 0), mask.repeat_interleave(times, 0)
-            return replacing(split, repeated, where).reshape(output.shape)
-
-        return {self.site: term}
-
-    def _positions(self, batch: BatchRows, length: int, continues: bool) -> Tensor:
-        """(R, length) bool: the replaced columns; ``continues`` for passes over new tokens of a generation."""
-        everywhere = torch.ones(len(batch.indices), length, dtype=torch.bool, device=batch.prompt_ends.device)
-        if self.replacement == "replace_all":
-            return everywhere
-        if self.replacement == "replace_last":
-            return batch.after_prompt(length)
-        if continues:
-            return ~everywhere
-        return torch.arange(length, device=everywhere.device) <= batch.prompt_ends[:, None]
-
-
-def replacing(output: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-    """What to add to (R, S, D) outputs to put (R, D) values in their place at (R, S) positions."""
-    return torch.where(positions[..., None], values[:, None] - output.to(values.dtype), 0.0)
 
 
 class GRACE(Editor):
@@ -177,7 +80,8 @@ class GRACE(Editor):
         site = self.edit_site(model)
         flat = [[request] for group in groups for request in group]
         keys = prompt_states(model, [request.prompt for [request] in flat], site.name, "input").float()
-        values = _Values(self, site, self._initial(model, site, flat))
+        responder = ValueResponder(site.name, self.replacement)
+        values = _Values(responder, self._initial(model, site, flat))
         failed = tune(model, tuning_texts(model, flat, self.tuning), names_of(flat), values, site.layer, self.tuning)
         trained = torch.stack([value.detach() for [value] in values.parameters])
         router, memories, start = Codebook(site.name, self.radius), [], 0
@@ -188,7 +92,7 @@ class GRACE(Editor):
             items = Memory(requests, tensors)
             memories.append(router.join(items.select([]), items))
             start += len(group)
-        changes = RoutedChanges(memories, router, ValueResponder(site.name, self.replacement))
+        changes = RoutedChanges(memories, router, responder)
         return GroupChanges(changes, problems_of(failed, flat))
 
     def _initial(self, model: LanguageModel, site: EditSite, requests: Groups) -> Tensor:
@@ -202,9 +106,9 @@ class GRACE(Editor):
 class _Values(Tuned):
     """A value for each edit."""
 
-    def __init__(self, editor: GRACE, site: EditSite, initial: Tensor) -> None:
+    def __init__(self, responder: ValueResponder, initial: Tensor) -> None:
         super().__init__([[value.clone().requires_grad_()] for value in initial])
-        self.site, self.responder = site.name, ValueResponder(site.name, editor.replacement)
+        self.responder = responder
 
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
         values = torch.stack(
@@ -214,7 +118,7 @@ class _Values(Tuned):
 
         def term(x: Tensor, output: Tensor) -> Tensor:
             split = split_rows(output, len(values), 1)
-            where = self.responder._positions(ends, split.shape[1], continues=False)
+            where = self.responder.positions(ends, split.shape[1], continues=False)
             return replacing(split, values, where).reshape(output.shape)
 
-        return {self.site: term}
+        return {self.responder.site: term}

@@ -1,4 +1,4 @@
-"""What editors share that turn the factors of a fine-tuning gradient into an edit."""
+"""Base class of editors that turn the factors of a fine-tuning gradient into an edit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Tokens = Literal["all", "answer"]
 
 
 class GradientEditor(Editor):
-    """An editor that reads the gradient of the targets' loss at its edit sites.
+    """Base class of editors that use the gradient of the targets' loss at their edit sites.
 
     Args:
         sites: Edit sites: layers (negative ones count from the last; the MLP output projection is edited) or names of
             linear modules.
         tokens: Which tokens' factors are used: "all" of prompt and target, or those at the "answer" positions, whose
             output predicts a target token.
-        end_token: Whether the end-of-text token is part of every target, so that the edited answer ends.
+        end_token: Whether to append the end-of-text token to every target, so that the edited answer ends.
     """
 
     contradictions: Contradictions = "keep"
@@ -47,15 +47,15 @@ class GradientEditor(Editor):
         self.tokens: Tokens = tokens
 
     def edit_sites(self, model: LanguageModel) -> list[EditSite]:
-        """The edit sites in ``model``, lowest layer first."""
+        """Returns the edit sites in ``model``, lowest layer first."""
         return model.layer_map.sites(self.sites)
 
     def lowest_layer(self, model: LanguageModel) -> int:
-        """The block of the lowest edit site."""
+        """Returns the block of the lowest edit site."""
         return min(site.layer for site in self.edit_sites(model))
 
     def encoder(self, model: LanguageModel) -> PromptEncoder:
-        """How requests become tokens."""
+        """Returns the encoder of requests."""
         return model.encoder.with_end_token() if self.end_token else model.encoder
 
     @abstractmethod
@@ -78,7 +78,7 @@ class GradientEditor(Editor):
         return GroupChanges(WeightChanges(stacked))
 
     def new_store(self, edits: int) -> FactorStore:
-        """Where the factors of B edits are kept."""
+        """Creates the store for the factors of B edits."""
         return FactorStore(edits)
 
     def collect(
@@ -90,15 +90,15 @@ class GradientEditor(Editor):
         passes: ForwardPasses | None = None,
         cache: FactorCache | None = None,
     ) -> FactorStore:
-        """The gradient factors of requests, in passes of at most ``model.tokens_per_batch`` padded tokens.
+        """Computes gradient factors of requests, in passes of at most ``model.tokens_per_batch`` padded tokens.
 
         Args:
             model: The model.
             batch: R requests.
-            edit_of_row: (R) int64 the edit that each belongs to.
-            names: A name for each, for messages.
-            passes: Forward passes with hidden states kept from below the lowest site; the model's own by default.
-            cache: Factors kept of the unedited model.
+            edit_of_row: (R) int64 edit of each row.
+            names: Names of the requests, for messages.
+            passes: Forward passes with cached hidden states below the lowest site; the model's own by default.
+            cache: Cached factors of the unedited model.
 
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the request and the site.
@@ -113,7 +113,7 @@ class GradientEditor(Editor):
         return store
 
     def prepared(self, factors: Mapping[str, GradientFactors]) -> Mapping[str, GradientFactors]:
-        """The factors of each site in the form in which the editor reads them."""
+        """Preprocesses the factors of each site for the editor."""
         return factors
 
     def _factors(
@@ -136,7 +136,7 @@ class GradientEditor(Editor):
 
 
 def encode_groups(model: LanguageModel, groups: Groups, encoder: PromptEncoder) -> tuple[TokenBatch, Tensor]:
-    """The requests with their targets as one padded batch, and (R) int64 the group of each row."""
+    """Tokenises requests with their targets into one padded batch; returns it with the (R) int64 group of each row."""
     texts = [encoder.encode(request.prompt, request.target) for group in groups for request in group]
     batch = encoder.collate(texts).to(model.device)
     group_of_row = [index for index, group in enumerate(groups) for _ in group]

@@ -1,4 +1,4 @@
-"""One plain fine-tuning step: the baseline that MEND starts from."""
+"""One plain fine-tuning step, the baseline of MEND."""
 
 from __future__ import annotations
 

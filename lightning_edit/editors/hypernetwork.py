@@ -1,4 +1,4 @@
-"""What hypernetwork editors share: the network that maps gradient factors to better ones, and how it is trained."""
+"""Base class of hypernetwork editors, and the network that transforms gradient factors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightning_edit.tokenization import EncodedText
 
 
 class FactorStatistics(nn.Module):
-    """Running mean and standard deviation of vectors, kept in float64 buffers so that a resumed run goes on exactly.
+    """Running mean and standard deviation of vectors, in float64 buffers so that a run resumes exactly.
 
     Args:
         size: Length of the vectors D.
@@ -44,10 +44,10 @@ class FactorStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, parts: Iterable[Tensor]) -> None:
-        """Adds vectors, those of all processes where there are several.
+        """Adds vectors, gathered from all processes.
 
         Args:
-            parts: (N, D) each; any number of them.
+            parts: Any number of (N, D) tensors.
         """
         added = Moments(*(torch.zeros_like(buffer) for buffer in (self.count, self.mean, self.square)))
         for part in parts:
@@ -60,16 +60,16 @@ class FactorStatistics(nn.Module):
         self.square.copy_(merged.square)
 
     def normalize(self, x: Tensor, epsilon: float) -> Tensor:
-        """(x - mean) / (standard deviation + epsilon); the identity before the first update."""
+        """Computes (x - mean) / (standard deviation + epsilon); the identity before the first update."""
         deviation = standard_deviation(Moments(self.count, self.mean, self.square))
         return (x - self.mean.to(x)) / (deviation.to(x) + epsilon)
 
 
 class LowRankLayer(nn.Module):
-    """Parameters of one low-rank layer, the identity at the start, with a scale and shift for each site.
+    """Parameters of one low-rank layer, initially the identity, with a scale and shift for each site.
 
-    V starts with the scale of Xavier's initialisation, so that it can turn towards the directions that matter. (The
-    authors' code draws it with unit variance, where at a low rank it stays a set of random directions.)
+    V has the scale of Xavier's initialisation, so that it can learn the directions that matter. (With the unit variance
+    of the authors' code and a low rank, it remains a set of random directions.)
 
     Args:
         size: Length of the vectors D.
@@ -103,7 +103,7 @@ class FactorNetwork(nn.Module):
         rank: Rank of the layers.
         layers: Number of layers.
         epsilon: Added to the standard deviation.
-        function: What a layer computes.
+        function: Function of a layer.
     """
 
     def __init__(
@@ -140,13 +140,13 @@ class FactorNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Proposal:
-    """The changes that a hypernetwork proposes, cut from its graph, and the way back into it.
+    """The changes that a hypernetwork proposes, detached from its graph, and the backward pass into it.
 
     Args:
-        stacked: Site name to the changes of the step's edits, made of the leaves.
+        stacked: Changes of the step's edits by site name, made of the leaves.
         leaves: The tensors with respect to which the edited model's loss is differentiated.
         carry: Maps the gradients of the leaves to a scalar whose gradient with respect to the editor's parameters is
-            that of the loss; its value is of no meaning.
+            that of the loss; its value is meaningless.
         measures: Values to log.
     """
 
@@ -156,21 +156,21 @@ class Proposal:
     measures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def site_of_leaf(self, index: int) -> str:
-        """The site that a leaf belongs to; every site has the same number of them."""
+        """Returns the site of a leaf; every site has the same number of leaves."""
         return list(self.stacked)[index * len(self.stacked) // len(self.leaves)]
 
 
 class HypernetworkEditor(GradientEditor):
-    """An editor whose networks, shared by the sites of one shape, transform the factors of a fine-tuning gradient.
+    """Base class of editors whose networks transform the factors of a fine-tuning gradient.
 
-    A subclass says what a layer computes and how pseudo-factors become a change of the weights. With ``whitening`` it
-    reads z = W x in place of each key x, and its change Δ for z becomes Wᵀ Δ for x.
+    A subclass defines the layer and how pseudo-factors become a weight change. With ``whitening`` it reads z = W x in
+    place of each key x, and its change Δ for z becomes Wᵀ Δ for x.
 
     Args:
         sites: See :class:`GradientEditor`.
         rank: Rank of the networks' layers.
         hidden_layers: Number of hidden layers; a network has one more.
-        step_size: Start of the learned step sizes, one for each site.
+        step_size: Initial value of the learned step sizes, one per site.
         epsilon: Added to the standard deviation of the factors.
         shared: Whether the sites of one shape share a network.
         tokens: See :class:`GradientEditor`.
@@ -206,23 +206,23 @@ class HypernetworkEditor(GradientEditor):
     @staticmethod
     @abstractmethod
     def layer(x: Tensor, u: Tensor, v: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """One layer of the network; see :data:`LayerFunction`."""
+        """Computes one layer of the network; see :data:`LayerFunction`."""
 
     @abstractmethod
     def propose(self, store: FactorStore) -> Proposal:
-        """Turns gradient factors, as :meth:`prepared` gives them, into the changes of independent edits."""
+        """Turns gradient factors, preprocessed by :meth:`prepared`, into the changes of independent edits."""
 
     def whitened(self, site: str, x: Tensor) -> Tensor:
-        """(…, fan_in) z = W x of each row; x itself without whitening."""
+        """Computes (…, fan_in) z = W x of each row; x itself without whitening."""
         whitened: Tensor = self.whitenings[site_key(site)](x) if self.whitening else x
         return whitened
 
     def for_inputs(self, site: str, z: Tensor) -> Tensor:
-        """(…, fan_in) Wᵀ z of each row: what reads z = W x, as what reads x."""
+        """Computes (…, fan_in) Wᵀ z of each row, which turns a factor for z = W x into one for x."""
         return cast(KeyWhitening, self.whitenings[site_key(site)]).transposed(z) if self.whitening else z
 
     def prepared(self, factors: Mapping[str, GradientFactors]) -> Mapping[str, GradientFactors]:
-        """See :meth:`GradientEditor.prepared`: with whitened keys.
+        """See :meth:`GradientEditor.prepared`; whitens the keys.
 
         Raises:
             EditorNotFittedError: If the editor was never set up.
@@ -235,21 +235,21 @@ class HypernetworkEditor(GradientEditor):
 
     @property
     def needs_whitening(self) -> bool:
-        """Whether :meth:`fit_whitening` has to be called before the training."""
+        """Whether :meth:`fit_whitening` has to be called before training."""
         return any(not bool(cast(KeyWhitening, whitening).fitted) for whitening in self.whitenings.values())
 
     def fit_whitening(
         self, model: LanguageModel, texts: Sequence[EncodedText], passes: ForwardPasses | None = None
     ) -> None:
-        """Takes the whitening of the keys with which the unedited model answers texts.
+        """Fits the whitening to the unedited model's keys at the answer positions of texts.
 
         Args:
             model: The model.
             texts: Prompts with their targets.
-            passes: Forward passes with hidden states kept from below the lowest site; the model's own by default.
+            passes: Forward passes with cached hidden states below the lowest site; the model's own by default.
 
         Raises:
-            ConfigurationError: If the texts have too few keys for so many directions.
+            ConfigurationError: If the texts have too few keys for the number of directions.
         """
         moments = answering_key_moments(model, texts, self.edit_sites(model), passes)
         for site, moment in moments.items():
@@ -262,7 +262,7 @@ class HypernetworkEditor(GradientEditor):
                 ) from error
 
     def setup(self, model: LanguageModel) -> None:
-        """Builds the networks, and a step size for every site."""
+        """Builds the networks and a step size for every site."""
         if self.networks:
             return
         members: dict[str, list[EditSite]] = {}
@@ -285,7 +285,7 @@ class HypernetworkEditor(GradientEditor):
             self.whitenings[site_key(site.name)] = KeyWhitening(site.fan_in, self.whitening)
 
     def network_of(self, site: str) -> tuple[FactorNetwork, Tensor]:
-        """The network that serves a site, and () int64 the site's index among those that share it."""
+        """Returns the network of a site, and the site's () int64 index among those that share it."""
         for name, sites in self._members.items():
             if site in sites:
                 index = torch.tensor(sites.index(site), device=self.step_sizes[site_key(site)].device)
@@ -302,7 +302,7 @@ class HypernetworkEditor(GradientEditor):
         return self.propose(store).stacked
 
     def learn_statistics(self, store: FactorStore) -> None:
-        """In train mode, adds all factors to the running statistics, before any of them is transformed."""
+        """In train mode, adds all factors to the running statistics before any is transformed."""
         if not self.networks:
             raise self.not_ready()
         if self.training:
@@ -312,5 +312,5 @@ class HypernetworkEditor(GradientEditor):
 
 
 def site_key(site: str) -> str:
-    """A site's name as a key of a parameter dictionary, where dots are not allowed."""
+    """Converts a site's name to a key of a parameter dictionary, where dots are not allowed."""
     return site.replace(".", "/")

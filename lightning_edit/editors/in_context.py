@@ -1,4 +1,4 @@
-"""Editing by text in front of the prompt: ICE and IKE."""
+"""In-context editing by text in front of the prompt: ICE and IKE."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lightning_edit.records import EditRecord, EditRequest, ProbeKind
 
 COPY, UPDATE, RETAIN = "copy", "update", "retain"
 SHARES = {COPY: 4, UPDATE: 12, RETAIN: 16}
-"""How many of 32 demonstrations are of each kind (Zheng et al. 2023, section 4.3)."""
+"""Number of demonstrations of each kind, out of 32 (Zheng et al. 2023, section 4.3)."""
 
 
 class EveryPrompt(Router):
-    """Routes every prompt to the one item that is remembered; memories are joined by joining their texts."""
+    """Routes every prompt to the only memory item; memories are joined by joining their texts."""
 
     def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
         """See :meth:`Router.match`."""
@@ -33,20 +33,20 @@ class EveryPrompt(Router):
         return Match(everything, everything.bool())
 
     def join(self, first: Memory, second: Memory) -> Memory:
-        """See :meth:`Router.join`: the later text stands closer to the prompt."""
+        """See :meth:`Router.join`; the later text is closer to the prompt."""
         both = first.all_requests + second.all_requests
         return Memory((named_requests(both),), texts=("".join(first.texts + second.texts),))
 
 
 class ICE(Editor):
-    """ICE: the new facts are stated in front of every prompt (Cohen et al. 2023, arXiv 2307.12976).
+    """ICE: states the new facts in front of every prompt (Cohen et al. 2023, arXiv 2307.12976).
 
-    The weights stay as they are; p'(y | x) = p(y | "Imagine that <fact>.", x), the fact on a line of its own.
-    KnowEdit's toolkit states it as "New Fact: <fact>" and the query as "Prompt: x": set ``fact`` and ``query``.
+    The weights are unchanged; p'(y | x) = p(y | "Imagine that <fact>.", x), with the fact on its own line. For the
+    format of KnowEdit's toolkit, "New Fact: <fact>" and "Prompt: x", set ``fact`` and ``query``.
 
     Args:
-        fact: How a request is stated; "{prompt}" and "{target}" stand for its texts.
-        query: How facts and prompt are put together; "{text}" stands for all facts.
+        fact: Template of a fact, with "{prompt}" and "{target}".
+        query: Template of the model's input, with "{text}" for all facts and "{prompt}".
 
     Example:
         >>> from lightning_edit import EditRequest
@@ -68,7 +68,7 @@ class ICE(Editor):
         self.fact, self.query = fact, query
 
     def text_of(self, model: LanguageModel, requests: Sequence[EditRequest]) -> str:
-        """What is put in front of prompts."""
+        """Returns the text to put in front of prompts."""
         return "".join(stated(self.fact, request.prompt, request.target) for request in requests)
 
     def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
@@ -78,15 +78,15 @@ class ICE(Editor):
 
 
 class IKE(ICE):
-    """IKE: demonstrations of how to use a new fact are put in front of it (Zheng et al. 2023, arXiv 2305.12740).
+    """IKE: puts demonstrations of how to use a new fact in front of it (Zheng et al. 2023, arXiv 2305.12740).
 
-    For a request, the k training records whose prompts are closest to its own each give one demonstration: "copy" (the
-    record's prompt and new answer), "update" (a rephrase and the new answer) or "retain" (a neighbouring prompt and its
-    old answer), in the ratio 4 : 12 : 16. The kinds are shuffled, and the nearest record stands last, followed by a
-    copy demonstration of the request itself and the query.
+    For a request, the k training records with the closest prompts each give one demonstration: "copy" (the record's
+    prompt and new answer), "update" (a rephrase and the new answer) or "retain" (a neighbouring prompt and its old
+    answer), in the ratio 4 : 12 : 16. The kinds are shuffled. The nearest record comes last, followed by a copy
+    demonstration of the request itself and the query.
 
-    fit embeds the training records' prompts with a sentence encoder; embeddings and demonstrations are part of the
-    checkpoint.
+    fit embeds the training records' prompts with a sentence encoder; the checkpoint stores embeddings and
+    demonstrations.
 
     Args:
         demonstrations: k, the number of demonstrations (the authors' 32).
@@ -111,10 +111,10 @@ class IKE(ICE):
     stored: Tensor
 
     def index(self, records: Sequence[EditRecord]) -> int:
-        """Indexes training records; returns how many can give demonstrations.
+        """Indexes training records and returns the number of requests indexed.
 
         Raises:
-            ConfigurationError: If there is none.
+            ConfigurationError: If there are none.
         """
         requests = [(record, request) for record in records for request in record.requests]
         if not requests:
@@ -129,17 +129,17 @@ class IKE(ICE):
         return len(examples)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: object) -> None:
-        # The index of another fit has another size.
+        # Resizes the buffers, as the size of the index depends on the fit.
         for name in ("embeddings", "stored"):
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         self._examples = None
-        # torch leaves the other arguments of this hook to itself.
+        # torch does not document the other arguments of this hook.
         super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[arg-type]
 
     @property
     def examples(self) -> list[dict[str, list[str]]]:
-        """For each training record, kind of demonstration to texts.
+        """Demonstration texts by kind, for each training request.
 
         Raises:
             EditorNotFittedError: If nothing was indexed.
@@ -154,13 +154,13 @@ class IKE(ICE):
         """See :meth:`ICE.text_of`; the query's own "New Fact" line ends the text."""
         texts: list[str] = []
         for request in requests:
-            texts += self._chosen(request)
+            texts += self._choose_demonstrations(request)
             texts.append(stated(self.fact, request.prompt, request.target))
         facts = "".join(f"New Fact: {request.prompt} {request.target}\n" for request in requests)
         return "".join(texts) + facts + "Prompt: "
 
-    def _chosen(self, request: EditRequest) -> Iterator[str]:
-        """The demonstrations of a request, the nearest last."""
+    def _choose_demonstrations(self, request: EditRequest) -> Iterator[str]:
+        """Yields the demonstrations for a request, the nearest last."""
         examples, generator = self.examples, random.Random(f"{self.seed}-{request.prompt}")
         similarity = self._sentences.embed([request.prompt])[0] @ self.embeddings.T.cpu()
         nearest = similarity.argsort(descending=True, stable=True)[: self.demonstrations].tolist()
@@ -172,12 +172,12 @@ class IKE(ICE):
 
 
 def stated(template: str, prompt: str, target: str) -> str:
-    """A template with a request's texts in it."""
+    """Fills a template with a request's texts."""
     return template.replace("{prompt}", prompt).replace("{target}", target)
 
 
 def _kinds(count: int) -> list[str]:
-    """The kinds of ``count`` demonstrations, in the published ratio as closely as whole numbers allow."""
+    """Returns the kinds of ``count`` demonstrations, in the published ratio up to rounding."""
     total = sum(SHARES.values())
     kinds: list[str] = []
     for kind, share in SHARES.items():
@@ -186,7 +186,7 @@ def _kinds(count: int) -> list[str]:
 
 
 def _demonstrations(record: EditRecord, request: EditRequest) -> dict[str, list[str]]:
-    """The texts of each kind of demonstration that a record can give."""
+    """Returns the demonstration texts that a record offers, by kind."""
     fact = f"New Fact: {request.prompt} {request.target}\n"
     rephrases = [probe.prompt for probe in record.probes_of(ProbeKind.GENERALIZATION)]
     neighbours = [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.LOCALITY)]

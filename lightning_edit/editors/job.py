@@ -1,4 +1,4 @@
-"""The requests of several edits on their way through a locate-then-edit method, and what is read and made for them."""
+"""Intermediate data of locate-then-edit methods: the requests of several edits, their keys, values and changes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lightning_edit.records import EditRequest
 
 @dataclass(frozen=True)
 class Reading:
-    """What a place sees at the last subject token, for N requests.
+    """Activations at the last subject token, for N requests.
 
     Args:
         mean: (N, M) float64 mean over the contexts.
-        bare: (N, M) float64 for the prompt by itself.
+        bare: (N, M) float64 for the bare prompt.
     """
 
     mean: Tensor
@@ -32,22 +32,22 @@ class Reading:
 
     @classmethod
     def of(cls, read: Tensor, contexts: Contexts) -> Reading:
-        """That of (N, T, M) values in T contexts."""
+        """Computes the reading from (N, T, M) values in T contexts."""
         return cls(torch.einsum("t,ntm->nm", contexts.weights.to(read.device), read), read[:, 0])
 
 
 @dataclass(frozen=True)
 class Job:
-    """The requests of several edits, with the values that were found for them.
+    """The requests of several edits, with their searched values.
 
     Args:
         requests: (N) requests of all edits.
-        group_of: (N) edit that each belongs to.
-        values: (N) what was found for each.
+        group_of: (N) edit of each request.
+        values: (N) search result of each request.
         groups: Number of edits B.
         sites: The sites to edit, lowest layer first.
         contexts: The contexts.
-        after: Earlier edits that these are made on top of.
+        after: The earlier edits.
     """
 
     requests: list[EditRequest]
@@ -59,16 +59,16 @@ class Job:
     after: EditSequence
 
     def earlier_keys(self, site: EditSite) -> Tensor | None:
-        """(M, M) float64 Σ k kᵀ over the keys that earlier edits keep at a site; None where there are none."""
+        """Returns the (M, M) float64 Σ k kᵀ over earlier edits' keys at a site; None without any."""
         gram = self.after.state.get(keys_name(site))
         return None if gram is None else gram.to(site.weight.device)
 
     def members(self, group: int) -> list[int]:
-        """Places of an edit's requests."""
+        """Returns the indices of an edit's requests."""
         return [place for place, edit in enumerate(self.group_of) if edit == group]
 
     def hooks(self, model: LanguageModel, partial: Mapping[str, StackedFactors], texts_each: int) -> BatchContext:
-        """Context of a padded batch in which every text runs under its edit's changes so far."""
+        """Returns a batch context that applies to every text its edit's changes so far."""
 
         def around(batch: BatchRows) -> AbstractContextManager[object]:
             rows = torch.tensor([self.group_of[index // texts_each] for index in batch.indices], device=model.device)
@@ -77,9 +77,9 @@ class Job:
         return around
 
     def stacked(self, factors: Sequence[tuple[Tensor, Tensor]]) -> StackedFactors:
-        """One pair of factors for each edit, (M, n) and (n, D), padded to the same rank.
+        """Stacks one pair of factors per edit, (M, n) and (n, D), padded to the same rank.
 
-        They are rounded to float32, or kept in float64 for a float64 model.
+        The result is float32, or float64 for a float64 model.
         """
         rank = max(a.shape[1] for a, _ in factors)
         a = torch.stack([torch.nn.functional.pad(a, (0, rank - a.shape[1])) for a, _ in factors])
@@ -89,12 +89,12 @@ class Job:
 
 
 def keys_name(site: EditSite) -> str:
-    """The name under which edits keep the keys of a site for edits on top of them."""
+    """Returns the name of a site's keys in the state that edits keep for later edits."""
     return f"keys/{site.name}"
 
 
 def no_change(edits: int, site: EditSite) -> StackedFactors:
-    """The changes of edits that change nothing."""
+    """Returns zero changes for all edits."""
     device = site.weight.device
     return StackedFactors(
         torch.zeros(edits, site.fan_in, 1, device=device), torch.zeros(edits, 1, site.fan_out, device=device)
@@ -111,7 +111,7 @@ def scatter_edits(changes: StackedFactors, places: list[int], edits: int) -> Sta
 
 
 def non_finite_edits(changes: Mapping[str, StackedFactors]) -> dict[int, str]:
-    """The edits whose change is not finite, each with the first such site."""
+    """Finds the edits with a non-finite change, each with the first such site."""
     broken: dict[int, str] = {}
     for site, factors in changes.items():
         finite = factors.a.isfinite().all(dim=(1, 2)) & factors.b.isfinite().all(dim=(1, 2))
@@ -121,7 +121,7 @@ def non_finite_edits(changes: Mapping[str, StackedFactors]) -> dict[int, str]:
 
 
 def zero_edit(changes: StackedFactors, edit: int) -> StackedFactors:
-    """The same changes, with that of one edit set to zero."""
+    """Returns a copy of changes with that of one edit set to zero."""
     a, b = changes.a.clone(), changes.b.clone()
     a[edit], b[edit] = 0, 0
     return StackedFactors(a, b)

@@ -26,23 +26,23 @@ from lightning_edit.tokenization import EncodedText
 
 _LOG = logging.getLogger(__name__)
 _WORD = 8
-"""Tokens of what the model says in which a word is looked for."""
+"""Number of generated tokens in which to look for a word."""
 _LOGITS = 2**26
-"""Logits that a pass of the attribution holds: 256 MB of float32, and as much for its gradient."""
+"""Maximum number of logits per attribution pass: 256 MB of float32, and as much for the gradient."""
 
 
 class KnowledgeNeurons(Editor):
-    """Finds the neurons that express a fact by integrated gradients, and changes what they write.
+    """Finds the neurons that express a fact by integrated gradients, and changes their output vectors.
 
     A neuron is an input of an MLP's output projection. Its attribution for the answer y at the prompt's last position
     is w̄ ∫₀¹ ∂P(y | w = α w̄)/∂w dα, approximated by a sum over α = 1/m … 1. Neurons with a high attribution in several
-    prompts are kept, and the vector that each of them writes is changed by λ₂ e(target) - λ₁ e(answer), e being the
-    output embedding. The attributions of several answer tokens are averaged, each at the position that predicts it.
+    prompts are kept, and the output vector of each is changed by λ₂ e(target) - λ₁ e(answer), e being the output
+    embedding. The attributions of several answer tokens are averaged, each at the position that predicts it.
 
     Args:
-        layers: Layers whose neurons are considered; all of them if none are given, as in the paper.
+        layers: Layers whose neurons are considered; all by default, as in the paper.
         contexts: Prompts of the same fact: texts with "{}" in place of the prompt, the bare prompt first. The paper
-            takes about nine paraphrases, and a share of a single prompt says nothing.
+            uses about nine paraphrases; with a single prompt, ``share`` has no effect.
         steps: Steps m of the integral (the paper's 20).
         threshold: A neuron counts above this share of the largest attribution (the paper's 0.2).
         share: It is kept if it counts in this share of the prompts (the paper's 0.7).
@@ -50,9 +50,9 @@ class KnowledgeNeurons(Editor):
         at_most: Largest number of neurons (the paper's 5).
         answer_weight: λ₁ (the paper's 1).
         target_weight: λ₂ (the paper's 8).
-        contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
-            "last" keeps the last one, "keep" tries to make all of them.
-        signed: Turn the change over for neurons with a negative value at the prompt, so that what they write moves
+        contradictions: How to handle requests of one edit with the same prompt and different targets: "error", "last"
+            keeps the last one, "keep" tries to make all of them.
+        signed: Flip the sign of the change for neurons with a negative value at the prompt, so that their output moves
             towards the target. The paper's neurons are positive where they count; those of gated MLPs need not be.
     """
 
@@ -91,7 +91,7 @@ class KnowledgeNeurons(Editor):
         self.contradictions = contradictions
 
     def sites(self, model: LanguageModel) -> list[EditSite]:
-        """The output projections of the layers that are considered, lowest first."""
+        """Returns the output projections of the considered layers, lowest first."""
         layers = range(len(model.layer_map)) if self.layers is None else self.layers
         return model.layer_map.sites(list(layers))
 
@@ -106,7 +106,7 @@ class KnowledgeNeurons(Editor):
     def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
         """See :meth:`Editor.compute_changes`.
 
-        Requests whose attributions are not finite, or nowhere positive, are left out.
+        Requests whose attributions are not finite, or never positive, are left out.
         """
         sites = self.sites(model)
         results = [[self._change(model, request, sites) for request in group] for group in groups]
@@ -121,9 +121,9 @@ class KnowledgeNeurons(Editor):
     def _change(
         self, model: LanguageModel, request: EditRequest, sites: Sequence[EditSite]
     ) -> dict[str, tuple[Tensor, Tensor]] | str:
-        """Site name to the factors of a request's change, or what went wrong."""
+        """Computes the factors of a request's change by site name, or returns an error message."""
         name = repr(request.id or request.prompt)
-        answer = request.ground_truth or self._said(model, request)
+        answer = request.ground_truth or self._current_answer(model, request)
         if not answer:
             return (
                 f"the model says no word to {name}, whose neurons could be looked for; give the request's ground_truth"
@@ -156,19 +156,19 @@ class KnowledgeNeurons(Editor):
 
     @staticmethod
     def _values(model: LanguageModel, text: EncodedText, sites: Sequence[EditSite]) -> Tensor:
-        """(L, M) the neurons' values at a text's last position."""
+        """Returns the neurons' (L, M) values at a text's last position."""
         taps = {site.name: Tap(site.module, "input", site.layer) for site in sites}
         seen = record(model, [text], [len(text.ids) - 1], taps)
         return torch.stack([seen[site.name][0] for site in sites])
 
     @staticmethod
-    def _said(model: LanguageModel, request: EditRequest) -> str:
-        """The first word that the model says now, where the request does not tell; empty if it says none."""
+    def _current_answer(model: LanguageModel, request: EditRequest) -> str:
+        """Generates the model's current answer (first word), for requests without one; may be empty."""
         [text] = model.generate([request.prompt], _WORD)
         return next(iter(text.split()), "")
 
     def attributions(self, model: LanguageModel, prompt: str, answer: str, sites: Sequence[EditSite]) -> Tensor:
-        """(P, L, M) attribution of every neuron for an answer, in every context."""
+        """Computes the (P, L, M) attribution of every neuron for an answer, in every context."""
         attributions = []
         for template in self.contexts:
             text = model.encoder.encode(template.replace(BARE, prompt), answer)
@@ -181,20 +181,20 @@ class KnowledgeNeurons(Editor):
         return torch.stack(attributions)
 
     def _attribution(self, model: LanguageModel, text: EncodedText, token: int, sites: Sequence[EditSite]) -> Tensor:
-        """(L, M) attribution for one token behind a text: a row of the batch for each layer and step."""
+        """Computes the (L, M) attribution for one token after a text, with a batch row per layer and step."""
         last = len(text.ids) - 1
         values = self._values(model, text, sites)
         count = self._layers_at_once(model, text, sites)
         gradients = []
         for start in range(0, len(sites), count):
             some = sites[start : start + count]
-            # Below its own layer a row is the text as it is.
+            # Below its own layer, a row equals the unmodified text.
             passes = shortest_passes(model, [text], [last], some[0].layer)
             gradients.append(self._gradients(model, passes, values[start : start + count], some, token))
         return values * torch.cat(gradients)
 
     def _layers_at_once(self, model: LanguageModel, text: EncodedText, sites: Sequence[EditSite]) -> int:
-        """As many layers as make a pass no slower for each of their rows, and as its logits have room for."""
+        """Returns the number of layers per pass that saturates the device, within the limit on logits."""
         width = shortest_passes(model, [text], [len(text.ids) - 1], sites[0].layer).batch.input_ids.shape[1]
         embeddings: Any = model.model.get_output_embeddings()
         rows: int = min(model.saturation_tokens // width, _LOGITS // embeddings.weight.shape[0])
@@ -203,7 +203,7 @@ class KnowledgeNeurons(Editor):
     def _gradients(
         self, model: LanguageModel, passes: Passes, values: Tensor, sites: Sequence[EditSite], token: int
     ) -> Tensor:
-        """(L, M) mean gradient of a token's probability along the way from 0 to the values of L sites, one by one."""
+        """Computes the (L, M) mean gradient of a token's probability along the path from 0 to each site's values."""
         rows = torch.zeros(len(sites) * self.steps, dtype=torch.int64, device=model.device)
         batch = passes.batch.select(rows)
         position = int(passes.start[0] - passes.offset[0])
@@ -220,7 +220,7 @@ class KnowledgeNeurons(Editor):
 
 @contextmanager
 def _scaled(sites: Sequence[EditSite], leaves: Sequence[Tensor], position: int, shape: torch.Size) -> Iterator[None]:
-    """Lets site l read the (m, M) values l at one position, in its own m rows of the batch."""
+    """Replaces the input of site l at one position by the (m, M) values l, in its own m rows of the batch."""
     with ExitStack() as stack:
         for index, (site, values) in enumerate(zip(sites, leaves, strict=True)):
             rows = slice(index * len(values), (index + 1) * len(values))
@@ -241,7 +241,7 @@ def _replacing(values: Tensor, rows: slice, position: int, shape: torch.Size) ->
 def _stacked(
     changes: Sequence[Sequence[Mapping[str, tuple[Tensor, Tensor]]]], site: EditSite, model: LanguageModel
 ) -> StackedFactors:
-    """The factors of each edit's requests at a site side by side, padded to the same rank."""
+    """Concatenates the factors of each edit's requests at a site, padded to the same rank."""
     pairs = [[change[site.name] for change in group if site.name in change] for group in changes]
     rank = max(sum(a.shape[1] for a, _ in factors) for factors in pairs)
     a = torch.zeros(len(pairs), site.fan_in, max(rank, 1), device=model.device)

@@ -1,4 +1,4 @@
-"""What locate-then-edit methods share: their settings, and the way from requests to edits."""
+"""Base class of locate-then-edit methods."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ from lightning_edit.records import EditRequest
 
 Covariance = Literal["fitted", "identity"]
 PLACE = "value"
-"""Name of the place of methods that search one value."""
+"""Name of the value's place, for methods that search one value."""
 
 
 class LocateEditor(Editor):
-    """An editor that finds where a fact is read and writes its new value there.
+    """Base class of methods that write a fact's new value at the key of its subject.
 
     Args:
-        layers: Layers whose MLP output projection is edited, lowest first; chosen from the model's depth if none are
-            given, with a warning.
-        statistics: Folder of fitted statistics of the keys.
-        covariance: "fitted" uses them; "identity" puts C = I in their place, for trials.
+        layers: Layers whose MLP output projection is edited, lowest first; by default chosen from the model's depth,
+            with a warning.
+        statistics: Folder of fitted key statistics.
+        covariance: "fitted" uses them; "identity" uses C = I instead, for trials.
         search: How values are searched.
         contexts: The contexts of a prompt.
-        contradictions: What to do with requests of one edit that have the same prompt and another target: "error",
-            "last" keeps the last one, "keep" tries to make all of them.
+        contradictions: How to handle requests of one edit with the same prompt and different targets: "error", "last"
+            keeps the last one, "keep" tries to make all of them.
     """
 
     capabilities = Capabilities(needs_subject=True, fit_reads="corpus", needs_grad=True)
@@ -84,7 +84,7 @@ class LocateEditor(Editor):
         self._searched_values: SearchedValues | None = None
 
     def use_statistics(self, statistics: Statistics) -> None:
-        """Uses statistics that are at hand, in place of those that ``statistics`` names."""
+        """Uses given statistics instead of loading them from the folder ``statistics``."""
         self._statistics = statistics
         self.covariance = "identity" if isinstance(statistics, IdentityStatistics) else "fitted"
 
@@ -98,7 +98,7 @@ class LocateEditor(Editor):
             self.use_statistics(shipped_statistics(model, layers) or sampled_statistics(model, layers))
 
     def share_searches(self, folder: str | Path) -> None:
-        """See :meth:`Editor.share_searches`: the values of requests that are edited on the unedited model."""
+        """See :meth:`Editor.share_searches`; shares the values searched on the unedited model."""
         self._searched_values = SearchedValues(folder)
 
     @property
@@ -107,11 +107,11 @@ class LocateEditor(Editor):
         return self._searched_values.reused_seconds if self._searched_values is not None else 0.0
 
     def ready_statistics(self, model: LanguageModel) -> Statistics:
-        """The statistics, checked against the model.
+        """Returns the statistics, checked against the model.
 
         Raises:
             BaseModelMismatchError: If they belong to another model.
-            ConfigurationError: If none are named.
+            ConfigurationError: If none are configured.
         """
         statistics = self._loaded_statistics()
         statistics.check(model)
@@ -135,10 +135,10 @@ class LocateEditor(Editor):
     @property
     @abstractmethod
     def sampling(self) -> Sampling:
-        """How the method's authors sample contexts."""
+        """Context sampling of the method's authors."""
 
     def contexts_for(self, model: LanguageModel) -> Contexts:
-        """The contexts, sampled from the model where none are configured."""
+        """Returns the contexts, sampled from the model if none are configured."""
         if self.contexts.given is not None:
             return self.contexts.given
         digest = model.fingerprint.digest
@@ -149,14 +149,14 @@ class LocateEditor(Editor):
         return self._sampled[1]
 
     def require(self, site: EditSite, statistics: Statistics) -> None:
-        """Refuses statistics that do not serve a site, before any work is done."""
+        """Refuses statistics that do not support a site, before any work is done."""
         statistics.require(site.name)
 
     def loss_layer_of(self, model: LanguageModel, sites: Sequence[EditSite]) -> int | None:
-        """Index of the layer that the target's loss reads; None for the last.
+        """Returns the index of the layer that the target's loss reads; None for the last.
 
         Raises:
-            ConfigurationError: If it lies below an edited one, whose change it could not see.
+            ConfigurationError: If it is below an edited layer, whose change it would not see.
         """
         if self.search.loss_layer is None:
             return None
@@ -170,17 +170,17 @@ class LocateEditor(Editor):
 
     @abstractmethod
     def default_layers(self, depth: int) -> list[int]:
-        """Layers for a model that nothing is known of but its number of layers."""
+        """Returns default layers for a model, based only on its number of layers."""
 
     def lowest_layer(self, model: LanguageModel) -> int:
-        """The lowest edited layer."""
+        """Returns the lowest edited layer."""
         return self.edited_layers(model)[0]
 
     def edited_layers(self, model: LanguageModel) -> list[int]:
-        """The layers to edit, lowest first.
+        """Returns the layers to edit, lowest first.
 
         Raises:
-            LayerMapError: If the model does not have one of them, or one is named twice.
+            LayerMapError: If the model lacks one of them, or one is named twice.
         """
         if self.layers is not None:
             return [site.layer for site in model.layer_map.sites(self.layers)]
@@ -208,27 +208,27 @@ class LocateEditor(Editor):
                 last_subject_token(in_context(model, request, BARE))
 
     def prepare(self, model: LanguageModel) -> None:
-        """See :meth:`Editor.prepare`: contexts are sampled from the unedited model."""
+        """See :meth:`Editor.prepare`; samples contexts from the unedited model."""
         self.contexts_for(model)
 
     def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
         """See :meth:`Editor.compute_changes`.
 
-        Requests whose loss is not finite are left out, and so are those of an edit whose update is not.
+        Requests with a non-finite loss, and those of an edit with a non-finite update, are left out.
         """
         statistics, sites = self.ready_statistics(model), self._sites(model)
         flat = [request for group in groups for request in group]
         group_of = [index for index, group in enumerate(groups) for _ in group]
         contexts = self.contexts_for(model)
         settings = replace(self.search, loss_layer=self.loss_layer_of(model, sites))
-        # Kept values are those of the unedited model.
+        # Cached values are those of the unedited model.
         shared = self._searched_values if not len(after) else None
         search = shared.search if shared is not None else search_values
         values = search(model, flat, contexts.templates, self.taps(model, sites), settings)
         problems = {place: value.problem for place, value in enumerate(values) if value.problem is not None}
-        problems |= self._unreached(model, flat, sites)
+        problems |= self._find_unreached(model, flat, sites)
         good = [place for place in range(len(flat)) if place not in problems]
-        # The edits that have a request left, each with its place among the others.
+        # The edits that have a request left.
         left = list(dict.fromkeys(group_of[place] for place in good))
         if not left:
             return GroupChanges(WeightChanges({sites[0].name: no_change(len(groups), sites[0])}), problems)
@@ -255,7 +255,7 @@ class LocateEditor(Editor):
     def could_have_produced(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
         """See :meth:`Editor.could_have_produced`.
 
-        A folder of statistics can be moved, and be filled anew: what they were collected on is compared, not its name.
+        Compares the origin of the statistics instead of their folder, which can be moved or refilled.
         """
         if provenance.findings.get("corpus") != self._loaded_statistics().origin:
             return False
@@ -266,22 +266,22 @@ class LocateEditor(Editor):
         return model.layer_map.sites(self.edited_layers(model))
 
     def findings(self, model: LanguageModel) -> dict[str, Any]:
-        """See :meth:`Editor.findings`: those of the statistics, and the contexts."""
+        """See :meth:`Editor.findings`; returns findings of the statistics, and the contexts."""
         contexts = [list(templates) for templates in self.contexts_for(model).groups]
         return {**self.statistics_findings(model), "contexts": contexts}
 
     def statistics_findings(self, model: LanguageModel) -> dict[str, Any]:
-        """What follows from the statistics, as plain data: what they were collected on."""
+        """Returns findings of the statistics as plain data: what they were collected on."""
         return {"corpus": self._loaded_statistics().origin}
 
     def states(self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]) -> list[dict[str, Tensor]]:
-        """For each edit, the state that edits on top of it need (see :class:`Edit`); by default none."""
+        """Returns the state of each edit that later edits need (see :class:`Edit`); by default none."""
         return [{} for _ in range(job.groups)]
 
-    def _unreached(
+    def _find_unreached(
         self, model: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite]
     ) -> dict[int, str]:
-        """Requests whose subject no edited site reads: the routers of mixtures send its last token to other experts."""
+        """Finds requests whose last subject token no edited site reads, as it is routed to other experts."""
         if any(site.reads_all_tokens for site in sites):
             return {}
         texts = [in_context(model, request, BARE) for request in requests]
@@ -295,14 +295,14 @@ class LocateEditor(Editor):
 
     @abstractmethod
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
-        """Where values are searched."""
+        """Returns the taps at which values are searched."""
 
     @abstractmethod
     def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
-        """The changes of every site."""
+        """Computes the changes of every site."""
 
     def keys(self, model: LanguageModel, job: Job, site: EditSite, partial: Mapping[str, StackedFactors]) -> Reading:
-        """What a site reads at the last subject token, under the changes made so far."""
+        """Reads a site's keys at the last subject token, under the changes made so far."""
         read = self.readings(
             model, job, {"key": Tap(site.module, "input", site.layer)}, partial, job.contexts.templates
         )
@@ -316,7 +316,7 @@ class LocateEditor(Editor):
         partial: Mapping[str, StackedFactors],
         templates: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Tap to (N, T, D) float64: what it sees at the last subject token in T contexts, under the changes so far."""
+        """Reads the (N, T, D) float64 values of taps at the last subject token in T contexts, under these changes."""
         texts = every_context(model, job.requests, templates)
         positions = [last_subject_token(text) for text in texts]
         seen = record(model, texts, positions, taps, job.hooks(model, partial, len(templates)))

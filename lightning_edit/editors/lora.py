@@ -38,7 +38,7 @@ class Adapters(Tuned):
         self, sites: Sequence[EditSite], edits: int, rank: int, scale: float, dropout: float, seed: int
     ) -> None:
         self.sites, self.rank, self.scale, self.dropout = list(sites), rank, scale, dropout
-        # Every edit begins alike and draws its own masks, so that it does not matter beside which others it is trained.
+        # Every edit starts alike and draws its own masks, so the result does not depend on the other edits of a batch.
         super().__init__([self.initial(torch.Generator().manual_seed(seed)) for _ in range(edits)])
         self._generators = [torch.Generator().manual_seed(seed + 1) for _ in range(edits)]
 

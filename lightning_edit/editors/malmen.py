@@ -21,33 +21,32 @@ from lightning_edit.models.layer_map import EditSite
 
 
 class MALMEN(HypernetworkEditor):
-    """MALMEN: the shifts that a hypernetwork wants for many facts at once, reconciled by least squares.
+    """MALMEN: combines the parameter shifts of a hypernetwork for many facts by least squares.
 
     For each token, with key k (the site's input) and value gradient g, a network gives a pseudo-pair (k̃, g̃), whose
-    rank-one step would change the token's value by d = -η (k̃ᵀk) g̃, with a learned step size η per site. The shift is
-    the one that comes closest to all of these differences, S = argmin |K S - D|² + λ|S|² = (KᵀK + λI)⁻¹ KᵀD (in the
-    orientation fan-in × fan-out), with a learned λ per site. Its meta-gradient is taken in closed form with the same
-    factorisation: ∂L/∂D = K M⁻¹ ∂L/∂S and ∂L/∂λ = -<M⁻¹ ∂L/∂S, S>.
+    rank-one step would change the token's value by d = -η (k̃ᵀk) g̃, with a learned step size η per site. The shift
+    fits all of these differences, S = argmin |K S - D|² + λ|S|² = (KᵀK + λI)⁻¹ KᵀD (in the orientation fan-in ×
+    fan-out), with a learned λ per site. Its meta-gradient is computed in closed form with the same factorisation:
+    ∂L/∂D = K M⁻¹ ∂L/∂S and ∂L/∂λ = -<M⁻¹ ∂L/∂S, S>.
 
-    With fewer keys than fan-in the equivalent dual system is solved, and the edit is stored as factors. Memory grows
-    with the number of requests only by their factors, which can be kept on disk; the network runs in chunks, whose
-    activations are computed again in the backward pass. The solve is in float64.
+    With fewer keys than fan-in, the equivalent dual system is solved, and the edit is stored as factors. Memory grows
+    with the number of requests only by their factors, which can be kept on disk. The network runs in chunks, whose
+    activations are recomputed in the backward pass. The solve is in float64.
 
     Args:
         sites: Edit sites: layers (negative ones count from the last; the MLP output projection is edited) or names of
             linear modules. The paper edits the last blocks' second MLP layers.
         rank: Rank of the network's blocks. The authors use 1920 for models of billions of parameters.
         hidden_layers: Number of hidden layers; the network has one more (the authors have two blocks).
-        step_size: Start of the learned step sizes η (the authors use 1e-6).
-        log_ridge: Start of the learned log λ (the authors use 0).
+        step_size: Initial value of the learned step sizes η (the authors use 1e-6).
+        log_ridge: Initial value of the learned log λ (the authors use 0).
         epsilon: Added to the standard deviation of the factors. The authors use the machine epsilon of float32.
         shared: Whether the sites of one shape share a network, as in the paper, or each has its own.
-        tokens: "answer" takes the factors of the positions that predict a target token (the authors, for MALMEN), "all"
+        tokens: "answer" uses the factors of the positions that predict a target token (the authors, for MALMEN), "all"
             those of every token.
-        rows_per_chunk: Tokens that the network transforms at once (the authors use 1024); the result does not depend on
-            it.
+        rows_per_chunk: Number of tokens transformed at once (the authors use 1024); does not affect the result.
         factors_on_disk: Keep the factors in temporary files instead of in memory.
-        end_token: Whether the end-of-text token is part of every target, in training and in editing.
+        end_token: Whether to append the end-of-text token to every target, in training and editing.
         whitening: See :class:`MEND`. The least squares then weigh a shift by the keys' second moment C in place of the
             identity, S = (KᵀK + λC)⁻¹ KᵀD, as MEMIT does.
     """
@@ -122,24 +121,24 @@ class _Differences:
         self.log_ridge = editor.log_ridges[site_key(site)]
 
     def chunks(self) -> Iterator[FactorChunk]:
-        """The site's factors, chunk by chunk."""
+        """Yields the site's factors, chunk by chunk."""
         return self.store.chunks(self.site, self.size)
 
     def of(self, chunk: FactorChunk) -> Tensor:
-        """(N, fan_out) d = -η (k̃ᵀk) g̃ for each row."""
+        """Computes (N, fan_out) d = -η (k̃ᵀk) g̃ for each row."""
         pseudo_keys, pseudo_gradients = self.network(chunk.x, chunk.delta, self.index)
         strength = (chunk.x * pseudo_keys).sum(-1, keepdim=True)
         differences: Tensor = -self.step_size * strength * pseudo_gradients
         return differences
 
     def carried(self, gradient_of: Callable[[FactorChunk, slice], Tensor]) -> Tensor:
-        """() <∂L/∂D, D>, chunk by chunk.
+        """Computes () <∂L/∂D, D>, chunk by chunk.
 
-        Of a chunk nothing is kept: its factors are read again in the backward pass, and its activations and gradient
-        computed again.
+        Nothing is kept of a chunk: its factors are read again in the backward pass, and its activations and gradient
+        are recomputed.
 
         Args:
-            gradient_of: Gives (N, fan_out) ∂L/∂d for the rows of a chunk, and says which of all rows they are.
+            gradient_of: Maps a chunk and its slice of all rows to (N, fan_out) ∂L/∂d.
         """
         total: Tensor = self.step_size.new_zeros(())
         start = 0
@@ -156,7 +155,7 @@ class _Differences:
         return total
 
     def carried_ridge(self, gradient: Tensor) -> Tensor:
-        """() carries ∂L/∂λ into log λ."""
+        """Returns a () surrogate that propagates ∂L/∂λ into log λ."""
         carrier: Tensor = gradient.to(self.log_ridge) * self.log_ridge.exp()
         return carrier
 
@@ -172,11 +171,11 @@ class _Solution(ABC):
 
     @abstractmethod
     def stacked(self, solution: Tensor) -> StackedDelta:
-        """The changes made of (a copy of) the solution."""
+        """Returns the changes for (a copy of) the solution."""
 
     @abstractmethod
     def carry(self, gradient: Tensor) -> Tensor:
-        """() carries the gradient of the solution into the editor's parameters."""
+        """Returns a () surrogate that propagates the solution's gradient into the editor's parameters."""
 
 
 class _Primal(_Solution):

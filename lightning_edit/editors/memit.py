@@ -18,7 +18,7 @@ from lightning_edit.models.statistics import Statistics
 
 
 class MEMIT(SpreadEditor):
-    """MEMIT: the residual of n requests spread over a range of layers, each changed by least squares.
+    """MEMIT: spreads the residual of n requests over a range of layers, each updated by least squares.
 
     ΔW = R Kᵀ (λC + KKᵀ)⁻¹ at every layer, C being the second moment of its keys.
 
@@ -27,9 +27,9 @@ class MEMIT(SpreadEditor):
         covariance_weight: λ (the authors use 20,000 for GPT-2 XL and 15,000 for GPT-J).
         search: How values are searched, by default with the authors' |δ| ≤ 0.75 |h| and weight decay of 0.5.
         contexts: See :class:`LocateEditor`.
-        statistics: See there.
-        covariance: See there.
-        contradictions: See there.
+        statistics: See :class:`LocateEditor`.
+        covariance: See :class:`LocateEditor`.
+        contradictions: See :class:`LocateEditor`.
     """
 
     def __init__(

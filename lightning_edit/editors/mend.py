@@ -18,12 +18,12 @@ from lightning_edit.functional.surrogate import carried, cut
 class MEND(HypernetworkEditor):
     """MEND: a hypernetwork turns the fine-tuning gradient of a request into an edit that generalises and is local.
 
-    The gradient of the target's loss at a linear map is Σ_t x_t δ_tᵀ over the tokens. A network g, shared by the sites
-    of one shape, maps each pair of factors to a pseudo-pair, and W' = W - α Σ_t x̃_t δ̃_tᵀ with a learned step size α
-    per site. The editor is float32 whatever the precision of the base.
+    The gradient of the target's loss at a linear layer is Σ_t x_t δ_tᵀ over the tokens. A network g, shared by the
+    sites of one shape, maps each pair of factors to a pseudo-pair, and W' = W - α Σ_t x̃_t δ̃_tᵀ with a learned step
+    size α per site. The editor is float32 for any precision of the base model.
 
-    Two things differ from the authors' code in form, not in what is computed: the step is subtracted, as in the paper
-    (they add it and learn the sign), and the statistics take up all sites of a batch before any of them is transformed.
+    Two details differ from the authors' code in form only: the step is subtracted, as in the paper (they add it and
+    learn the sign), and the statistics are updated with all sites of a batch before any of them is transformed.
 
     Args:
         sites: Edit sites: layers (negative ones count from the last; the MLP output projection is edited) or names of
@@ -31,19 +31,19 @@ class MEND(HypernetworkEditor):
         rank: Rank of the hypernetwork's layers. The authors use 1920 for models of billions of parameters; 128 is
             enough for a small one, and keeps the checkpoint small.
         hidden_layers: Number of hidden layers; the network has one more (the authors use 1).
-        step_size: Start of the learned step sizes α (the authors use 1e-4).
+        step_size: Initial value of the learned step sizes α (the authors use 1e-4).
         epsilon: Added to the standard deviation of the factors (the authors use 1e-7).
         shared: Whether the sites of one shape share a network, as in the paper, or each has its own, with its own
             statistics. Sharing saves parameters; separate networks of a lower rank learn faster, because the neurons
             of different layers have nothing in common.
-        end_token: Whether the end-of-text token is part of every target, in training and in editing, so that the edited
+        end_token: Whether to append the end-of-text token to every target, in training and editing, so that the edited
             model ends its answer (the authors train on the target alone).
-        whitening: Number of principal directions along which the keys are whitened, fitted before the training where
-            its texts are answered; 0 for none, as in the paper, which normalises each coordinate by itself. At the last
-            token of a prompt, two questions about one relation read nearly the same; the directions that all prompts
-            have in common make most of that (benchmarks/README.md, which has what it is worth).
-        tokens: "all" takes the factors of every token, as in the paper; "answer" those of the positions that predict a
-            target token, with which edits are smaller.
+        whitening: Number of principal directions along which the keys are whitened, fitted before training at the
+            answer positions of its texts; 0 for none, as in the paper, which normalises each coordinate separately. At
+            the last token of a prompt, two questions about one relation have nearly the same keys, mostly because of
+            directions common to all prompts (see benchmarks/README.md for the effect).
+        tokens: "all" uses the factors of every token, as in the paper; "answer" those of the positions that predict a
+            target token, which makes edits smaller.
     """
 
     layer = staticmethod(low_rank_residual)

@@ -23,10 +23,10 @@ ATTENTION = "attention"
 
 
 class PMET(SpreadEditor):
-    """PMET: values are sought for the MLP's and the attention's output together; only the MLP is written.
+    """PMET: searches values for the outputs of MLP and attention together, but edits only the MLP.
 
-    The attention's change absorbs what is not the fact's, and is thrown away. The residual of the MLP's output at the
-    last layer is spread with square roots, ΔW = (R/√d) Kᵀ(λC + KKᵀ)⁻¹, d counting the layers left.
+    The attention's change absorbs what is not specific to the fact, and is discarded. The residual of the MLP's output
+    at the last layer is spread with square roots, ΔW = (R/√d) Kᵀ(λC + KKᵀ)⁻¹, d being the number of layers left.
 
     Args:
         layers: Layers to edit. The authors edit 3 to 8 of 28 of GPT-J.
@@ -35,9 +35,9 @@ class PMET(SpreadEditor):
             rate of 0.2, |δ| ≤ 0.75 |h|, a weight decay of 0.5, a weight of 1 for the divergence, and of 0.1 for the
             target's loss once every target token is the most probable one.
         contexts: See :class:`LocateEditor`.
-        statistics: See there.
-        covariance: See there.
-        contradictions: See there.
+        statistics: See :class:`LocateEditor`.
+        covariance: See :class:`LocateEditor`.
+        contradictions: See :class:`LocateEditor`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PMET(SpreadEditor):
         self.covariance_weight = covariance_weight
 
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
-        """The output projections of MLP and attention in the last layer."""
+        """Returns taps at the output projections of MLP and attention in the last layer."""
         last = sites[-1]
         attention = model.layer_map.attention_site(last.layer)
         return {
@@ -71,7 +71,7 @@ class PMET(SpreadEditor):
         }
 
     def share(self, layers_left: int) -> float:
-        """The square root of the number of layers left."""
+        """Returns the square root of the number of layers left."""
         return float(layers_left**0.5)
 
     def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Requests inside context prompts, tokenised, with the positions that locate-then-edit methods need."""
+"""Context prompts of locate-then-edit methods, tokenised with the positions of the subject."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lightning_edit.tokenization import EncodedText
 
 PLACEHOLDER = "{}"
 BARE = PLACEHOLDER
-"""The context that adds nothing."""
+"""The context of the bare prompt."""
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """Texts around a prompt, which make its key and its value robust (Meng et al. 2022, section 3.1).
+    """Texts around a prompt that make its key and value robust (Meng et al. 2022, section 3.1).
 
     Args:
-        groups: Templates with "{}" in place of the prompt. Averages run over each group first, and then over groups.
+        groups: Templates with "{}" in place of the prompt. Averages are over each group first, and then over groups.
     """
 
     groups: tuple[tuple[str, ...], ...] = ((BARE,),)
@@ -43,17 +43,17 @@ class Contexts:
 
     @property
     def weights(self) -> torch.Tensor:
-        """(N) float64 weight of each template in a mean over groups of means."""
+        """(N) float64 weight of each template in the mean of the groups' means."""
         values = [1 / (len(self.groups) * len(group)) for group in self.groups for _ in group]
         return torch.tensor(values, dtype=torch.float64)
 
 
 def in_context(model: LanguageModel, request: EditRequest, template: str, target: str = "") -> EncodedText:
-    """A request's prompt inside a context, tokenised with its subject's span.
+    """Tokenises a request's prompt inside a context, with its subject's span.
 
     Raises:
         RequestError: If the request has no subject.
-        TokenizationError: If the subject cannot be found in the token ids.
+        TokenizationError: If the subject is not found in the token ids.
     """
     span = request.subject_span
     if span is None:
@@ -64,7 +64,7 @@ def in_context(model: LanguageModel, request: EditRequest, template: str, target
 
 
 def last_subject_token(text: EncodedText) -> int:
-    """Position of the subject's last token, counted from the text's first token."""
+    """Returns the position of the subject's last token in a text."""
     if text.subject is None:
         raise RequestError("the text was tokenised without its subject")
     return text.subject[1] - 1
@@ -73,7 +73,7 @@ def last_subject_token(text: EncodedText) -> int:
 def every_context(
     model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str], with_targets: bool = False
 ) -> list[EncodedText]:
-    """All requests inside all templates, request by request."""
+    """Tokenises all requests inside all templates, request by request."""
     return [
         in_context(model, request, template, request.target if with_targets else "")
         for request in requests
@@ -83,12 +83,12 @@ def every_context(
 
 @dataclass(frozen=True)
 class Sampling:
-    """How contexts are sampled from the model itself.
+    """How contexts are sampled from the model.
 
     Args:
-        starts: Beginnings, one sample each; empty for the tokenizer's beginning-of-text token, once.
+        starts: Beginnings, one sample each; an empty one stands for the tokenizer's beginning-of-text token.
         lengths: Number of new tokens of each sample.
-        apart: Whether the bare prompt is a group of its own, and so weighs as much as all samples together.
+        apart: Whether the bare prompt is a separate group, which weighs as much as all samples together.
     """
 
     starts: tuple[str, ...]
@@ -99,10 +99,10 @@ class Sampling:
 PLAIN_SAMPLES = Sampling(("",) * 20, (5,) * 10 + (10,) * 10, apart=False)
 """ROME's contexts: ten samples of five tokens and ten of ten (Meng et al. 2022, appendix B).
 
-The authors' code counts the beginning-of-text token among them.
+The authors' code includes the beginning-of-text token in these numbers.
 """
 STARTED_SAMPLES = Sampling(("The", "Therefore", "Because", "I", "You"), (10,) * 5, apart=True)
-"""MEMIT's contexts: one sample for each of five beginnings (Meng et al. 2023), whose code counts the beginning, too."""
+"""MEMIT's contexts: one sample for each of five beginnings (Meng et al. 2023); its lengths include the beginning."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,16 @@ class ContextSettings:
     """The contexts of a prompt, over which values are searched and keys are averaged.
 
     Args:
-        templates: Texts with "{}" in place of the prompt, in groups; averages run over groups of means. If none are
-            given, the model samples them itself, as the methods' authors do; they are written into the edit.
-        seed: Seed of that sampling.
-        bare_apart: Whether the prompt by itself weighs as much in a mean over contexts as all sampled ones together. As
-            in the authors' code if None: MEMIT's and its successors' does so, ROME's counts it as one of 21. A model
-            whose texts begin without a special token reads a subject at the very beginning unlike any other, and then
+        templates: Texts with "{}" in place of the prompt, in groups; means are over groups first. By default they are
+            sampled from the model, as by the methods' authors, and stored in the edit.
+        seed: Seed of the sampling.
+        bare_apart: Whether the bare prompt weighs as much in a mean over contexts as all sampled ones together. None
+            follows the authors' code: yes for MEMIT and its successors, while ROME counts it as one of 21. A model
+            whose texts begin without a special token has unusual keys for a subject at the very beginning, and then
             little of ROME's update reaches it.
 
     Raises:
-        ConfigurationError: If a template is not usable.
+        ConfigurationError: If a template is invalid.
     """
 
     templates: Sequence[Sequence[str]] | None = None
@@ -133,16 +133,16 @@ class ContextSettings:
 
     @property
     def given(self) -> Contexts | None:
-        """The contexts that are configured; None where they are sampled."""
+        """The configured contexts; None if they are sampled."""
         return None if self.templates is None else Contexts(tuple(tuple(group) for group in self.templates))
 
 
 def sampled_contexts(model: LanguageModel, sampling: Sampling, seed: int) -> Contexts:
-    """Contexts sampled from the model, five likeliest tokens at a time; the global random state is left as it was.
+    """Samples contexts from the model (top-k with k = 5), without affecting the global random state.
 
     Args:
         model: The model.
-        sampling: What to sample.
+        sampling: How to sample.
         seed: Seed of the sampling.
     """
     tokenizer = model.tokenizer
@@ -157,5 +157,5 @@ def sampled_contexts(model: LanguageModel, sampling: Sampling, seed: int) -> Con
 
 
 def _tidy(text: str) -> str:
-    """One line, without braces."""
+    """Removes line breaks and braces."""
     return " ".join(text.replace("{", " ").replace("}", " ").split())

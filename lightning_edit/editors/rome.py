@@ -20,26 +20,26 @@ from lightning_edit.models.statistics import Statistics
 
 
 class ROME(LocateEditor):
-    """ROME: one layer's MLP is made to map the subject's key to a value that says the target.
+    """ROME: rank-one update of one MLP, which maps the subject's key to a value that predicts the target.
 
     W' = W + (v* - W k*) (C⁻¹k*)ᵀ / (k*ᵀC⁻¹k*), with k* the mean key of the subject's last token over contexts, C the
     second moment of the layer's keys, and v* found by gradient descent on the layer's output at that token.
 
-    The same mean key stands in numerator and denominator, and its mean output is what v* replaces. This is R-ROME's
-    correction: the original implementation takes the key of the bare prompt in the denominator and its output, against
-    the paper's equation, and then single edits can disable the model. ``original_keys`` reproduces that.
+    The same mean key is used in numerator and denominator, and v* replaces its mean output. This is R-ROME's
+    correction: contrary to the paper's equation, the original implementation uses the bare prompt's key in the
+    denominator, and its output, with which single edits can disable the model. ``original_keys`` reproduces that.
 
-    Edits one request at a time; several are made side by side or in a sequence.
+    Each edit has one request; make several in a batch or in a sequence.
 
     Args:
         layers: The one layer to edit. The authors edit layer 17 of 48 of GPT-2 XL and 5 of 28 of GPT-J.
-        original_keys: As in the original implementation: the bare prompt's key and output outside C⁻¹k*.
+        original_keys: As in the original implementation, use the bare prompt's key and output outside C⁻¹k*.
         search: How values are searched, by default with the authors' |δ| ≤ 4 |h| and a weight decay of 1e-3, which is
             common for Llama (the authors' 0.5 is for GPT models).
         contexts: See :class:`LocateEditor`.
-        statistics: See there.
-        covariance: See there.
-        contradictions: See there.
+        statistics: See :class:`LocateEditor`.
+        covariance: See :class:`LocateEditor`.
+        contradictions: See :class:`LocateEditor`.
 
     Example:
         >>> from lightning_edit import EditRequest
@@ -78,7 +78,7 @@ class ROME(LocateEditor):
         return [depth // 6]
 
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
-        """The output of the edited projection."""
+        """Returns a tap at the output of the edited projection."""
         return {PLACE: Tap(sites[0].module, "output", sites[0].layer)}
 
     def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:

@@ -17,7 +17,7 @@ from lightning_edit.models.sentence_encoder import SentenceEncoder
 
 EMBEDDINGS = "embeddings"
 REFUSALS = ("no relevant fact", "no relevant information", "false")
-"""What the model's confirmation contains where no fact is relevant, as the authors' code reads it."""
+"""Phrases in the model's confirmation that mean no fact is relevant, as in the authors' code."""
 CONFIRMATION = (
     "Given a set of facts and a question, return the fact (the entire sentence) that best matches the core knowledge "
     'asked in the question. If the question cannot be answered with the facts, return "no relevant fact."\n\n'
@@ -31,9 +31,9 @@ class FactRetriever(Router):
 
     Args:
         encoder: Sentence encoder: Hub id, local folder, or the bundled name "all-minilm-l6-v2".
-        retrieved: Number of facts that the model chooses among.
-        threshold: Smallest cosine similarity of a fact that can be relevant.
-        confirm: Whether the model itself is asked; otherwise the closest fact above the threshold answers.
+        retrieved: Number of facts that the model chooses from.
+        threshold: Smallest cosine similarity of a relevant fact.
+        confirm: Whether the model confirms the fact; otherwise the closest fact above the threshold is used.
         confirmation_tokens: Length of the model's choice in tokens.
     """
 
@@ -46,7 +46,7 @@ class FactRetriever(Router):
         self._sentences = SentenceEncoder(encoder)
 
     def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
-        """See :meth:`Router.match`; the fact that the model confirms is rated highest."""
+        """See :meth:`Router.match`; the confirmed fact gets the highest score."""
         similarity = self._sentences.embed(prompts).cpu() @ memory.tensors[EMBEDDINGS].cpu().T
         similarity = similarity.masked_fill(~allowed, -2.0)
         hits = similarity >= self.threshold
@@ -71,28 +71,28 @@ def _confirmation(facts: Sequence[str], question: str) -> str:
 
 
 def _chosen(output: str, candidates: Sequence[int], memory: Memory) -> int:
-    """The candidate that shares most words with the model's choice; the closest one where it names none."""
+    """Returns the candidate that shares most words with the model's choice; the closest one if none does."""
     words = set(output.lower().split())
     overlap = [len(words & set(memory.texts[item].lower().split())) for item in candidates]
     return candidates[overlap.index(max(overlap))]
 
 
 class SCR(Editor):
-    """SCR: facts are kept as sentences; the relevant one is retrieved, confirmed by the model and put before a prompt.
+    """SCR: stores facts as sentences; the relevant one is retrieved, confirmed by the model and put before a prompt.
 
-    The facts closest to a prompt by a sentence encoder are shown to the model, which returns the relevant one or "no
-    relevant fact". In scope it answers "Answer the question based on the Fact. Fact: … Question: … Answer:", otherwise
-    the bare prompt. The authors continue with the model's wording of the fact; here the stored sentence that shares
-    most words with it is used.
+    The model is shown the facts closest to a prompt by a sentence encoder, and returns the relevant one or "no relevant
+    fact". In scope it answers "Answer the question based on the Fact. Fact: … Question: … Answer:", otherwise the bare
+    prompt. The authors continue with the model's wording of the fact; here the stored sentence that shares most words
+    with it is used.
 
     Args:
         encoder: Sentence encoder: Hub id, local folder, or the bundled name "all-minilm-l6-v2". (The authors use
             contriever-msmarco.)
-        retrieved: Number of facts that the model chooses among (the authors' 5).
+        retrieved: Number of facts that the model chooses from (the authors' 5).
         threshold: Smallest cosine similarity of a relevant fact. The authors have none (-1).
         confirm: Whether the model confirms the fact. Small models cannot; the threshold alone then decides.
-        fact: How a request is stated.
-        query: What the model is given in scope.
+        fact: Template of a fact.
+        query: Template of the model's input in scope.
     """
 
     capabilities = Capabilities(depends=False, mergeable=False)

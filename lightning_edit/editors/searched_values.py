@@ -1,4 +1,4 @@
-"""Searched values that are kept in a folder, so that methods that search the same ones search each once."""
+"""On-disk cache of searched values, shared by methods with the same search."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from lightning_edit.records import EditRequest
 
 _SEPARATOR = "|"
 _VERSION = 1
-"""Part of each digest; to be raised where :func:`search_values` finds other values than before."""
+"""Part of each digest; increase it when the results of :func:`search_values` change."""
 
 
 class SearchedValues:
-    """The values of :func:`search_values`, each kept under a digest of everything that it depends on.
+    """Caches results of :func:`search_values`, each under a digest of everything that it depends on.
 
-    ROME and R-ROME differ in what they do with a value, not in how they search it; so do MEMIT and AlphaEdit.
+    ROME and R-ROME search the same values and differ only in how they use them; so do MEMIT and AlphaEdit.
 
     Args:
-        folder: Folder of the files, one for each value; it may be shared by processes.
+        folder: Folder of the files, one per value; processes may share it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.reused_seconds = 0.0
-        """What the searches took whose values were reused so far."""
+        """Seconds that the reused searches originally took."""
 
     def search(
         self,
@@ -46,7 +46,7 @@ class SearchedValues:
         taps: Mapping[str, Tap],
         settings: ValueSettings,
     ) -> list[ValueResult]:
-        """Takes the values that are kept and searches the others; arguments as for :func:`search_values`.
+        """Loads cached values and searches the others; arguments as for :func:`search_values`.
 
         No edit may be applied to the model.
         """
@@ -65,7 +65,7 @@ class SearchedValues:
         return [_placed(result, device) for result in results if result is not None]
 
     def _read(self, path: Path) -> ValueResult | None:
-        """A value that is kept; None where there is none, or its file is damaged."""
+        """Reads a cached value; None if there is none, or its file is damaged."""
         if not path.is_file():
             return None
         try:
@@ -83,7 +83,7 @@ class SearchedValues:
         return ValueResult(initial, delta, losses)
 
     def _write(self, path: Path, result: ValueResult, seconds: float) -> None:
-        """Keeps a value; one whose search failed is not kept."""
+        """Writes a value, unless its search failed."""
         if result.problem is not None:
             return
         parts = {"initial": result.initial, "delta": result.delta}
@@ -98,12 +98,12 @@ class SearchedValues:
 
 
 def _setting(model: LanguageModel, templates: Sequence[str], taps: Mapping[str, Tap], settings: ValueSettings) -> str:
-    """What all values of a search depend on beside their requests."""
+    """Serialises everything that a search's values depend on, other than the requests."""
     names = {id(module): name for name, module in model.model.named_modules()}
     places = {place: [names[id(tap.module)], tap.side, tap.layer] for place, tap in taps.items()}
     base, encoder = asdict(model.fingerprint), model.encoder
     encoding = [encoder.chat_template, encoder.separator, encoder.end_token]
-    # Seconds that another kind of device took would be no measure.
+    # Seconds on another type of device would not be comparable.
     where = [_VERSION, model.device.type]
     return json.dumps([where, base, encoding, list(templates), places, asdict(settings)], sort_keys=True)
 

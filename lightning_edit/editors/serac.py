@@ -20,7 +20,7 @@ KEYS = "keys"
 
 
 class ScopeRouter(Router):
-    """Routes by a scope classifier's p(x in the scope of e), which has to reach a threshold.
+    """Routes a prompt x to the request e with the largest p(x in the scope of e), if it reaches a threshold.
 
     Args:
         classifier: The scope classifier.
@@ -38,21 +38,21 @@ class ScopeRouter(Router):
 
 
 class SERAC(Editor):
-    """SERAC: the requests are remembered; what falls under one of them is answered by a model that is shown it.
+    """SERAC: stores requests in a memory, and answers prompts in their scope with a counterfactual model.
 
-    A scope classifier gives p(x in the scope of e) for a prompt x and each remembered request e. If the largest reaches
-    the threshold, a counterfactual model answers "e, then x"; otherwise the base model answers, untouched.
+    A scope classifier gives p(x in the scope of e) for a prompt x and each stored request e. If the largest reaches the
+    threshold, the counterfactual model answers "e, then x"; otherwise the unedited base model answers.
 
     Args:
         encoder: Sentence encoder of the scope classifier: Hub id, local folder, or the bundled name
             "all-minilm-l6-v2". Scope is then the distance of embeddings, p = exp(-γ |f(x) - f(x_e)|²).
-        encoder_layers: How many of the encoder's uppermost layers are trained and stored, beside a projection behind
-            it. The paper trains all of it (-1); few layers keep the checkpoint small.
+        encoder_layers: Number of the encoder's uppermost layers that are trained and stored, in addition to a final
+            projection. The paper trains all layers (-1); few layers keep the checkpoint small.
         cross_attention: A sequence classifier that reads both prompts together, in place of the embeddings.
-        counterfactual: Another causal language model that answers in scope: Hub id or path. By default it is the base
-            itself with a LoRA adapter.
+        counterfactual: Another causal language model that answers in scope: Hub id or path. By default, the base model
+            with a LoRA adapter.
         rank: Rank of the adapter.
-        alpha: The adapter's output is scaled by alpha / rank.
+        alpha: LoRA alpha: the adapter's output is scaled by alpha / rank.
         adapted_layers: Number of uppermost blocks with an adapter.
         threshold: Smallest probability that counts as in scope (the paper's 0.5).
     """
@@ -101,7 +101,7 @@ class SERAC(Editor):
 
     @property
     def scope_classifier(self) -> ScopeClassifier:
-        """Rates whether a prompt is in the scope of a remembered request.
+        """Classifier of whether a prompt is in the scope of a stored request.
 
         Raises:
             EditorNotFittedError: If the editor was never set up.
@@ -112,7 +112,7 @@ class SERAC(Editor):
 
     @property
     def answering_model(self) -> CounterfactualModel:
-        """Answers prompts that are in the scope of a request.
+        """Counterfactual model, which answers prompts in the scope of a request.
 
         Raises:
             EditorNotFittedError: If the editor was never set up.

@@ -1,4 +1,4 @@
-"""What MEMIT and its relatives share: a residual spread over several layers, keys read anew after each."""
+"""Base class of MEMIT and its relatives, which spread a residual over several layers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lightning_edit.models.statistics import Statistics
 class SpreadEditor(LocateEditor):
     """Edits n requests jointly in several layers (Meng et al. 2023, arXiv 2210.07229, algorithm 1).
 
-    For each request a value z is found for the hidden state at the last of the layers. Then, from the lowest layer up,
-    the keys K and the residual R = z - h are read on the model as edited so far, and the layer is changed by A (R/d)ᵀ,
-    where d counts the layers that are left and A is the method's own.
+    For each request, a value z is searched for the hidden state at the last of the layers. Then, from the lowest layer
+    up, the keys K and the residual R = z - h are read on the model as edited so far, and the layer is changed by
+    A (R/d)ᵀ, where d is the number of layers left and A depends on the method.
     """
 
     @property
@@ -37,17 +37,17 @@ class SpreadEditor(LocateEditor):
         return [layer for layer in range(middle - 2, middle + 3) if layer < depth]
 
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
-        """The output of the last layer's block."""
+        """Returns a tap at the output of the last layer's block."""
         last = sites[-1].layer
         return {PLACE: Tap(model.layer_map.block(last), "output", last)}
 
     def share(self, layers_left: int) -> float:
-        """What the residual is divided by."""
+        """Returns the divisor of the residual."""
         return float(layers_left)
 
     @abstractmethod
     def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
-        """(M, n) the left factor A for the (M, n) keys of an edit, given Σ k kᵀ, (M, M), over earlier edits."""
+        """Computes the (M, n) left factor A for the (M, n) keys of an edit, given (M, M) Σ k kᵀ of earlier edits."""
 
     def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
         """See :meth:`LocateEditor.updates`."""

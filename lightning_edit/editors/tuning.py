@@ -64,7 +64,7 @@ class TuningSettings:
 
 
 class Tuned(ABC):
-    """What is trained for each of B independent edits.
+    """The trainable tensors of B independent edits, and how they change the model.
 
     Args:
         parameters: For each edit the tensors that are trained.
@@ -83,7 +83,7 @@ class Tuned(ABC):
         """
 
     def penalty(self, edit: int) -> Tensor | None:
-        """What is added to the loss of an edit; nothing by default."""
+        """Returns a term that is added to the loss of an edit; none by default."""
         return None
 
     def before_step(self, edit: int) -> None:  # noqa: B027 - nothing to do by default
@@ -176,7 +176,7 @@ def tune(
         desc: Title of the progress bar.
 
     Returns:
-        Place of an edit to why it failed; its parameters are then of no use.
+        Index of each failed edit to its problem; the parameters of these edits must not be used.
     """
     run = _Tuning(model, texts, names, tuned, layer, settings)
     with tqdm(total=len(texts), desc=desc, leave=False, disable=None if len(texts) > 1 else True) as bar:
@@ -310,7 +310,7 @@ class _Step:
 
 
 def names_of(groups: Groups) -> list[str]:
-    """What each group is called in messages."""
+    """Returns the name of each group for messages."""
     return [name_of(group[0]) for group in groups]
 
 

@@ -1,4 +1,4 @@
-"""The search for the value that makes a model say the target: gradient descent on one hidden state."""
+"""Search for the value that makes a model predict the target, by gradient descent on one hidden state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
 ESSENCE = "{} is a"
-"""The prompt whose next-token distribution is to stay as it was (Meng et al. 2022, section 3.1)."""
+"""The prompt whose next-token distribution should be preserved (Meng et al. 2022, section 3.1)."""
 GRADIENT_BATCH_FACTOR = 1.5
 """Token budget of a pass with gradients, as a multiple of ``LanguageModel.saturation_tokens``."""
 
@@ -35,23 +35,23 @@ class ValueSettings:
     """How a value is searched.
 
     Args:
-        steps: Evaluations of the loss (published settings have 20 or 25); one gradient step less is taken.
-        learning_rate: Adam's (0.5 in most published settings).
-        weight_decay: Weight of |δ| / |h|², h being the state before.
-        clamp_norm: |δ| is kept below this multiple of |h|.
+        steps: Number of loss evaluations (published settings have 20 or 25), with one gradient step less.
+        learning_rate: Adam's learning rate (0.5 in most published settings).
+        weight_decay: Weight of |δ| / |h|², h being the initial state.
+        clamp_norm: Maximum of |δ|, as a multiple of |h|.
         kl_weight: Weight of the divergence on "<subject> is a" (0.0625 in the authors' code of ROME and MEMIT).
-        stop_below: End once the loss is below this; never if None. The authors' code stops at 0.05.
+        stop_below: Stop once the loss is below this; never if None. The authors' code stops at 0.05.
         satisfied_weight: Weight of the target's loss in the step after one in which every target token was the most
             probable one in every context (PMET).
-        satisfied_kl: End in such a step if the weighted divergence is at most this; never if None (PMET).
+        satisfied_kl: Stop at such a step if the weighted divergence is at most this; never if None (PMET).
         loss_layer: Layer whose output the final norm and the head read for the target's loss; the last one if None, as
             in all published settings. The divergence is always that of the whole model.
-        optimizer: "adam", as in all published settings, or "lbfgs", with which 10 evaluations reach what Adam does in
-            25 (benchmarks/README.md) and the learning rate is not used; it takes one place and a loss whose weights
-            stay as they are. See :mod:`lightning_edit.editors.value_steps`.
+        optimizer: "adam", as in all published settings, or "lbfgs", which reaches in 10 evaluations what Adam does in
+            25 (benchmarks/README.md) and ignores the learning rate; it supports one place and a loss with constant
+            weights. See :mod:`lightning_edit.editors.value_steps`.
 
     Raises:
-        ConfigurationError: If a setting is out of its range.
+        ConfigurationError: If a setting is out of range.
     """
 
     steps: int = 25
@@ -79,7 +79,7 @@ class ValueSettings:
             )
 
     def steps_from(self, initial: Mapping[str, Tensor]) -> ValueSteps:
-        """The search's steps from δ = 0 on, given the states before."""
+        """Creates the optimiser of the search, starting from δ = 0, given the initial states."""
         if self.optimizer == "lbfgs":
             return QuasiNewtonSteps(initial, self.clamp_norm)
         return AdamSteps(initial, self.clamp_norm, self.learning_rate)
@@ -87,13 +87,13 @@ class ValueSettings:
 
 @dataclass
 class ValueResult:
-    """The value that was searched for one request.
+    """Result of the value search for one request.
 
     Args:
-        initial: Place to the (D) state before, at the bare prompt's last subject token.
-        delta: Place to the (D) change.
+        initial: (D) initial state at the bare prompt's last subject token, by place.
+        delta: (D) change, by place.
         losses: The loss of each evaluation.
-        problem: What went wrong, if anything did; the change is then of no use.
+        problem: Why the search failed, if it did; the change is then invalid.
     """
 
     initial: dict[str, Tensor]
@@ -102,7 +102,7 @@ class ValueResult:
     problem: str | None = None
 
     def target(self, place: str) -> Tensor:
-        """(D) the state that is wanted."""
+        """Returns the (D) searched value."""
         return self.initial[place] + self.delta[place]
 
 
@@ -113,22 +113,22 @@ def search_values(
     taps: Mapping[str, Tap],
     settings: ValueSettings,
 ) -> list[ValueResult]:
-    """Finds δ for each request: argmin of NLL + kl_weight · KL + weight_decay · |δ| / |h|².
+    """Searches δ for each request: argmin of NLL + kl_weight · KL + weight_decay · |δ| / |h|².
 
     NLL is the target's mean negative log-likelihood, averaged over the contexts; KL = KL(p_δ || p) at the last subject
-    token of "<subject> is a". δ is added at the last subject token, in every context and in that prompt, to what the
-    taps write (Meng et al. 2022, arXiv 2202.05262, equation 4). Requests do not influence one another; many are
-    searched side by side, and a finished one leaves the batch.
+    token of "<subject> is a". δ is added to the taps' outputs at the last subject token, in every context and in that
+    prompt (Meng et al. 2022, arXiv 2202.05262, equation 4). Requests are independent; many are searched in a batch,
+    which finished ones leave.
 
     Args:
         model: The model; edits may be applied to it.
         requests: The requests, each with a subject.
         templates: Contexts; the first one is the bare prompt.
-        taps: Place to where δ is added; each place has a δ of its own.
+        taps: Modules to whose outputs δ is added, by place; each place has its own δ.
         settings: How to search.
 
     Returns:
-        One result for each request.
+        One result per request.
     """
     results: dict[int, ValueResult] = {}
     with tqdm(total=len(requests), desc="values", leave=False, disable=None if len(requests) > 1 else True) as bar:
@@ -140,10 +140,10 @@ def search_values(
 
 
 def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Sequence[str]) -> Iterator[list[int]]:
-    """As many requests as a pass wants, with all their contexts; those with as much behind the subject together.
+    """Groups requests into passes, with all their contexts, sorted by the number of tokens after the subject.
 
-    A pass holds no more tokens than the model's passes do, nor many more behind the subjects, where gradients are
-    taken and memory goes, than make it faster.
+    A pass is limited to the model's tokens per batch. Its tokens after the subjects, which need gradients and memory,
+    are limited to not many more than saturate the device.
     """
     rows, sizes = len(templates) + 1, []
     for request in requests:
@@ -167,14 +167,14 @@ def _chunks(model: LanguageModel, requests: Sequence[EditRequest], templates: Se
 
 
 def _texts(model: LanguageModel, request: EditRequest, templates: Sequence[str]) -> list[EncodedText]:
-    """A request in every context, with its target, and then its essence prompt."""
+    """Tokenises a request in every context, with its target, followed by its essence prompt."""
     subject = request.subject or ""
     essence = model.encoder.encode(ESSENCE.replace("{}", subject), "", (0, len(subject)))
     return [*every_context(model, [request], templates, with_targets=True), essence]
 
 
 class _Search:
-    """The search for the values of some requests, side by side."""
+    """Searches the values of several requests in a batch."""
 
     def __init__(
         self,
@@ -220,11 +220,11 @@ class _Search:
             result.delta = steps.result(result.losses[-1])
 
     def _begin(self, active: list[int]) -> None:
-        """Reads the states before, with δ = 0."""
+        """Reads the initial states, with δ = 0."""
         seen: dict[str, Tensor] = {}
         with torch.no_grad(), ExitStack() as stack:
             for place, tap in self.taps.items():
-                handle = tap.module.register_forward_hook(_noting(place, seen))
+                handle = tap.module.register_forward_hook(_recording_hook(place, seen))
                 stack.callback(handle.remove)
             stack.enter_context(skipped(self.model.layer_map.blocks[self._highest + 1 :], self._returns))
             rows = self._rows(active)
@@ -242,7 +242,7 @@ class _Search:
         return torch.tensor(rows, device=self.model.device)
 
     def _read(self, rows: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """What the head reads at the answers, (N, hidden size), and at the essence prompts' subjects, (K, …)."""
+        """Returns the head's inputs at the answers, (N, hidden size), and at the essence prompts' subjects, (K, …)."""
         answers, essences = batch.answer_mask, torch.zeros_like(batch.answer_mask)
         essence = (rows % self.rows_each == self.rows_each - 1).nonzero()[:, 0]
         essences[essence, self.position[rows][essence]] = True
@@ -261,26 +261,26 @@ class _Search:
             for place, tap in self.taps.items():
                 deltas = torch.stack([self.steps[request].parameters[place] for request in active])
                 each = deltas.repeat_interleave(self.rows_each, 0)
-                handle = tap.module.register_forward_hook(_shifting(each, self.position[rows]))
+                handle = tap.module.register_forward_hook(_shifting_hook(each, self.position[rows]))
                 stack.callback(handle.remove)
             yield
 
     def _losses(self, active: list[int]) -> tuple[dict[int, tuple[Tensor, Tensor]], list[bool]]:
-        """Loss and weighted divergence of each request, and whether every target token is the most probable one."""
+        """Computes each request's loss and weighted divergence, and whether every target token is the most probable."""
         rows = self._rows(active)
         batch = self.batch.select(rows)
         with self._shifted(active, rows):
             answers, essences = self._read(rows, batch)
         before = torch.stack([self.essence[request] for request in active]) if self.essence else None
-        said = search_losses(self.model, answers, batch.target_ids, essences, before)
+        result_losses = search_losses(self.model, answers, batch.target_ids, essences, before)
         if before is None:
-            self.essence = dict(zip(active, said.kept_logits, strict=True))
-        nll = mean_by_row(said.nll, batch.target_rows, len(batch))
-        wrong = mean_by_row((said.predicted != batch.target_ids).to(nll), batch.target_rows, len(batch))
+            self.essence = dict(zip(active, result_losses.kept_logits, strict=True))
+        nll = mean_by_row(result_losses.nll, batch.target_rows, len(batch))
+        wrong = mean_by_row((result_losses.predicted != batch.target_ids).to(nll), batch.target_rows, len(batch))
         settings, losses, satisfied = self.settings, {}, []
         for index, request in enumerate(active):
             contexts = slice(index * self.rows_each, (index + 1) * self.rows_each - 1)
-            divergence = settings.kl_weight * said.divergences[index]
+            divergence = settings.kl_weight * result_losses.divergences[index]
             decay = settings.weight_decay * torch.stack(
                 [
                     parameter.norm() / self.results[request].initial[place].norm() ** 2
@@ -293,7 +293,7 @@ class _Search:
         return losses, satisfied
 
     def _is_done(self, request: int, losses: dict[int, tuple[Tensor, Tensor]], satisfied: list[bool]) -> bool:
-        """Notes the loss of a request and says whether its search is over."""
+        """Records the loss of a request, and returns whether its search is finished."""
         settings = self.settings
         loss, divergence = (value.detach() for value in losses[request])
         value = float(loss)
@@ -317,15 +317,15 @@ class _Search:
         return {request: {place: next(gradients) for place in self.steps[request].parameters} for request in left}
 
 
-def _noting(place: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+def _recording_hook(place: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        # A copy: some blocks add the attention's output to the MLP's in place.
+        # Cloned, as some blocks add the attention's output to the MLP's in place.
         seen[place] = first_tensor(output).clone()
 
     return hook
 
 
-def _shifting(deltas: Tensor, positions: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
+def _shifting_hook(deltas: Tensor, positions: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
     """Adds (R, D) deltas at one position of each of R rows."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:

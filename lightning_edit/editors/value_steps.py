@@ -1,4 +1,4 @@
-"""How the search for a value goes from one evaluation of its loss to the next."""
+"""Optimisers of the value search: Adam and L-BFGS."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from lightning_edit.functional.lbfgs import LimitedMemoryBFGS
 ValueOptimizer = Literal["adam", "lbfgs"]
 
 _FIRST_STEP = 1.0
-"""Length of the first quasi-Newton step in units of |h|. On six facts, 0.3 and 2 took one to three evaluations more."""
+"""Length of the first quasi-Newton step in units of |h|. On six facts, 0.3 and 2 took one to three more evaluations."""
 
 
 class ValueSteps(ABC):
-    """The changes δ of one request, at one or several places, each within its ball.
+    """Optimises the changes δ of one request, at one or several places, each within a ball.
 
     Args:
-        initial: Place to the (D) state h before.
-        clamp_norm: |δ| is kept below this multiple of |h|.
+        initial: (D) initial state h, by place.
+        clamp_norm: Maximum of |δ|, as a multiple of |h|.
     """
 
     def __init__(self, initial: Mapping[str, Tensor], clamp_norm: float) -> None:
         self.radius = {place: clamp_norm * float(state.norm()) for place, state in initial.items()}
         self.parameters = {place: torch.zeros_like(state, requires_grad=True) for place, state in initial.items()}
-        """Place to the δ at which the loss is evaluated."""
+        """δ at which to evaluate the loss, by place."""
 
     @abstractmethod
     def step(self, loss: float, gradients: Mapping[str, Tensor]) -> None:
-        """Goes on from an evaluation.
+        """Takes a step after an evaluation.
 
         Args:
             loss: The loss at :attr:`parameters`.
-            gradients: Place to its gradient.
+            gradients: Its gradient, by place.
         """
 
     def result(self, loss: float) -> dict[str, Tensor]:
-        """Place to the δ that the search ends with.
+        """Returns the final δ, by place.
 
         Args:
             loss: The loss of the last evaluation.
@@ -49,12 +49,12 @@ class ValueSteps(ABC):
 
 
 class AdamSteps(ValueSteps):
-    """Adam, as in all published settings; the search ends with the δ that was evaluated last.
+    """Adam, as in all published settings; the result is the last δ that was evaluated.
 
     Args:
         initial: See :class:`ValueSteps`.
-        clamp_norm: See there.
-        learning_rate: Adam's.
+        clamp_norm: See :class:`ValueSteps`.
+        learning_rate: Learning rate.
     """
 
     def __init__(self, initial: Mapping[str, Tensor], clamp_norm: float, learning_rate: float) -> None:
@@ -73,11 +73,11 @@ class AdamSteps(ValueSteps):
 
 
 class QuasiNewtonSteps(ValueSteps):
-    """Limited-memory BFGS, which needs fewer evaluations; the search ends with the best δ that was evaluated.
+    """Limited-memory BFGS, which needs fewer evaluations; the result is the best δ that was evaluated.
 
     Args:
         initial: See :class:`ValueSteps`; one place.
-        clamp_norm: See there.
+        clamp_norm: See :class:`ValueSteps`.
     """
 
     def __init__(self, initial: Mapping[str, Tensor], clamp_norm: float) -> None:

@@ -1,4 +1,4 @@
-"""Whitens the keys of edit sites, so that prompts which are merely alike in form no longer look alike."""
+"""Whitening of the keys of edit sites, so that prompts that are similar only in form get different keys."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_edit.tokenization import EncodedText, similar_lengths
 class KeyWhitening(nn.Module):
     """The whitening z = W x of one site's keys; the identity until it is fitted.
 
-    See :func:`lightning_edit.functional.whitening.principal_whitening`. The directions are kept in half precision: W is
-    what the stored numbers say, and :meth:`transposed` is exactly its transpose.
+    See :func:`lightning_edit.functional.whitening.principal_whitening`. The directions are stored in half precision. W
+    is defined by the rounded values, so that :meth:`transposed` is exactly its transpose.
 
     Args:
         size: Length of the keys M.
@@ -40,7 +40,7 @@ class KeyWhitening(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def fit(self, moment: Tensor) -> None:
-        """Takes the whitening of a (M, M) second moment of keys."""
+        """Fits the whitening to a (M, M) second moment of keys."""
         scale, basis, gains = principal_whitening(moment, self.basis.shape[1])
         self.scale.copy_(scale)
         self.basis.copy_(basis)
@@ -48,11 +48,11 @@ class KeyWhitening(nn.Module):
         self.fitted.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, M) W x of each row."""
+        """Computes (…, M) W x of each row."""
         return self._stretched(x * self.scale)
 
     def transposed(self, z: Tensor) -> Tensor:
-        """(…, M) Wᵀ z of each row, with which ⟨z, W x⟩ = ⟨Wᵀ z, x⟩."""
+        """Computes (…, M) Wᵀ z of each row, for which ⟨z, W x⟩ = ⟨Wᵀ z, x⟩."""
         return self._stretched(z) * self.scale
 
     def _stretched(self, x: Tensor) -> Tensor:
@@ -64,16 +64,16 @@ class KeyWhitening(nn.Module):
 def answering_key_moments(
     model: LanguageModel, texts: Sequence[EncodedText], sites: Sequence[EditSite], passes: ForwardPasses | None = None
 ) -> dict[str, Tensor]:
-    """Second moments of what sites read where texts are answered: at the positions that predict a target's tokens.
+    """Computes second moments of the keys at the answer positions of texts, which predict the target's tokens.
 
     Args:
         model: The unedited model.
         texts: Prompts with their targets.
         sites: The sites.
-        passes: Forward passes with hidden states kept from below the lowest site; the model's own by default.
+        passes: Forward passes with cached hidden states below the lowest site; the model's own by default.
 
     Returns:
-        Site name to (M, M) float32.
+        (M, M) float32 moments by site name.
     """
     sums = MomentSums()
     taps = {site.name: Tap(site.module, "input", site.layer) for site in sites}

@@ -1,4 +1,4 @@
-"""The result of editing: what changes a model, how it is applied, taken back, saved and merged."""
+"""Edits: changes to a model that can be applied, undone, saved and merged."""
 
 from lightning_edit.edits.base import Edit, Scorer, routes_of
 from lightning_edit.edits.batch import Changes, EditBatch

@@ -1,4 +1,4 @@
-"""What every kind of edit offers, and how a new kind is registered."""
+"""Base class of all edits, and the registration of new kinds."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FORMAT = 2
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of an edit's file.
+    """Reads the tensors of an edit's file.
 
     Raises:
-        EditError: If one holds NaN or infinities.
+        EditError: If a tensor holds NaN or infinities.
     """
-    # Copies: the alignment of tensors in the file would choose other kernels, which round differently.
+    # Copies, because the alignment in the file would select other kernels, which round differently.
     tensors = {name: value.clone() for name, value in load_file(path).items()}
     broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if broken:
@@ -44,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class Scorer(Protocol):
-    """What scores and generates: a language model, with or without edits applied."""
+    """Scores and generates: a language model with or without edits applied."""
 
     def score(
         self,
@@ -64,20 +64,20 @@ class RoutedScorer(Scorer, Protocol):
     """A scorer that decides for each prompt whether a remembered edit answers it."""
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
-        """The decision for each prompt."""
+        """Returns the decision for each prompt."""
 
 
 def routes_of(scorer: Scorer, prompts: Sequence[str]) -> list[Route | None]:
-    """How a scorer routes prompts; None for each prompt where the scorer does not route."""
+    """Returns a scorer's routing decision for each prompt; None if the scorer does not route."""
     routes = getattr(scorer, "routes", None)
     return list(routes(prompts)) if routes is not None else [None] * len(prompts)
 
 
 def perplexity_of(scorer: Scorer, model: LanguageModel, rows: Tensor) -> float:
-    """Perplexity of packed rows (R, L) of token ids under an edited model.
+    """Computes the perplexity of packed rows (R, L) of token ids under an edited model.
 
     Args:
-        scorer: What ``applied`` yielded.
+        scorer: The scorer that ``applied`` yielded.
         model: The base model, within that context.
         rows: Token ids.
     """
@@ -86,15 +86,15 @@ def perplexity_of(scorer: Scorer, model: LanguageModel, rows: Tensor) -> float:
 
 
 class Edit(ABC):
-    """What editing returns: a change that can be applied, taken back, saved and, for some kinds, merged.
+    """The result of editing: a change that can be applied, undone, saved and, for some kinds, merged.
 
-    A new kind is a subclass that names itself in ``kind``; :func:`load_edit` then finds it. It says how it is applied
-    on top of a scorer (:meth:`layered`) and, where two neighbours of its kind can be one edit, how (:meth:`joined`).
+    New kinds are subclasses that set ``kind``, by which :func:`load_edit` finds them. They implement how the edit is
+    applied on top of a scorer (:meth:`layered`) and, optionally, how two consecutive edits are joined (:meth:`joined`).
 
     Args:
         provenance: Where the edit comes from.
-        state: What the editor must know about this edit when it makes later ones: name to rows (n, M). A sequence
-            accumulates Σ rowsᵀ rows, in constant size.
+        state: State that the editor needs for later edits, as rows (n, M) by name. A sequence accumulates Σ rowsᵀ rows,
+            in constant size.
     """
 
     kind: ClassVar[str]
@@ -120,16 +120,16 @@ class Edit(ABC):
 
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[Scorer]:
-        """A context that yields what scores and generates as the edited model.
+        """Context manager that applies the edit, and yields a scorer of the edited model.
 
-        An edit of the weights also changes what ``model`` itself says within the context. A routed edit answers only
-        through what is yielded; within its context, calling the Hugging Face model directly is an error.
+        Within the context, a weight edit also changes the outputs of ``model`` itself. A routed edit answers only
+        through the yielded scorer; calling the Hugging Face model directly is then an error.
 
-        The model's weights are never written, so that leaving the context restores it exactly.
+        The model's weights are never written, so leaving the context restores it exactly.
 
         Raises:
             BaseModelMismatchError: If the edit was made for another base model.
-            EditError: If the edit is applied already.
+            EditError: If the edit is already applied.
 
         Example:
             >>> from lightning_edit import EditRequest, GradientStep
@@ -150,7 +150,7 @@ class Edit(ABC):
 
     @abstractmethod
     def layered(self, below: Scorer, model: LanguageModel) -> AbstractContextManager[Scorer]:
-        """A context that yields the edit on top of ``below``.
+        """Context manager that yields a scorer with the edit on top of ``below``.
 
         Args:
             below: The base model, with earlier edits applied.
@@ -158,7 +158,7 @@ class Edit(ABC):
         """
 
     def joined(self, later: Edit) -> Edit | None:
-        """One edit that does what this one and then ``later`` do; None if they have to stay two layers."""
+        """Returns one edit equivalent to this one followed by ``later``; None if they cannot be joined."""
         return None
 
     def check(self, model: LanguageModel) -> str | None:
@@ -167,29 +167,29 @@ class Edit(ABC):
         return model.check_base(base.fingerprint, "edit", base.name, base.chat_template)
 
     def weight_deltas(self) -> Mapping[str, Delta]:
-        """Site name to the change of its weight; empty for kinds that leave the weights alone."""
+        """Returns the weight changes by site name; empty for kinds that do not change weights."""
         return {}
 
     @property
     def nbytes(self) -> int:
-        """Size of what the edit holds, in bytes."""
+        """Size of the edit in bytes."""
         return sum(tensor.nbytes for delta in self.weight_deltas().values() for tensor in delta.tensors().values())
 
     def check_mergeable(self, action: str = "merged") -> None:  # noqa: B027 - most kinds can be merged
         """Refuses kinds that cannot be written into weights.
 
         Args:
-            action: What is to be done with the edit, for the message.
+            action: The refused action, for the message.
 
         Raises:
-            EditError: If this kind cannot.
+            EditError: If this kind cannot be merged.
         """
 
     def merge(self, model: LanguageModel) -> None:
         """Writes the edit into the model's weights, for export.
 
-        The sum W + ΔW is taken in float32 and rounded once to the weight's dtype. The model is then another one than
-        the edit's base, by its fingerprint.
+        The sum W + ΔW is taken in float32 and rounded once to the weight's dtype. The model's fingerprint then differs
+        from the edit's base.
 
         Raises:
             BaseModelMismatchError: If the edit was made for another base model.
@@ -221,7 +221,7 @@ class Edit(ABC):
         return load_edit(marked(folder), revision)
 
     def as_hf(self, model: LanguageModel) -> PreTrainedModel:
-        """The edited model as a transformers model, whose generate and forward follow the edit.
+        """Wraps the edited model as a transformers model, whose generate and forward apply the edit.
 
         See :class:`lightning_edit.export.transformers_model.EditedCausalLM`.
         """
@@ -231,18 +231,18 @@ class Edit(ABC):
 
     @abstractmethod
     def write(self, folder: Path) -> dict[str, Any]:
-        """Writes the tensors into ``folder`` and returns what the manifest must say about them."""
+        """Writes the tensors into ``folder`` and returns their description for the manifest."""
 
     @classmethod
     @abstractmethod
     def read(cls, folder: Path, details: dict[str, Any], provenance: Provenance) -> Edit:
-        """The inverse of :meth:`write`."""
+        """Reads what :meth:`write` wrote."""
 
     def save(self, folder: str | Path) -> Path:
-        """Saves the edit as a folder of safetensors and a JSON manifest; the folder appears whole or not at all.
+        """Saves the edit as a folder of safetensors and a JSON manifest, atomically.
 
         Raises:
-            EditError: If the folder exists and holds something other than an edit.
+            EditError: If the folder exists and does not hold an edit.
         """
         folder = Path(folder)
         if holds_something_else(folder, MANIFEST):

@@ -1,4 +1,4 @@
-"""Independent edits side by side in one forward pass."""
+"""Batches of independent edits that share one forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_edit.models.language_model import LanguageModel
 
 
 class Changes(ABC):
-    """What B independent edits of one kind change; an editor computes it, and the base class adds the provenance."""
+    """The changes of B independent edits of one kind, computed by an editor and still without provenance."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -22,19 +22,19 @@ class Changes(ABC):
 
     @abstractmethod
     def edit(self, index: int, provenance: Provenance) -> Edit:
-        """One of the edits, alone."""
+        """Returns one of the edits."""
 
     @abstractmethod
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> AbstractContextManager[Scorer]:
-        """A context that yields what scores and generates with prompt r under edit ``rows[r]``."""
+        """Context manager that yields a scorer with prompt r under edit ``rows[r]``."""
 
 
 class EditBatch:
     """B independent edits, each with its own rows of a batch.
 
     Args:
-        changes: What the edits change.
-        provenances: Where each of them comes from.
+        changes: Changes of the edits.
+        provenances: Provenance of each edit.
 
     Raises:
         EditError: If their numbers differ.
@@ -49,16 +49,16 @@ class EditBatch:
         return len(self.provenances)
 
     def __getitem__(self, index: int) -> Edit:
-        """One of the edits, alone."""
+        """Returns one of the edits."""
         return self.changes.edit(index, self.provenances[index])
 
     @contextmanager
     def applied(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
-        """A context that yields what scores and generates with prompt r under edit ``rows[r]``.
+        """Context manager that yields a scorer with prompt r under edit ``rows[r]``.
 
         Raises:
             BaseModelMismatchError: If the edits were made for another base model.
-            EditError: If ``rows`` names an edit that does not exist, or one that is applied already.
+            EditError: If ``rows`` names an edit that does not exist, or that is already applied.
         """
         check_rows(rows, len(self))
         for provenance in self.provenances[:1]:

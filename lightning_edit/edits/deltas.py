@@ -1,4 +1,4 @@
-"""Changes of one edit site's weight, as tensors."""
+"""Weight changes of one edit site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_edit.errors import EditError
 
 @dataclass(frozen=True)
 class FactoredDelta:
-    """A change of low rank: delta = a @ b.
+    """A low-rank change: delta = a @ b.
 
     Args:
         a: (fan_in, rank) float32.
@@ -24,25 +24,25 @@ class FactoredDelta:
     b: Tensor
 
     def term(self, x: Tensor, output: Tensor) -> Tensor:
-        """What the change adds to the site's output: x (..., fan_in) to (..., fan_out)."""
+        """Computes the term added to the site's output: x (..., fan_in) to (..., fan_out)."""
         return x.to(self.a.dtype) @ self.a @ self.b
 
     def dense(self) -> Tensor:
-        """The change as one matrix (fan_in, fan_out)."""
+        """Returns the change as one matrix (fan_in, fan_out)."""
         return self.a @ self.b
 
     def tensors(self) -> dict[str, Tensor]:
-        """The factors by name, for saving."""
+        """Returns the factors by name, for saving."""
         return {"a": self.a, "b": self.b}
 
     def to(self, device: torch.device) -> FactoredDelta:
-        """The same change on ``device``."""
+        """Moves the change to ``device``."""
         return FactoredDelta(self.a.to(device), self.b.to(device))
 
 
 @dataclass(frozen=True)
 class DenseDelta:
-    """A change as one matrix.
+    """A dense change.
 
     Args:
         matrix: (fan_in, fan_out) float32.
@@ -51,19 +51,19 @@ class DenseDelta:
     matrix: Tensor
 
     def term(self, x: Tensor, output: Tensor) -> Tensor:
-        """What the change adds to the site's output: x (..., fan_in) to (..., fan_out)."""
+        """Computes the term added to the site's output: x (..., fan_in) to (..., fan_out)."""
         return x.to(self.matrix.dtype) @ self.matrix
 
     def dense(self) -> Tensor:
-        """The change as one matrix (fan_in, fan_out)."""
+        """Returns the change as one matrix (fan_in, fan_out)."""
         return self.matrix
 
     def tensors(self) -> dict[str, Tensor]:
-        """The matrix by name, for saving."""
+        """Returns the matrix by name, for saving."""
         return {"dense": self.matrix}
 
     def to(self, device: torch.device) -> DenseDelta:
-        """The same change on ``device``."""
+        """Moves the change to ``device``."""
         return DenseDelta(self.matrix.to(device))
 
 
@@ -71,7 +71,7 @@ Delta = FactoredDelta | DenseDelta
 
 
 def delta_from(tensors: dict[str, Tensor]) -> Delta:
-    """The inverse of ``tensors()``."""
+    """Builds a change from its ``tensors()``."""
     if set(tensors) == {"a", "b"}:
         return FactoredDelta(tensors["a"], tensors["b"])
     if set(tensors) == {"dense"}:
@@ -80,10 +80,10 @@ def delta_from(tensors: dict[str, Tensor]) -> Delta:
 
 
 def add(first: Delta, second: Delta) -> Delta:
-    """The sum of two changes of one site, on the first one's device.
+    """Adds two changes of one site, on the first one's device.
 
-    It stays factored while that is the cheaper form: applying rank r takes r (fan_in + fan_out) products for a token,
-    a matrix fan_in · fan_out. Adding to a matrix costs the same however many changes it holds already.
+    The sum stays factored while that is cheaper: rank r takes r (fan_in + fan_out) products per token, a dense matrix
+    fan_in · fan_out.
     """
     second = second.to(_device(first))
     if isinstance(first, FactoredDelta) and isinstance(second, FactoredDelta):
@@ -97,7 +97,7 @@ def add(first: Delta, second: Delta) -> Delta:
 
 
 def add_deltas(first: Mapping[str, Delta], second: Mapping[str, Delta]) -> dict[str, Delta]:
-    """The sum of two sets of changes, site by site."""
+    """Adds two sets of changes, site by site."""
     total = dict(first)
     for name, delta in second.items():
         total[name] = add(total[name], delta) if name in total else delta

@@ -1,4 +1,4 @@
-"""Hidden states of prompts, for routers that compare them with remembered ones."""
+"""Hidden states of prompts, for routers that compare them with stored ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_edit.models.recording import Side, Tap, record
 
 
 def prompt_states(model: LanguageModel, prompts: Sequence[str], site: str, side: Side) -> Tensor:
-    """(P, D) what a site reads or writes at the last token of each prompt.
+    """Returns the (P, D) inputs or outputs of a site at the last token of each prompt.
 
     Args:
         model: The model; edits may be applied to it.
@@ -27,5 +27,5 @@ def prompt_states(model: LanguageModel, prompts: Sequence[str], site: str, side:
 
 
 def distances(states: Tensor, keys: Tensor) -> Tensor:
-    """(P, M) Euclidean distances, exact also between equal vectors."""
+    """Computes (P, M) Euclidean distances, which are exact even for equal vectors."""
     return torch.cdist(states.float(), keys.float().to(states.device), compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Adds terms to the output of edit sites, for the length of a context."""
+"""Forward hooks that add terms to the output of edit sites within a context."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lightning_edit.errors import EditError
 from lightning_edit.models.language_model import LanguageModel
 
 Term = Callable[[Tensor, Tensor], Tensor]
-"""Maps a site's input (..., fan_in) and its output (..., fan_out) to what is added to the output.
+"""Maps a site's input (..., fan_in) and its output (..., fan_out) to the term added to the output.
 
-What differs between the rows of a batch (the edit or memory entry of each row, where its prompt ends) is part of the
-term: it is built for one batch from its :class:`~lightning_edit.models.language_model.BatchRows`.
+A term is built for one batch from its :class:`~lightning_edit.models.language_model.BatchRows`, and includes what
+differs between rows: their edit or memory entry, and where their prompt ends.
 """
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Refuses a compiled model: hooks added after compilation have no effect, and would do so silently.
+    """Refuses a compiled model, where hooks added after compilation silently have no effect.
 
     Raises:
         EditError: If the model or one of its modules is compiled.

@@ -1,4 +1,4 @@
-"""Loads saved edits of whatever kind."""
+"""Loads saved edits of any kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_edit.manifests import read_manifest
 
 
 def load_edit(folder: str | Path, revision: str | None = None) -> Edit:
-    """Loads a saved edit; a kind defined outside this package is known once its module is imported.
+    """Loads a saved edit; for kinds defined outside this package, import their module first.
 
     Args:
         folder: The folder, or a repository on the Hub (hf://owner/name).
@@ -23,7 +23,7 @@ def load_edit(folder: str | Path, revision: str | None = None) -> Edit:
 
     Raises:
         SourceNotFoundError: If the folder holds no edit, or there is no such repository.
-        EditError: If the manifest is broken, or of a kind or format that is not known.
+        EditError: If the manifest is broken, or of an unknown kind or format.
     """
     folder = local_copy(folder, [MANIFEST, "*.safetensors"], revision)
     return read_folder(folder, lambda: _read(folder))

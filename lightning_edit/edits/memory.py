@@ -1,4 +1,4 @@
-"""What routed edits remember."""
+"""The memory of routed edits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_edit.records import EditRequest
 
 @dataclass(frozen=True)
 class Memory:
-    """Remembered items, each with what its router and its responder need.
+    """Memory items, with the data that the router and the responder need.
 
     Args:
-        requests: For each of M items the requests that it answers.
-        tensors: Name to (M, …) values of the items.
-        texts: (M) a text of each item, for responders that put it in front of prompts; empty where they need none.
-        owners: (M) the edit that each item belongs to, where independent edits are side by side; all 0 otherwise.
+        requests: For each of M items, the requests that it answers.
+        tensors: (M, …) values of the items, by name.
+        texts: (M) text of each item, for responders that put it in front of prompts; empty if not needed.
+        owners: (M) edit that each item belongs to, in a batch of independent edits; all 0 otherwise.
     """
 
     requests: tuple[tuple[EditRequest, ...], ...]
@@ -44,7 +44,7 @@ class Memory:
         return tuple(request for requests in self.requests for request in requests)
 
     def select(self, places: Sequence[int]) -> Memory:
-        """Some of the items, as one edit's."""
+        """Selects items, as the memory of one edit."""
         return Memory(
             tuple(self.requests[place] for place in places),
             {name: values[list(places)] for name, values in self.tensors.items()},
@@ -52,22 +52,22 @@ class Memory:
         )
 
     def owned_by(self, edit: int) -> Memory:
-        """The items of one of several edits side by side."""
+        """Selects the items of one edit of a batch."""
         return self.select([place for place, owner in enumerate(self.owners) if owner == edit])
 
     def with_tensors(self, **tensors: Tensor) -> Memory:
-        """The same items with some of their values replaced."""
+        """Replaces some of the items' values."""
         return replace(self, tensors={**self.tensors, **tensors})
 
     @staticmethod
     def concatenated(first: Memory, second: Memory) -> Memory:
-        """The items of two memories of one kind, as one edit's."""
-        tensors = {name: _together(values, second.tensors[name]) for name, values in first.tensors.items()}
+        """Concatenates two memories of one kind, as the memory of one edit."""
+        tensors = {name: _concatenate_padded(values, second.tensors[name]) for name, values in first.tensors.items()}
         return Memory((*first.requests, *second.requests), tensors, (*first.texts, *second.texts))
 
     @staticmethod
     def side_by_side(memories: Sequence[Memory]) -> Memory:
-        """The memories of independent edits, each item with the number of its edit."""
+        """Joins the memories of independent edits; each item keeps the number of its edit."""
         joined = memories[0].select(range(len(memories[0])))
         for memory in memories[1:]:
             joined = Memory.concatenated(joined, memory)
@@ -75,8 +75,8 @@ class Memory:
         return replace(joined, owners=owners)
 
 
-def _together(first: Tensor, second: Tensor) -> Tensor:
-    """(M + N, …) values of two memories; token ids (integers) may have different widths and are padded with -1."""
+def _concatenate_padded(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenates values to (M + N, …); token ids (integers) of different widths are padded with -1."""
     second = second.to(first.device)
     if first.dim() == 2 and not first.is_floating_point() and first.shape[1] != second.shape[1]:
         width = max(first.shape[1], second.shape[1])

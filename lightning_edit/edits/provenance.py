@@ -16,7 +16,7 @@ from lightning_edit.records import EditRequest
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what numbers come out."""
+    """Returns the versions of the packages that affect results."""
     return {name: version(name) for name in ("torch", "transformers", "lightning", "lightning-edit")}
 
 
@@ -31,7 +31,7 @@ class BaseModel:
         dtype: Precision of its hidden states, such as "float32".
         chat_template: Whether prompts were rendered with the tokenizer's chat template.
         site: Name pattern of the edit site, for models whose structure is ambiguous.
-        separator: What joins prompt and target.
+        separator: Text between prompt and target.
     """
 
     name: str
@@ -44,7 +44,7 @@ class BaseModel:
 
     @classmethod
     def of(cls, model: LanguageModel) -> BaseModel:
-        """The description of a loaded model."""
+        """Describes a loaded model."""
         return cls(
             model.name,
             model.revision,
@@ -57,7 +57,7 @@ class BaseModel:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BaseModel:
-        """The inverse of ``dataclasses.asdict``."""
+        """Builds the description from ``dataclasses.asdict``."""
         return cls(**{**values, "fingerprint": Fingerprint.from_dict(values["fingerprint"])})
 
 
@@ -70,10 +70,10 @@ class Provenance:
         settings: The editor's constructor arguments.
         requests: The requests that were edited.
         base: The base model.
-        findings: What the editor derived before or while editing, such as sampled contexts, as plain data.
-        depends_on: Ids of the edits that this one was computed on top of. An edit that one of these depends on itself
-            is not repeated.
-        failed: Why requests could not be edited, one message each.
+        findings: Data that the editor derived before or while editing, such as sampled contexts, as plain data.
+        depends_on: Ids of the edits that this one was computed on top of, without those that they depend on
+            themselves.
+        failed: Reasons why requests could not be edited, one message each.
         overruled: Requests that were left out because a later one of the same edit contradicts them.
         warnings: Further notes for users of the edit.
         id: Name of the edit.
@@ -96,7 +96,7 @@ class Provenance:
     def of(
         cls, model: LanguageModel, method: str, settings: dict[str, Any], requests: Sequence[EditRequest]
     ) -> Provenance:
-        """The provenance of an edit made for ``model``."""
+        """Creates the provenance of an edit made for ``model``."""
         return cls(method, settings, tuple(requests), BaseModel.of(model))
 
     @property
@@ -107,11 +107,11 @@ class Provenance:
         return (*self.warnings, *overruled, *failed)
 
     def on_top_of(self, ids: Sequence[str]) -> Provenance:
-        """The provenance of an edit that was computed with the edits ``ids`` applied."""
+        """Returns the provenance for an edit computed with the edits ``ids`` applied."""
         return replace(self, depends_on=tuple(ids))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
+        """Converts to plain data for the manifest."""
         return asdict(self)
 
     @classmethod

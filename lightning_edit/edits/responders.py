@@ -1,9 +1,9 @@
-"""Responders that several methods share: a text in front of the prompt, changes at sites, or another model."""
+"""Shared responders: text in front of the prompt, changes at sites, or another model."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -19,13 +19,14 @@ from lightning_edit.errors import TokenizationError
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.counterfactual import CounterfactualModel, given
 from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel, Score
+from lightning_edit.models.shared_prefix import SharedPrefix, shared_prefix
 
 
 class TextResponder(Responder):
-    """The base model answers, with the item's text in front of the prompt.
+    """Answers with the base model, with the item's text in front of the prompt.
 
     Args:
-        template: How text and prompt are put together.
+        template: Template that joins text and prompt.
     """
 
     def __init__(self, template: str = "{text}{prompt}") -> None:
@@ -33,7 +34,7 @@ class TextResponder(Responder):
         self.template = template
 
     def shown(self, text: str, prompt: str) -> str:
-        """What the model is given."""
+        """Returns the model's input for a text and a prompt."""
         return self.template.replace("{prompt}", "\0").replace("{text}", text).replace("\0", prompt)
 
     def score(
@@ -47,7 +48,12 @@ class TextResponder(Responder):
         keep_head_input: bool,
     ) -> list[Score]:
         """See :meth:`Responder.score`."""
-        return model.score(self._all_shown(prompts, items, memory), targets, references, keep_head_input)
+        texts, scores = self._with_text(prompts, items, memory), dict[int, Score]()
+        for rows, prefix in _grouped(model, items, texts, targets):
+            shown, wanted = [texts[row] for row in rows], [targets[row] for row in rows]
+            compared = [references[row] for row in rows]
+            scores.update(zip(rows, model.score(shown, wanted, compared, keep_head_input, prefix=prefix), strict=True))
+        return [scores[row] for row in range(len(prompts))]
 
     def generate(
         self,
@@ -59,27 +65,50 @@ class TextResponder(Responder):
         settings: dict[str, Any],
     ) -> list[str]:
         """See :meth:`Responder.generate`."""
-        return model.generate(self._all_shown(prompts, items, memory), max_new_tokens, **settings)
+        texts, replies = self._with_text(prompts, items, memory), dict[int, str]()
+        # Beam search repeats rows, but not those of a cache that it is given.
+        uses_beams = int(settings.get("num_beams") or 1) > 1
+        for rows, prefix in [(range(len(texts)), None)] if uses_beams else _grouped(model, items, texts):
+            shown, limits = [texts[row] for row in rows], [max_new_tokens[row] for row in rows]
+            replies.update(zip(rows, model.generate(shown, limits, prefix=prefix, **settings), strict=True))
+        return [replies[row] for row in range(len(prompts))]
 
-    def _all_shown(self, prompts: Sequence[str], items: Sequence[int], memory: Memory) -> list[str]:
+    def _with_text(self, prompts: Sequence[str], items: Sequence[int], memory: Memory) -> list[str]:
         return [self.shown(memory.texts[item], prompt) for prompt, item in zip(prompts, items, strict=True)]
 
 
+def _grouped(
+    model: LanguageModel, items: Sequence[int], texts: Sequence[str], targets: Sequence[str] | None = None
+) -> Iterator[tuple[Sequence[int], SharedPrefix | None]]:
+    """Yields rows that are run together: those of an item that begin with a long text, then all others."""
+    others: list[int] = []
+    for item in dict.fromkeys(items):
+        rows = [row for row, item_of_row in enumerate(items) if item_of_row == item]
+        encoded = [model.encoder.encode(texts[row], targets[row] if targets is not None else "") for row in rows]
+        prefix = shared_prefix(model, encoded)
+        if prefix is None:
+            others += rows
+        else:
+            yield rows, prefix
+    if others:
+        yield others, None
+
+
 class SiteResponder(Responder):
-    """The base model answers, with terms added to the outputs of sites in the rows that were routed to an item."""
+    """Answers with the base model, with terms added to site outputs in the rows that were routed to an item."""
 
     @abstractmethod
     def terms(
         self, model: LanguageModel, memory: Memory, items: Tensor, batch: BatchRows, repeats: int
     ) -> Mapping[str, Term]:
-        """Site name to what is added to its output.
+        """Returns the terms to add to site outputs, by site name.
 
         Args:
             model: The base model.
-            memory: What is remembered.
-            items: (R) int64 the item of each row of the batch.
+            memory: The memory.
+            items: (R) int64 item of each row of the batch.
             batch: The rows, and where their prompts end.
-            repeats: How many consecutive rows a generation may make of one.
+            repeats: Number of consecutive rows that a generation may make of one.
         """
 
     def _around(self, model: LanguageModel, items: Sequence[int], memory: Memory, repeats: int) -> BatchContext:
@@ -118,7 +147,7 @@ class SiteResponder(Responder):
 
 
 class CounterfactualResponder(Responder):
-    """A counterfactual model answers the prompt behind the remembered request (SERAC, Mitchell et al. 2022).
+    """Answers with a counterfactual model, given the remembered request and the prompt (SERAC, Mitchell et al. 2022).
 
     Args:
         counterfactual: The model.
@@ -150,14 +179,14 @@ class CounterfactualResponder(Responder):
         references: Sequence[Tensor | None],
         keep_head_input: bool,
     ) -> list[Score]:
-        """See :meth:`Responder.score`; in the base model's tokens, whatever the other model's are."""
+        """See :meth:`Responder.score`; always in the base model's tokens."""
         shown = self._shown(prompts, items, memory)
         same_tokens = self.counterfactual.same_tokens(model)
         with self.counterfactual.speaking(model) as other:
             if other is model:
                 return other.score(shown, targets, references, keep_head_input)
             if same_tokens:
-                return _compared(other.score(shown, targets, None, True), references, other, model)
+                return _with_divergences(other.score(shown, targets, None, True), references, other, model)
             return [
                 translated_score(score, other, model, prompt, target)
                 for score, prompt, target in zip(other.score(shown, targets), prompts, targets, strict=True)
@@ -181,12 +210,12 @@ class CounterfactualResponder(Responder):
         return [given(memory.requests[item][0], prompt) for prompt, item in zip(prompts, items, strict=True)]
 
 
-def _compared(
+def _with_divergences(
     scores: Sequence[Score], references: Sequence[Tensor | None], other: LanguageModel, base: LanguageModel
 ) -> list[Score]:
-    """Scores of another model with the base's tokens, with its divergence from what the base's head made of references.
+    """Adds the divergence from the base's predictions to the scores of another model with the base's tokens.
 
-    Rows that one of the two vocabularies is padded with are left out.
+    Padding rows of the larger vocabulary are left out.
     """
     compared = []
     for score, reference in zip(scores, references, strict=True):
@@ -200,10 +229,10 @@ def _compared(
 
 
 def translated_score(score: Score, other: LanguageModel, base: LanguageModel, prompt: str, target: str) -> Score:
-    """A score in the base's tokens, by way of the text, for a model with a tokenizer of its own.
+    """Translates a score to the base's tokens, via the text, for a model with another tokenizer.
 
-    The predicted text is read with the base's tokenizer, cut or padded (with -1) to the target's length; the target's
-    log-probability is spread evenly over the base's tokens, so that its sum stays what it was. There is no divergence
+    The predicted text is tokenised by the base's tokenizer, and truncated or padded (with -1) to the target's length.
+    The target's log-probability is spread evenly over the base's tokens, which keeps its sum. No divergence is defined
     between distributions over different tokens.
     """
     expected = base.encoder.encode(prompt, target).target_ids
@@ -211,7 +240,7 @@ def translated_score(score: Score, other: LanguageModel, base: LanguageModel, pr
     try:
         predicted = base.encoder.encode(prompt, text).target_ids
     except TokenizationError:
-        # The base has no tokens for it, so it cannot be the target.
+        # The base cannot tokenise it, so it is not the target.
         predicted = ()
     padded = (*predicted, *([-1] * len(expected)))[: len(expected)]
     share = sum(score.log_probs) / max(len(expected), 1)

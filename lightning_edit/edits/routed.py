@@ -1,4 +1,4 @@
-"""Routed edits: a router decides once per prompt which remembered item applies, and a responder answers for it."""
+"""Routed edits: a router decides once per prompt which memory item applies, and a responder answers for it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from lightning_edit.models.perplexity import losses_of_rows
 from lightning_edit.records import EditRequest, Route
 
 _ROUTED_SHARE = 4
-"""One in so many tokens of a text row is its prompt, on which the row is routed when perplexity is measured."""
+"""Perplexity: 1 / this share of a text row is its prompt, on which the row is routed."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """How well prompts match remembered items.
+    """Match of prompts with memory items.
 
     Args:
-        scores: (P, M) larger is closer; the closest item of a prompt is the one that may answer.
+        scores: (P, M) larger is closer; only the closest item may answer a prompt.
         hits: (P, M) bool: whether the item answers if it is the closest one.
     """
 
@@ -45,30 +45,30 @@ class Match:
 
 
 class Router(nn.Module, ABC):
-    """Rates prompts against remembered items, and says how memories grow."""
+    """Matches prompts with memory items, and joins memories."""
 
     @abstractmethod
     def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
-        """Rates each prompt, without its target, against each item.
+        """Matches each prompt, without its target, with each item.
 
         Args:
             model: The base model.
             prompts: P prompts.
             memory: M items, at least one.
-            allowed: (P, M) bool: the items of the edit that a prompt is under; what is rated of others does not count.
+            allowed: (P, M) bool: the items of the edit that a prompt is under; scores of others are ignored.
         """
 
     def setup(self, model: LanguageModel) -> None:
         """Prepares for a base model; called whenever an edit is applied."""
 
     def join(self, first: Memory, second: Memory) -> Memory:
-        """One memory in place of two. By default an item about the same facts takes an earlier one's place."""
+        """Joins two memories. By default a later item replaces an earlier one about the same facts."""
         facts = {_facts(requests) for requests in second.requests}
         kept = [place for place, requests in enumerate(first.requests) if _facts(requests) not in facts]
         return Memory.concatenated(first.select(kept), _with_free_ids(second, first.select(kept)))
 
     def reset(self, memory: Memory) -> Memory:
-        """Items as they were before joining changed them; by default joining changes none."""
+        """Undoes changes of items by joining; by default joining changes none."""
         return memory
 
 
@@ -86,7 +86,7 @@ class Responder(nn.Module, ABC):
         references: Sequence[Tensor | None],
         keep_head_input: bool,
     ) -> list[Score]:
-        """Rates targets; prompt p was routed to item ``items[p]``. See :meth:`LanguageModel.score`."""
+        """Scores targets; prompt p was routed to item ``items[p]``. See :meth:`LanguageModel.score`."""
 
     @abstractmethod
     def generate(
@@ -104,24 +104,24 @@ class Responder(nn.Module, ABC):
         """Prepares for a base model; called whenever an edit is applied."""
 
     def weights(self) -> dict[str, Tensor]:
-        """What is stored with an edit."""
+        """Returns the weights to store with an edit."""
         return self.state_dict()
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        """The inverse of :meth:`weights`; there may be no base model yet."""
+        """Loads :meth:`weights`, possibly before there is a base model."""
         self.load_state_dict(state)
 
 
 class RoutedEdit(Edit):
-    """A memory with a router in front of the model.
+    """An edit stored in a memory, with a router in front of the model.
 
-    The router decides once for each prompt, on the prompt without its target, and the decision holds for all tokens of
-    the answer. Prompts that no item is close to are answered by what lies below, untouched.
+    The router decides once per prompt, without its target, and the decision holds for the whole answer. Prompts that
+    match no item are passed unchanged to the layer below.
 
     Args:
-        memory: What is remembered.
+        memory: The memory.
         router: Decides which item applies.
-        responder: Answers for it.
+        responder: Answers for the item.
         provenance: Where the edit comes from.
     """
 
@@ -138,32 +138,32 @@ class RoutedEdit(Edit):
 
     @contextmanager
     def layered(self, below: Scorer, model: LanguageModel) -> Iterator[Scorer]:
-        """See :meth:`Edit.layered`; ``model`` itself is not edited, only what is yielded is."""
-        with _in_front(below, model, self.memory, self.router, self.responder, None) as scorer:
+        """See :meth:`Edit.layered`; only the yielded scorer is edited, not ``model`` itself."""
+        with _routed_model(below, model, self.memory, self.router, self.responder, None) as scorer:
             yield scorer
 
     def joined(self, later: Edit) -> Edit | None:
-        """See :meth:`Edit.joined`: one memory, where both route and answer by the same weights."""
-        if not (isinstance(later, RoutedEdit) and self._works_like(later)):
+        """See :meth:`Edit.joined`: joins the memories if router and responder have the same weights."""
+        if not (isinstance(later, RoutedEdit) and self._has_same_weights(later)):
             return None
         memory = self.router.join(self.memory, later.memory)
         return RoutedEdit(memory, self.router, self.responder, replace(later.provenance, requests=memory.all_requests))
 
-    def _works_like(self, other: RoutedEdit) -> bool:
+    def _has_same_weights(self, other: RoutedEdit) -> bool:
         pairs = ((self.router, other.router), (self.responder, other.responder))
         if all(mine is theirs for mine, theirs in pairs):
             return True
-        # Frozen parts are not among the weights: they are what the descriptions name.
+        # Frozen parts are not among the weights, but are named in the descriptions.
         if any(describe(mine) != describe(theirs) for mine, theirs in pairs):
             return False
         mine, theirs = ({**edit.router.state_dict(), **edit.responder.weights()} for edit in (self, other))
         return mine.keys() == theirs.keys() and all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
 
     def without(self, id: str) -> RoutedEdit:
-        """The edit without one remembered request.
+        """Returns the edit without one of its requests.
 
         Raises:
-            EditError: If there is no such request, or its item answers others as well.
+            EditError: If there is no such request, or its item also answers others.
         """
         if id not in self.request_ids:
             raise EditError(f"no request {id!r} in the memory; it has {list(self.request_ids)[:20]}")
@@ -187,10 +187,10 @@ class RoutedEdit(Edit):
         return int(sum(tensor.nbytes for tensor in tensors)) + sum(len(text.encode()) for text in self.memory.texts)
 
     def check_mergeable(self, action: str = "merged") -> None:
-        """Refuses: a memory is not a change of the weights.
+        """Refuses to merge, as a memory is not a change of the weights.
 
         Args:
-            action: What is to be done with the edit, for the message.
+            action: The refused action, for the message.
 
         Raises:
             EditError: Always.
@@ -216,7 +216,7 @@ class RoutedEdit(Edit):
 
     @classmethod
     def read(cls, folder: Path, details: dict[str, Any], provenance: Provenance) -> RoutedEdit:
-        """See :meth:`Edit.read`; parts that depend on the base model are completed when the edit is first applied."""
+        """See :meth:`Edit.read`; parts that depend on the base model are completed when the edit is applied."""
         tensors = read_tensors(folder / TENSORS)
         router = build(details["router"], Router, str(folder))
         responder = build(details["responder"], Responder, str(folder))
@@ -234,7 +234,7 @@ class RoutedChanges(Changes):
     Args:
         memories: The memory of each edit.
         router: Decides which item applies.
-        responder: Answers for it.
+        responder: Answers for the item.
     """
 
     def __init__(self, memories: Sequence[Memory], router: Router, responder: Responder) -> None:
@@ -252,12 +252,12 @@ class RoutedChanges(Changes):
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
         """See :meth:`Changes.layered`."""
         memory = Memory.side_by_side(self.memories)
-        with _in_front(model, model, memory, self.router, self.responder, list(rows)) as scorer:
+        with _routed_model(model, model, memory, self.router, self.responder, list(rows)) as scorer:
             yield scorer
 
 
 @contextmanager
-def _in_front(
+def _routed_model(
     below: Scorer, model: LanguageModel, memory: Memory, router: Router, responder: Responder, rows: list[int] | None
 ) -> Iterator[Scorer]:
     router.setup(model)
@@ -267,15 +267,15 @@ def _in_front(
 
 
 class RoutedModel:
-    """Scores and generates with every prompt sent to what lies below, or to the responder.
+    """Scores and generates by sending every prompt either to the layer below or to the responder.
 
     Args:
-        below: Answers prompts that no item is close to.
+        below: Answers prompts that match no item.
         model: The base model.
-        memory: What is remembered.
+        memory: The memory.
         router: Decides which item applies.
-        responder: Answers for it.
-        rows: The edit that each prompt is under; None where there is one edit for all.
+        responder: Answers for the item.
+        rows: The edit that each prompt is under; None for one edit for all.
     """
 
     def __init__(
@@ -291,12 +291,12 @@ class RoutedModel:
         self._router, self._responder, self._rows = router, responder, rows
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
-        """How each prompt is routed."""
+        """Returns the routing decision for each prompt."""
         return [route for route, _ in self._routed(prompts)]
 
     @torch.no_grad()
     def _routed(self, prompts: Sequence[str]) -> list[tuple[Route, int]]:
-        """The route of each prompt, and the place of its closest item in the memory."""
+        """Returns the route of each prompt, and the index of its closest memory item."""
         if self._rows is not None:
             check_prompts(prompts, self._rows)
         if not len(self._memory) or not prompts:
@@ -327,7 +327,7 @@ class RoutedModel:
         keep_head_input: bool = False,
         passes: ForwardPasses | None = None,
     ) -> list[Score]:
-        """See :meth:`LanguageModel.score`; ``passes`` serve the prompts that lie outside all scopes."""
+        """See :meth:`LanguageModel.score`; ``passes`` is used for prompts outside all scopes."""
         routed = self._routed(prompts)
         kept = list(references) if references is not None else [None] * len(prompts)
         stay = [index for index, (route, _) in enumerate(routed) if not route.hit]
@@ -364,9 +364,9 @@ class RoutedModel:
 
     @torch.no_grad()
     def perplexity(self, rows: Tensor) -> float:
-        """Perplexity of packed rows (R, L) of token ids, each routed on its first quarter.
+        """Computes the perplexity of packed rows (R, L) of token ids, each routed on its first quarter.
 
-        The rest of a row that an item answers is scored by the responder, as text.
+        If an item answers a row, the responder scores the rest of it as text.
         """
         decode, cut = self._model.encoder.decode, max(rows.shape[1] // _ROUTED_SHARE, 1)
         prompts = [decode(row[:cut].tolist()) for row in rows]
@@ -391,7 +391,7 @@ def _facts(requests: Sequence[EditRequest]) -> tuple[tuple[str | None, str], ...
 
 
 def named_requests(requests: Sequence[EditRequest], taken: Sequence[str] = ()) -> tuple[EditRequest, ...]:
-    """Requests with ids by which they can be undone: ones without an id, or with one that is taken, get another."""
+    """Gives every request a unique id, by which it can be undone; existing unique ids are kept."""
     used = set(taken)
     named = []
     for number, request in enumerate(requests):

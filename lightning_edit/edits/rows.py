@@ -1,4 +1,4 @@
-"""Which edit each row of a batch belongs to."""
+"""Assignment of batch rows to edits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_edit.errors import EditError
 
 
 def check_rows(rows: Sequence[int], edits: int) -> None:
-    """Refuses rows that name edits which do not exist.
+    """Refuses rows that name nonexistent edits.
 
     Raises:
         EditError: If there are such rows.
@@ -21,7 +21,7 @@ def check_rows(rows: Sequence[int], edits: int) -> None:
 
 
 def check_prompts(prompts: Sequence[str], rows: Sequence[int]) -> None:
-    """Refuses another number of prompts than edits were applied to.
+    """Refuses a number of prompts that differs from the number of rows.
 
     Raises:
         EditError: If the numbers differ.
@@ -31,17 +31,17 @@ def check_prompts(prompts: Sequence[str], rows: Sequence[int]) -> None:
 
 
 def repeats_of(settings: Mapping[str, Any]) -> int:
-    """How many consecutive rows a generation makes of one prompt (beams)."""
+    """Returns the number of consecutive rows that a generation makes of one prompt (beams)."""
     return int(settings.get("num_beams") or 1)
 
 
 def split_rows(values: Tensor, count: int, repeats: int) -> Tensor:
-    """(R, S, D) of values that some architectures flatten to (R · S, D).
+    """Restores the shape (R, S, D) of values that some architectures flatten to (R · S, D).
 
     Args:
         values: (R, S, D) or (R · S, D), R being ``count`` or ``count * repeats``.
         count: Number of prompts.
-        repeats: Rows that a generation may make of each.
+        repeats: Number of rows that a generation may make of each.
 
     Raises:
         EditError: If the number of rows fits neither.

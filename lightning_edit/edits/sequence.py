@@ -1,4 +1,4 @@
-"""Edits applied one after another."""
+"""Sequences of edits, applied one after another."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lightning_edit.models.language_model import LanguageModel
 class EditSequence:
     """Edits in the order in which they were made.
 
-    Neighbours that can be one edit are joined as they are added (:meth:`Edit.joined`), and what editors must know about
-    earlier edits is accumulated, so that one more edit on top of ten thousand costs what it costs on top of ten.
+    Consecutive edits are joined where possible (:meth:`Edit.joined`), and the state that editors need of earlier edits
+    is accumulated, so that the cost of one more edit does not grow with the length of the sequence.
 
     Args:
         edits: The edits, oldest first.
 
     Raises:
         BaseModelMismatchError: If the edits were made for different base models.
-        EditError: If two edits have the same id, or one depends on an edit that does not come before it.
+        EditError: If two edits have the same id, or one depends on an edit that is not before it.
 
     Example:
         >>> from lightning_edit import EditRequest, GradientStep
@@ -43,9 +43,9 @@ class EditSequence:
     def __init__(self, edits: Sequence[Edit] = ()) -> None:
         self.edits: tuple[Edit, ...] = ()
         self.layers: tuple[Edit, ...] = ()
-        """The edits after joining neighbours, lowest first."""
+        """The edits after joining, lowest first."""
         self.state: dict[str, Tensor] = {}
-        """Name to Σ rowsᵀ rows, (M, M) float64, over the states of all edits; see :class:`Edit`."""
+        """(M, M) float64 Σ rowsᵀ rows over the states of all edits, by name; see :class:`Edit`."""
         self._ids: frozenset[str] = frozenset()
         self._frontier: dict[str, None] = {}
         for edit in edits:
@@ -61,11 +61,11 @@ class EditSequence:
 
     @property
     def frontier(self) -> tuple[str, ...]:
-        """The ids of the edits that no other one depends on; through them, a later edit depends on all others."""
+        """The ids of the edits that no other one depends on; a later edit depends on the others through them."""
         return tuple(self._frontier)
 
     def then(self, edit: Edit) -> EditSequence:
-        """The sequence with one more edit."""
+        """Returns the sequence with one more edit."""
         longer = EditSequence()
         longer.edits, longer.layers, longer.state = self.edits, self.layers, dict(self.state)
         longer._ids, longer._frontier = self._ids, dict(self._frontier)
@@ -101,7 +101,7 @@ class EditSequence:
             )
 
     def without(self, id: str) -> EditSequence:
-        """The sequence with one edit undone.
+        """Returns the sequence with one edit undone.
 
         Raises:
             EditError: If there is no such edit, or a later one was computed on top of it.
@@ -117,7 +117,7 @@ class EditSequence:
 
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[Scorer]:
-        """A context in which all edits are applied; see :meth:`Edit.applied`."""
+        """Context manager that applies all edits; see :meth:`Edit.applied`."""
         for layer in self.layers:
             layer.check(model)
         scorer: Scorer = model
@@ -128,14 +128,14 @@ class EditSequence:
             yield scorer
 
     def weight_deltas(self) -> dict[str, Delta]:
-        """Site name to the sum of the edits' changes of its weight."""
+        """Sums the edits' weight changes, by site name."""
         total: dict[str, Delta] = {}
         for layer in self.layers:
             total = add_deltas(total, layer.weight_deltas())
         return total
 
     def relative_norms(self, model: LanguageModel) -> dict[str, float]:
-        """|ΔW| / |W| of every site that the edits change, in Frobenius norms."""
+        """Computes |ΔW| / |W| of every changed site, in Frobenius norms."""
         deltas = self.weight_deltas()
         weights = {name: model.layer_map.named_site(name).weight.float().norm() for name in deltas}
         return {name: float(delta.dense().norm()) / float(weights[name]) for name, delta in deltas.items()}
@@ -159,7 +159,7 @@ class EditSequence:
             write_deltas(model, deltas)
 
     def as_hf(self, model: LanguageModel) -> PreTrainedModel:
-        """The edited model as a transformers model, whose generate and forward follow the edit.
+        """Wraps the edited model as a transformers model, whose generate and forward apply the edits.
 
         See :class:`lightning_edit.export.transformers_model.EditedCausalLM`.
         """

@@ -1,4 +1,4 @@
-"""Changes of one edit site for several independent edits, each on its own rows of a batch."""
+"""Stacked changes of one edit site for several independent edits, each on its own rows of a batch."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ class StackedDelta(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Delta:
-        """The change of one edit."""
+        """Returns the change of one edit."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
 
     @abstractmethod
     def norms(self) -> Tensor:
-        """(B) Frobenius norm of each change."""
+        """Computes the (B) Frobenius norm of each change."""
 
     @abstractmethod
     def detach(self) -> StackedDelta:
-        """The same changes without their graph."""
+        """Detaches the changes from the graph."""
 
     @abstractmethod
     def _output(self, x: Tensor, rows: Tensor) -> Tensor:
-        """What is added for x (R, S, fan_in), whose row r belongs to edit ``rows[r]``."""
+        """Computes the term for x (R, S, fan_in), whose row r belongs to edit ``rows[r]``."""
 
     def term(self, rows: Tensor, repeats: int = 1) -> Term:
-        """What is added to the site's output for a batch whose row r belongs to edit ``rows[r]``.
+        """Returns the term for a batch whose row r belongs to edit ``rows[r]``.
 
         Args:
             rows: (R) int64.
-            repeats: How many consecutive rows a generation may make of one (beams).
+            repeats: Number of consecutive rows that a generation may make of one (beams).
         """
         count = len(rows)
 
@@ -78,20 +78,20 @@ class StackedFactors(StackedDelta):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.a.device
 
     def norms(self) -> Tensor:
-        """(B) |A B|_F without the product: the square root of tr(Bᵀ Aᵀ A B)."""
+        """Computes (B) |A B|_F without the product, as the square root of tr(Bᵀ Aᵀ A B)."""
         return ((self.a.mT @ self.a) * (self.b @ self.b.mT)).sum((1, 2)).clamp(min=0).sqrt()
 
     def detach(self) -> StackedFactors:
-        """The same changes without their graph."""
+        """Detaches the changes from the graph."""
         return StackedFactors(self.a.detach(), self.b.detach())
 
     def _output(self, x: Tensor, rows: Tensor) -> Tensor:
         wide = x.to(self.a.dtype)
-        # With a device map, sites are on several devices.
+        # With a device map, sites may be on several devices.
         a, b = self.a.to(x.device), self.b.to(x.device)
         if len(self) == 1:
             return wide @ a[0] @ b[0]
@@ -117,23 +117,23 @@ class StackedMatrices(StackedDelta):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.matrices.device
 
     def norms(self) -> Tensor:
-        """(B) Frobenius norms."""
+        """Computes the (B) Frobenius norms."""
         norms: Tensor = self.matrices.flatten(1).norm(dim=1)
         return norms
 
     def detach(self) -> StackedMatrices:
-        """The same changes without their graph."""
+        """Detaches the changes from the graph."""
         return StackedMatrices(self.matrices.detach())
 
     def _output(self, x: Tensor, rows: Tensor) -> Tensor:
         wide = x.to(self.matrices.dtype)
         if len(self) == 1:
             return wide @ self.matrices[0]
-        # One edit at a time: a dense change for every row would be copied otherwise.
+        # One edit at a time, to avoid copying a dense change for every row.
         output = wide.new_zeros(*wide.shape[:-1], self.matrices.shape[-1])
         for edit in rows.unique().tolist():
             output = output.index_put((rows == edit,), wide[rows == edit] @ self.matrices[edit])
@@ -141,6 +141,6 @@ class StackedMatrices(StackedDelta):
 
 
 def _contiguous_copy(values: Tensor) -> Tensor:
-    """A copy with the strides that it would have from a file, so that products agree to the last bit."""
+    """Copies with the strides of a tensor loaded from a file, so that products agree to the last bit."""
     copy: Tensor = torch.empty(values.shape, dtype=values.dtype, device=values.device)
     return copy.copy_(values)

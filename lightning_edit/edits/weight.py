@@ -26,12 +26,12 @@ _DELTAS = "deltas/"
 
 
 class WeightEdit(Edit):
-    """A change of the weights of some edit sites: W' = W + ΔW, with ΔW factored or dense.
+    """A weight change of some edit sites: W' = W + ΔW, with ΔW factored or dense.
 
-    Applied, it adds x ΔW to the output of each site, which is the same to rounding and leaves the weights alone.
+    When applied, it adds x ΔW to the output of each site, which is equal up to rounding and leaves the weights as is.
 
     Args:
-        deltas: Name of the edit site to its ΔW; (fan_in, fan_out) whatever the module's orientation.
+        deltas: ΔW by name of the edit site; always (fan_in, fan_out), for any orientation of the module.
         provenance: Where the edit comes from.
         state: See :class:`Edit`.
     """
@@ -46,7 +46,7 @@ class WeightEdit(Edit):
 
     @contextmanager
     def layered(self, below: Scorer, model: LanguageModel) -> Iterator[Scorer]:
-        """See :meth:`Edit.layered`; the model itself is edited, so what scores on top of it is, too."""
+        """See :meth:`Edit.layered`; edits the model itself, and thereby any scorer on top of it."""
         terms = {name: delta.to(_device(model, name)).term for name, delta in self.deltas.items()}
         with added_terms(model, terms):
             yield below
@@ -82,10 +82,10 @@ class WeightEdit(Edit):
 
 
 class WeightChanges(Changes):
-    """Changes of the weights for B independent edits.
+    """Weight changes of B independent edits.
 
     Args:
-        stacked: Name of the edit site to the changes of all edits.
+        stacked: Changes of all edits, by name of the edit site.
         states: For each edit, see :class:`Edit`.
 
     Raises:
@@ -110,7 +110,7 @@ class WeightChanges(Changes):
         return WeightEdit(deltas, provenance, self.states[index])
 
     def hooked(self, model: LanguageModel, rows: Sequence[int], repeats: int = 1) -> AbstractContextManager[None]:
-        """A context for one batch whose row r belongs to edit ``rows[r]``; any other batch size is an error."""
+        """Context manager for one batch whose row r belongs to edit ``rows[r]``; other batch sizes are an error."""
         check_rows(rows, len(self))
         terms = {
             name: changes.term(torch.tensor(list(rows), device=changes.device), repeats)
@@ -153,7 +153,7 @@ class _SideBySide:
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """Selects the tensors whose names begin with a prefix, and strips it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

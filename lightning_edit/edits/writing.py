@@ -1,4 +1,4 @@
-"""Writes changes into the weights of a model."""
+"""Merges changes into the weights of a model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def write_deltas(model: LanguageModel, deltas: Mapping[str, Delta]) -> None:
     """Writes W + ΔW into the weights, computed in float32 and rounded once to the weight's dtype.
 
     Args:
-        model: The model; it is another base afterwards, by its fingerprint.
-        deltas: Site name to ΔW, (fan_in, fan_out) whatever the module's orientation.
+        model: The model; its fingerprint changes.
+        deltas: ΔW by site name; always (fan_in, fan_out), for any orientation of the module.
 
     Raises:
-        EditError: If a site's weight is quantised, or shared with another module. Nothing is written then.
+        EditError: If a site's weight is quantised, or shared with another module; nothing is written then.
     """
     sites = [model.layer_map.named_site(name) for name in deltas]
     for site in sites:

@@ -1,4 +1,4 @@
-"""Edits in the formats of other programs."""
+"""Exports edits to the formats of other programs."""
 
 from lightning_edit.export.adapter import RANKS, Adapter, adapter_of, save_adapter
 from lightning_edit.export.gguf_adapter import save_gguf_adapter

@@ -1,4 +1,4 @@
-"""Edits of weights as LoRA adapters in PEFT's format, which peft, vLLM and others load."""
+"""Exports weight edits as LoRA adapters in PEFT's format, which peft, vLLM and others load."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Adapter:
     Args:
         factors: Module name to A (fan_in, rank) and B (rank, fan_out), float32.
         rank: The rank.
-        fan_in_fan_out: Whether the modules hold their weights as (fan_in, fan_out), as Conv1D does.
-        errors: Module name to the relative error in Frobenius norm of what was cut off; 0 for exact ones.
-        edits: What is in it.
+        fan_in_fan_out: Whether the modules store their weights as (fan_in, fan_out), as Conv1D does.
+        errors: Module name to the relative truncation error in Frobenius norm; 0 for exact ones.
+        edits: The edits in it.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -79,18 +79,18 @@ class Adapter:
 def adapter_of(
     edit: Edit | EditSequence, model: LanguageModel, rank: int | None = None, max_error: float = 0.01
 ) -> Adapter:
-    """An edit of weights, or a sequence of such edits, as one LoRA adapter.
+    """Converts a weight edit, or a sequence of them, to one LoRA adapter.
 
-    Factored changes are exact up to the rounding to float32. Dense ones are cut by a singular value decomposition.
+    Factored changes are exact up to rounding to float32. Dense ones are truncated by a singular value decomposition.
 
     Args:
         edit: The edit or the sequence.
-        model: The base model, which says how its modules hold their weights.
-        rank: Rank of the adapter; the smallest of :data:`RANKS` that is exact enough if none is given.
+        model: The base model, for the orientation of its weights.
+        rank: Rank of the adapter; defaults to the smallest of :data:`RANKS` that is exact enough.
         max_error: Largest relative error of a module's change in Frobenius norm.
 
     Raises:
-        EditError: If an edit is not one of weights, or no rank (or not the given one) is exact enough.
+        EditError: If an edit does not change weights, or no rank (or not the given one) is exact enough.
         BaseModelMismatchError: If an edit was made for another base model.
     """
     edits = edit.edits if isinstance(edit, EditSequence) else (edit,)
@@ -131,12 +131,12 @@ def _factors(delta: Delta) -> tuple[Tensor, Tensor]:
 
 
 def _smallest_rank(factors: Mapping[str, tuple[Tensor, Tensor]], bounds: Mapping[str, float], max_error: float) -> int:
-    """The smallest accepted rank that leaves no more than its bound out of each module's change.
+    """Returns the smallest accepted rank whose truncation error is within each module's bound.
 
     Raises:
         EditError: If there is none.
     """
-    # Changes that could be exact are cut as well where none of the ranks keeps all of them.
+    # If no rank keeps the factored changes exactly, they are truncated as well.
     for allowed in (bounds, dict.fromkeys(bounds, max_error)):
         for rank in RANKS:
             if all(truncation_error(a, rank) <= allowed[name] for name, (a, _) in factors.items()):
@@ -168,7 +168,7 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
 
 
 def origins(edits: Sequence[Edit]) -> str:
-    """JSON about where edits come from."""
+    """Returns the provenance of edits as JSON."""
     return json.dumps([edit.provenance.to_dict() for edit in edits], indent=2, ensure_ascii=False)
 
 

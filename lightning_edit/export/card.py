@@ -1,4 +1,4 @@
-"""Cards of what is exported or published, in the form of the Hugging Face Hub."""
+"""Cards of exported or published edits, in the format of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHOWN = 20
 
 
 class DescribedBase(Protocol):
-    """A base model as cards name it."""
+    """A base model as described in cards."""
 
     @property
     def name(self) -> str:
@@ -30,15 +30,15 @@ def card(
     usage: str,
     measures: Mapping[str, Any] | None = None,
 ) -> str:
-    """A README in the Hub's form.
+    """Builds a README in the Hub's format.
 
     Args:
-        title: What it is.
+        title: Title of the card.
         base: The base model.
-        licence: Licence, as the Hub names it; that of the base model applies if none is given.
-        lines: What there is to say about the content.
+        licence: Hub identifier of the licence; defaults to that of the base model.
+        lines: Markdown lines about the content.
         usage: How to load it, in Markdown.
-        measures: Name to value of what was measured.
+        measures: Measured values by name.
     """
     terms = f"Licence: {licence}." if licence else "The licence of the base model applies."
     parts = [
@@ -62,13 +62,13 @@ def card(
 
 
 def model_card(title: str, edits: Sequence[Edit], usage: str, errors: Mapping[str, float] | None = None) -> str:
-    """The card of exported edits: what was edited, on which base model, by which method, and how to use it.
+    """Builds the card of exported edits: what was edited, on which base model, by which method, and how to use it.
 
     Args:
-        title: What it is.
+        title: Title of the card.
         edits: The edits, oldest first.
         usage: How to load it, in Markdown.
-        errors: Module name to the relative error of what was cut off.
+        errors: Module name to the relative truncation error.
     """
     lines = edited_facts(edits)
     if errors is not None and max(errors.values(), default=0.0) > 0:
@@ -77,7 +77,7 @@ def model_card(title: str, edits: Sequence[Edit], usage: str, errors: Mapping[st
 
 
 def edited_facts(edits: Sequence[Edit]) -> list[str]:
-    """Lines of Markdown: a table of what was edited, and the notes of the editors."""
+    """Returns Markdown lines: a table of the edited facts, and the editors' notes."""
     requests = [(edit, request) for edit in edits for request in edit.provenance.requests]
     rows = [
         f"| {_cell(request.prompt)} | {_cell(request.ground_truth or '–')} | {_cell(request.target)} | "

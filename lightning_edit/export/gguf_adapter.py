@@ -1,4 +1,4 @@
-"""LoRA adapters as GGUF files, which llama.cpp loads beside a GGUF model."""
+"""Exports LoRA adapters as GGUF files, which llama.cpp loads with a GGUF model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 
 _ARCHITECTURES = {"gpt_neox": "gptneox", "qwen2_moe": "qwen2moe", "phi": "phi2", "phi3": "phi3", "mistral": "llama"}
-"""Model types whose name in GGUF is another one."""
+"""Model types with another name in GGUF."""
 _HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-"""Projections whose rows llama.cpp reorders in Llama's architecture, head by head, and the number of their heads."""
+"""Projections whose rows llama.cpp reorders per head for Llama, with the setting that counts their heads."""
 _IN_ORDER = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3")
-"""Architectures whose queries and keys it keeps in their order."""
+"""Architectures whose query and key rows llama.cpp does not reorder."""
 _QUERIES_AND_KEYS = (*_HEADS, "query_key_value")
 
 
@@ -25,8 +25,8 @@ def save_gguf_adapter(adapter: Adapter, model: LanguageModel, path: str | Path) 
 
     Args:
         adapter: The adapter.
-        model: The base model, whose type and depth name the tensors.
-        path: The file to write; it appears whole or not at all.
+        model: The base model, whose type and depth determine the tensor names.
+        path: The file to write; it is written atomically.
 
     Raises:
         ConfigurationError: If the package gguf is not installed.
@@ -64,7 +64,7 @@ def save_gguf_adapter(adapter: Adapter, model: LanguageModel, path: str | Path) 
 
 
 def _arrangement(module: str, architecture: str, model: LanguageModel) -> Arrangement | None:
-    """How (fan_out, rank) factors of a projection stand in the file; None where that is not known."""
+    """Returns the row order of a projection's (fan_out, rank) factors in the file; None if unknown."""
     projection = module.rpartition(".")[2]
     if projection not in _QUERIES_AND_KEYS or architecture in _IN_ORDER:
         return lambda matrix: matrix

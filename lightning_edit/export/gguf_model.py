@@ -1,4 +1,4 @@
-"""Merged models as GGUF files, made from the base model's GGUF file: its metadata and tokenizer are kept."""
+"""Exports merged models as GGUF files, with metadata and tokenizer of the base model's GGUF file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lightning_edit.models.layer_map import EditSite
 
 Precision = Literal["f32", "f16", "q8_0"]
 _FILE_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "q8_0": 7}
-"""llama.cpp's numbers for files of one precision (general.file_type)."""
+"""llama.cpp's file types by precision (general.file_type)."""
 _FILE_TYPE = "general.file_type"
 _BLOCK = 32
-"""Numbers that share a scale in q8_0."""
+"""Values that share a scale in q8_0."""
 _ROUNDING = 1e-5
 
 Matrix = NDArray[np.float32]
@@ -35,14 +35,14 @@ def save_merged_gguf(
 ) -> Path:
     """Writes the edited model as a GGUF file that llama.cpp loads.
 
-    Tensors are read from the base's file, in whatever quantisation, as float32; the edits are added, and matrices are
-    written in ``precision``. Vectors stay float32.
+    Tensors of the base's file are dequantised to float32 and the edits are added. Matrices are written in
+    ``precision``, vectors in float32.
 
     Args:
         sequence: The edits.
-        model: The base model, which stays as it is.
+        model: The base model, which is not changed.
         base: GGUF file of the same base model.
-        path: The file to write; it appears whole or not at all.
+        path: The file to write; it is written atomically.
         precision: "f32", "f16" or "q8_0".
 
     Raises:
@@ -101,7 +101,7 @@ def _add_tensor(writer: Any, name: str, values: Matrix, precision: str) -> None:
 
 
 def _changes(sequence: EditSequence, model: LanguageModel, reader: Any, architecture: str) -> dict[str, Matrix]:
-    """Name of a tensor to what is added to it.
+    """Computes the change of each tensor, by its name in the file.
 
     Raises:
         EditError: If a change has no place in the file.
@@ -129,10 +129,10 @@ def _as_matrix(weight: Tensor) -> Matrix:
 
 
 def _arrangement(site: EditSite, there: Matrix, model: LanguageModel, tensor: Any) -> Arrangement:
-    """How (fan_out, fan_in) weights stand in the file; llama.cpp reorders rows of queries and keys for some models.
+    """Finds the row order of (fan_out, fan_in) weights in the file; llama.cpp reorders some queries and keys.
 
     Raises:
-        EditError: If the file's weight is the model's in no order.
+        EditError: If the file's weight matches the model's in no order.
     """
     mine = _as_matrix(site.oriented(site.weight).T)
     config: Any = model.model.config.get_text_config()
@@ -150,7 +150,7 @@ def _arrangement(site: EditSite, there: Matrix, model: LanguageModel, tensor: An
 
 
 def by_halves(heads: int) -> Arrangement:
-    """The rows of each head, those of its two halves in turn, as rotary embeddings in llama.cpp read them."""
+    """Interleaves the rows of each head's two halves, as llama.cpp's rotary embeddings expect."""
 
     def arranged(matrix: Matrix) -> Matrix:
         rows, columns = matrix.shape

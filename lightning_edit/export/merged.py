@@ -17,7 +17,7 @@ def save_merged(sequence: EditSequence, model: LanguageModel, folder: Path) -> N
     Args:
         sequence: The edits.
         model: The base model, which is changed.
-        folder: Where it is saved; the folder appears whole or not at all.
+        folder: Where to save it; the folder is written atomically.
 
     Raises:
         EditError: If an edit cannot be written into weights.

@@ -1,4 +1,4 @@
-"""Edits, editors and statistics as repositories on the Hugging Face Hub, with cards."""
+"""Publishes edits, editors and statistics on the Hugging Face Hub, with cards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def push_edit(edit: Edit, repo_id: str, **options: Unpack[PushOptions]) -> str:
         options: See :class:`lightning_edit.hub.PushOptions`.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
         ConfigurationError: If the Hub refuses, or cannot be reached.
@@ -66,7 +66,7 @@ def push_editor(editor: Editor, model: LanguageModel, repo_id: str, **options: U
 
 
 def push_statistics(statistics: KeyStatistics, repo_id: str, **options: Unpack[PushOptions]) -> str:
-    """Uploads statistics of keys; editors read them as hf://owner/name. See :func:`push_edit`."""
+    """Uploads key statistics; editors read them as hf://owner/name. See :func:`push_edit`."""
     sites = [f"- {site}: {len(moment)} × {len(moment)}" for site, moment in sorted(statistics.moments.items())]
     lines = [f"Second moments of keys, on {statistics.corpus}.", "", *sites, ""]
     usage = f"```yaml\neditor:\n  init_args: {{statistics: hf://{repo_id}}}\n```"
@@ -91,14 +91,14 @@ def _publish(
 
 
 class _Base:
-    """What a card says of a base model."""
+    """A base model as described in a card."""
 
     def __init__(self, name: str, fingerprint: str) -> None:
         self.name, self.fingerprint = name, fingerprint
 
 
 def read_measures(path: str | Path) -> dict[str, float]:
-    """The measures of a test run's metrics.json.
+    """Reads the measures from a test run's metrics.json.
 
     Raises:
         ConfigurationError: If the file has none.

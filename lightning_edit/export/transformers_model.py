@@ -1,4 +1,4 @@
-"""Edited models that transformers can call: generate and forward follow the edit's route."""
+"""Edited models as transformers models, whose forward and generate support routed edits."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lightning_edit.models.language_model import LanguageModel
 _IGNORED = -100
 """Label of positions without a loss, as in transformers."""
 _DEFAULT_NEW_TOKENS = 20
-"""Length of a generation that nothing is said about, as in transformers."""
+"""Default length of a generation, as in transformers."""
 _SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_beams", "stop_strings")
-"""Settings of a generation that routed edits pass on."""
+"""Generation settings that routed edits support."""
 _NEXT = " the"
-"""A text that a tokenizer does not join with what is in front of it."""
+"""A text that tokenizers do not merge with the preceding text."""
 
 
 class EditedCausalLM(PreTrainedModel):
     """A base model with an edit, as a transformers model for inference.
 
-    Edits of the weights are applied for the length of each call, so the base model stays what it is. Routed edits
-    decide once per row on its prompt. They work on text: prompts are decoded and read again by the base's tokenizer.
+    Weight edits are applied only during each call, so the base model is not changed. Routed edits decide once per row,
+    from its prompt. They work on text: prompts are decoded and tokenised again with the base's tokenizer.
 
     Args:
         edit: An edit, or a sequence of edits.
@@ -37,7 +37,7 @@ class EditedCausalLM(PreTrainedModel):
 
     Raises:
         BaseModelMismatchError: If the edit was made for another base model.
-        EditError: If prompts are rendered with the chat template: rows hold its marks already.
+        EditError: If the model renders prompts with the chat template, which rows already contain.
     """
 
     main_input_name = "input_ids"
@@ -50,7 +50,7 @@ class EditedCausalLM(PreTrainedModel):
                 "already; load it without, or use lightning-edit serve, which renders chats itself"
             )
         super().__init__(model.model.config)
-        # In a tuple, the base model's parameters do not become this one's.
+        # The tuple keeps the base model's parameters from being registered here.
         self._parts = (edit, model)
         self.generation_config = model.model.generation_config
         with edit.applied(model):
@@ -58,7 +58,7 @@ class EditedCausalLM(PreTrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device of the inputs."""
         return self._parts[1].device
 
     @property
@@ -80,15 +80,15 @@ class EditedCausalLM(PreTrainedModel):
         prompt_lengths: Tensor | None = None,
         **arguments: Any,
     ) -> CausalLMOutput:
-        """Logits of the edited model.
+        """Computes logits of the edited model.
 
         Args:
             input_ids: (R, S) int64.
             attention_mask: (R, S) 0 for padding.
-            labels: (R, S) int64, -100 where there is no loss; the mean negative log-likelihood is returned with them.
-            prompt_lengths: (R) tokens of each row, without padding, on which a routed edit decides; by default all.
-                Its logits are those of the answer: from the prompt's last token on. Before, they are the base's.
-            arguments: For edits of the weights, further arguments of the base model's own forward.
+            labels: (R, S) int64, -100 for positions without loss; adds the mean negative log-likelihood.
+            prompt_lengths: (R) prompt tokens of each row, without padding, for routed edits to decide on; default: all.
+                Its logits start at the prompt's last token; earlier ones are the base's.
+            arguments: For weight edits, further arguments of the base model's own forward.
         """
         edit, model = self._parts
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -121,7 +121,7 @@ class EditedCausalLM(PreTrainedModel):
         generation_config: GenerationConfig | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Continues rows of token ids (R, S), greedily unless the settings say otherwise.
+        """Generates continuations of token ids (R, S), greedily by default.
 
         Returns:
             (R, S + T) int64: the rows and their continuations, padded at the end.
@@ -150,13 +150,13 @@ class EditedCausalLM(PreTrainedModel):
 
 
 def _answer_logits(scorer: Scorer, model: LanguageModel, ids: list[int], prompt_length: int) -> Tensor:
-    """(T + 1, vocabulary) logits behind a prompt and behind each of the T tokens that follow it.
+    """Computes logits (T + 1, vocabulary) after a prompt and after each of the T tokens that follow it.
 
     Raises:
-        EditError: If the tokens are not those that the tokenizer makes of their text, or another model answers.
+        EditError: If tokenising their text does not give the same tokens, or another model answers.
     """
     prompt, rest = model.encoder.decode(ids[:prompt_length]), ids[prompt_length:]
-    # One token more, so that there is a position behind the last one.
+    # One extra token, so that there is a position after the last one.
     text = model.encoder.decode(rest) + _NEXT
     [score] = scorer.score([prompt], [text], None, True)
     if score.head_input is None:

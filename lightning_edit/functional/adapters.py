@@ -1,4 +1,4 @@
-"""A change of a weight as the two factors of a low-rank adapter."""
+"""Factorisation of weight updates into low-rank adapters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def compress(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The product of two factors with as few columns as its rank has, most important first.
+    """Compresses two factors to the rank of their product, most important column first.
 
     With a = Q₁R₁ and bᵀ = Q₂R₂, the singular value decomposition of the small matrix R₁R₂ᵀ gives that of ab.
 
@@ -25,13 +25,13 @@ def compress(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (fan_in, fan_out) as factors (fan_in, r) and (r, fan_out) float64, most important column first."""
+    """Factorises a (fan_in, fan_out) matrix into (fan_in, r) and (r, fan_out) float64, most important column first."""
     u, values, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
     return _numerical_rank(u, values, vt)
 
 
 def _numerical_rank(u: Tensor, values: Tensor, vt: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors without the singular values that are rounding, √σ on both sides, so that neither overflows a format."""
+    """Drops singular values of rounding size, and puts √σ on both factors, so that neither overflows."""
     limit = float(values[0]) * max(u.shape[0], vt.shape[1]) * torch.finfo(torch.float64).eps if len(values) else 0.0
     kept = max(int((values > limit).sum()), 1)
     root = values[:kept].clamp_min(0).sqrt()
@@ -39,7 +39,7 @@ def _numerical_rank(u: Tensor, values: Tensor, vt: Tensor) -> tuple[Tensor, Tens
 
 
 def truncation_error(a: Tensor, rank: int) -> float:
-    """Relative error in Frobenius norm of keeping the first ``rank`` columns of factors from this module.
+    """Computes the relative Frobenius error of keeping the first ``rank`` columns of factors from this module.
 
     ‖ΔW - ΔW_r‖ / ‖ΔW‖ = √(Σ_{i>r} σ_i² / Σ σ_i²); a column of ``a`` has the norm √σ.
     """
@@ -49,7 +49,7 @@ def truncation_error(a: Tensor, rank: int) -> float:
 
 
 def padded(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors cut or filled with zeros to ``rank`` columns, float32."""
+    """Truncates or zero-pads factors to ``rank`` columns, float32."""
     columns = min(a.shape[1], rank)
     wide_a, wide_b = a.new_zeros(a.shape[0], rank), b.new_zeros(rank, b.shape[1])
     wide_a[:, :columns], wide_b[:columns] = a[:, :columns], b[:columns]

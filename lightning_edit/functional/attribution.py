@@ -1,4 +1,4 @@
-"""Which neurons express a fact (Dai et al. 2022, arXiv 2104.08696)."""
+"""Selection of knowledge neurons (Dai et al. 2022, arXiv 2104.08696)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Tensor
 
 
 def chosen_neurons(scores: Tensor, threshold: float, share: float, at_least: int, at_most: int) -> Tensor:
-    """Neurons whose attribution is high in enough prompts (section 3.2).
+    """Selects the neurons whose attribution is high in enough prompts (section 3.2).
 
     In each prompt, the neurons above ``threshold`` times the largest attribution count. Those that count in at least
-    ``share`` of the prompts are kept; if they are too few or too many, the share is lowered, or raised as far as it
-    leaves enough, step by step of one prompt. Of too many that are left, those with the largest mean attribution are
-    taken.
+    ``share`` of the prompts are kept. If they are too few, the share is lowered one prompt at a time; if too many, it
+    is raised as long as enough remain. If still too many remain, those with the largest mean attribution are kept.
 
     Args:
         scores: (P, L, M) attribution of each neuron of L layers in P prompts.
@@ -24,11 +23,11 @@ def chosen_neurons(scores: Tensor, threshold: float, share: float, at_least: int
         at_most: Largest number of neurons wanted (the paper's 5).
 
     Returns:
-        (N, 2) int64 layer and index of each neuron, by falling mean attribution.
+        (N, 2) int64 layer and index of each neuron, by decreasing mean attribution.
     """
     prompts = len(scores)
     counts = (scores > threshold * scores.flatten(1).amax(1)[:, None, None]).sum(0)
-    # Less what rounding adds: 0.56 of 25 prompts are 14.
+    # Guards against rounding errors: 0.56 of 25 prompts are 14.
     needed = max(math.ceil(share * prompts - 1e-9), 1)
 
     def left(prompts_needed: int) -> int:

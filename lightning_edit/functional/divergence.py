@@ -1,4 +1,4 @@
-"""Distances between two models' predictions."""
+"""Divergence of two models' predictions."""
 
 from __future__ import annotations
 

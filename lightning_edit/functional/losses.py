@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def mean_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Averages values that belong to one row.
+    """Averages values by row.
 
     Args:
         values: (N) values.
@@ -23,7 +23,7 @@ def mean_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
 
 
 def target_nll(logits: Tensor, target_ids: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Mean negative log-likelihood of each row's target tokens.
+    """Computes the mean negative log-likelihood of each row's target tokens.
 
     Args:
         logits: (N, V) the logits that predict the target tokens.
@@ -34,7 +34,7 @@ def target_nll(logits: Tensor, target_ids: Tensor, rows: Tensor, count: int) -> 
     Returns:
         (R) losses in nats per token.
     """
-    # Half-precision logits are widened; double ones are left as they are.
+    # Upcasts half-precision logits, and leaves double ones.
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     losses = torch.nn.functional.cross_entropy(wide, target_ids, reduction="none")
     return mean_by_row(losses, rows, count)

@@ -8,8 +8,8 @@ from torch import Tensor
 def low_rank_residual(x: Tensor, u: Tensor, v: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """One hidden layer of MEND: h' = h + max(0, s ⊙ (U V h + b) + o) (Mitchell et al. 2022, equation 3).
 
-    U starts at zero, b and o at zero, s at one, so that the layer starts as the identity. The maximum is a clamp, whose
-    gradient at zero is one: with a ReLU nothing would move off the start.
+    U, b and o start at zero and s at one, so that the layer starts as the identity. The maximum is a clamp, whose
+    gradient at zero is one; a ReLU could not leave the starting point.
 
     Args:
         x: (N, D) inputs h.
@@ -28,7 +28,7 @@ def low_rank_residual(x: Tensor, u: Tensor, v: Tensor, bias: Tensor, scale: Tens
 def low_rank_gated(x: Tensor, u: Tensor, v: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """One block of MALMEN's network: h' = h + s ⊙ max(0, U V h + b) + o.
 
-    It differs from :func:`low_rank_residual` in that scale and shift act behind the clamp, so that a block can also
-    take away. Arguments and result are the same.
+    Unlike in :func:`low_rank_residual`, scale and shift act after the clamp, so that a block can also subtract.
+    Arguments and result are the same.
     """
     return x + (x @ v.T @ u.T + bias).clamp(min=0) * scale + shift

@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor) -> Moments:
-    """The moments of N vectors, in float64.
+    """Computes the moments of N vectors in float64.
 
     Args:
         x: (N, D); N may be zero.
@@ -35,7 +35,7 @@ def moments(x: Tensor) -> Moments:
 
 
 def merge_moments(first: Moments, second: Moments) -> Moments:
-    """The moments of the union of two disjoint sets (Chan, Golub and LeVeque 1979); either may be empty."""
+    """Merges the moments of two disjoint sets (Chan, Golub and LeVeque 1979); either may be empty."""
     count = first.number + second.number
     share = second.number / count.clamp(min=1)
     distance = second.mean - first.mean
@@ -45,7 +45,7 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
 
 
 def standard_deviation(statistics: Moments) -> Tensor:
-    """(D) the unbiased standard deviation sqrt(square / (N - 1)); one where fewer than two vectors were seen."""
+    """Computes the (D) unbiased standard deviation sqrt(square / (N - 1)); one for fewer than two vectors."""
     if float(statistics.number) < 2:
         return torch.ones_like(statistics.square)
     return (statistics.square / (statistics.number - 1)).sqrt()

@@ -10,7 +10,7 @@ def pack_moment(moment: Tensor) -> tuple[Tensor, Tensor]:
     """Packs a second moment C as its scales and the Cholesky factor of its correlations.
 
     C = D R D with D² the diagonal of C, and R = L Lᵀ. The rows of L have length 1, so half precision rounds each of
-    them to about 5e-4 of its length, whatever its scale, and the rounded L̃ L̃ᵀ is positive definite by construction;
+    them to about 5e-4 of its length, at any scale, and the rounded L̃ L̃ᵀ is positive definite by construction;
     rounding C itself would drown its small eigenvalues.
 
     Args:
@@ -32,7 +32,7 @@ def pack_moment(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_moment(scale: Tensor, triangle: Tensor) -> Tensor:
-    """The moment that :func:`pack_moment` packed.
+    """Unpacks a moment packed by :func:`pack_moment`.
 
     Args:
         scale: (M).

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def slots_within_group(group: Tensor) -> Tensor:
-    """(N) the place of each row among the rows of its group, counted in order of appearance.
+    """Returns the (N) position of each row within its group, in order of appearance.
 
     Args:
         group: (N) int64 group of each row.

@@ -1,7 +1,8 @@
-"""Losses at single positions, whose logits are never all there at once.
+"""Losses at single positions, computed without holding all logits in memory at once.
 
-Logits are as many as the vocabulary has words. Each function here gives a loss and, where it is asked for, its gradient
-with respect to the logits in as few arrays of that size as it takes; :func:`position_losses` joins them to the graph.
+Each position has as many logits as the vocabulary has tokens. Each function returns a loss and, on request, its
+gradient with respect to the logits, with as few arrays of that size as possible; :func:`position_losses` joins them to
+the graph.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 LogitsLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
-"""Given the logits (n, V) of some positions, and whether the slope is wanted: the n losses, and ∂l/∂logits."""
+"""Maps logits (n, V), their slice of the positions, and whether the slope is wanted to n losses and ∂l/∂logits."""
 
 
 def nll_and_slope(logits: Tensor, target_ids: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Negative log-likelihood -log p(t) of tokens, and its gradient p - e_t.
+    """Computes the negative log-likelihood -log p(t) of tokens, and its gradient p - e_t.
 
     Args:
         logits: (n, V) logits.
@@ -49,13 +50,13 @@ def kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Tensor, Te
     """
     log_p, log_q = before.log_softmax(-1), after.log_softmax(-1)
     p = log_p.exp()
-    # As matrix products, the sums over the vocabulary need no array of products.
+    # Matrix products sum over the vocabulary without an array of products.
     losses = torch.bmm(p[:, None], log_p.sub_(log_q)[:, :, None])[:, 0, 0]
     return losses, log_q.exp_().sub_(p) if slope else None
 
 
 def reverse_kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
-    """KL(q || p), with p and q as in :func:`kl_and_slope`, and its gradient q (log q - log p - KL).
+    """Computes KL(q || p), with p and q as in :func:`kl_and_slope`, and its gradient q (log q - log p - KL).
 
     Arguments, shapes and units are those of :func:`kl_and_slope`.
     """
@@ -66,23 +67,23 @@ def reverse_kl_and_slope(before: Tensor, after: Tensor, slope: bool) -> tuple[Te
 
 
 def even_slices(count: int, limit: int) -> Iterator[slice]:
-    """Slices of at most ``limit`` positions each, as even as can be: few rows take a product as long as many."""
+    """Yields even slices of at most ``limit`` positions, as a product of few rows takes as long as one of many."""
     number = -(-count // limit)
     for index in range(number):
         yield slice(count * index // number, count * (index + 1) // number)
 
 
 def position_losses(inputs: Tensor, logits_of: Callable[[Tensor], Tensor], loss: LogitsLoss, at_once: int) -> Tensor:
-    """Losses l_n = f_n(logits(h_n)), each of one position's head input alone.
+    """Computes losses l_n = f_n(logits(h_n)), each from the head input of one position.
 
-    With gradients enabled, ∂l_n/∂h_n is computed beside each loss and kept in place of the logits: the backward pass is
-    a product of (N) and (N, H).
+    With gradients enabled, ∂l_n/∂h_n is computed with each loss and kept instead of the logits: the backward pass is a
+    product of (N) and (N, H).
 
     Args:
         inputs: (N, H) head inputs.
         logits_of: (n, H) head inputs to (n, V) logits.
         loss: f.
-        at_once: Positions whose logits are there at once.
+        at_once: Number of positions whose logits are computed at once.
 
     Returns:
         (N) losses, differentiable once with respect to ``inputs``.

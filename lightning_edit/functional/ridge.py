@@ -1,4 +1,4 @@
-"""The regularised normal equation of MALMEN, and the way back through its solution."""
+"""The regularised normal equation of MALMEN, and the backward pass through its solution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def factorize(gram: Tensor, ridge: Tensor) -> Tensor:
-    """Cholesky factor of G + λ I, in float64.
+    """Computes the Cholesky factor of G + λ I in float64.
 
     Args:
         gram: (..., M, M) symmetric, positive semidefinite G.
@@ -34,7 +34,7 @@ class DualRidge:
     """B solutions S_b = K_bᵀ A_b with A_b = (K_b K_bᵀ + λI)⁻¹ D_b, for edits with fewer keys than fan-in.
 
     By the push-through identity this is (KᵀK + λI)⁻¹ Kᵀ D, the solution of MALMEN's normal equation (Tan et al. 2024,
-    equation 4), at the price of a system as large as the number of keys, and as a factored change.
+    equation 4), in factored form, from a system as large as the number of keys.
 
     Args:
         keys: (B, T, fan_in) keys K, padded with zero rows.
@@ -46,20 +46,20 @@ class DualRidge:
         self.factor = factorize(wide @ wide.mT, ridge)
 
     def solution(self, values: Tensor) -> Tensor:
-        """(B, T, fan_out) A for value differences D of the same shape."""
+        """Returns (B, T, fan_out) A for value differences D of the same shape."""
         return solve(self.factor, values)
 
     def gradients(self, solution: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, fan_out) ∂L/∂D = M⁻¹ ∂L/∂A, and () ∂L/∂λ = -<∂L/∂D, A>."""
+        """Returns (B, T, fan_out) ∂L/∂D = M⁻¹ ∂L/∂A, and () ∂L/∂λ = -<∂L/∂D, A>."""
         values = solve(self.factor, gradient)
         return values, -(values.double() * solution.double()).sum()
 
 
 class PrimalRidge:
-    """B solutions S_b = (K_bᵀK_b + λI)⁻¹ K_bᵀ D_b, summed up chunk by chunk, for edits with many keys.
+    """B solutions S_b = (K_bᵀK_b + λI)⁻¹ K_bᵀ D_b, accumulated chunk by chunk, for edits with many keys.
 
     Args:
-        chunks: Gives (keys (N, fan_in), values (N, fan_out), group (N) int64) of every chunk.
+        chunks: Yields (keys (N, fan_in), values (N, fan_out), group (N) int64) of every chunk.
         edits: Number of edits B.
         ridge: () λ.
         sizes: Fan-in and fan-out.
@@ -81,7 +81,7 @@ class PrimalRidge:
         self.solution = solve(self.factor, right).to(dtype)
 
     def gradients(self, gradient: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
-        """∂L/∂D for the keys of any chunk, as a function of (keys, group), and () ∂L/∂λ.
+        """Returns ∂L/∂D for the keys of any chunk, as a function of (keys, group), and () ∂L/∂λ.
 
         With Z = M⁻¹ ∂L/∂S: ∂L/∂D = K Z and ∂L/∂λ = -<Z, S> (Tan et al. 2024, section 3.3).
         """

@@ -6,23 +6,23 @@ from torch import Tensor
 
 
 def log_complement(log_p: Tensor) -> Tensor:
-    """log(1 - p) for log p < 0, accurate at both ends."""
+    """Computes log(1 - p) from log p < 0, accurate at both ends."""
     bounded = log_p.clamp(max=-1e-6)
     complement: Tensor = (-bounded.expm1()).log()
     return complement
 
 
 def scope_losses(log_p: Tensor, in_scope: Tensor, counted: Tensor, hardest: bool = False) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of pairs, in scope and out of scope (Mitchell et al. 2022, SERAC, equation 2).
+    """Computes the binary cross-entropy of pairs in and out of scope (Mitchell et al. 2022, SERAC, equation 2).
 
     Args:
         log_p: (Q, M) log-probability that a prompt is in the scope of a remembered one.
-        in_scope: (Q, M) bool: it is.
-        counted: (Q, M) bool: pairs that are judged; out-of-scope pairs of equal prompts, say, are not.
-        hardest: Of the pairs out of scope, take each prompt's most probable one alone.
+        in_scope: (Q, M) bool: whether it is.
+        counted: (Q, M) bool: pairs to include; out-of-scope pairs of equal prompts, for example, are excluded.
+        hardest: Of the pairs out of scope, use only the most probable one of each prompt.
 
     Returns:
-        -log p of the P pairs in scope, and -log(1 - p) of the N others, or of one for each prompt that has any.
+        -log p of the P pairs in scope, and -log(1 - p) of the N others, or of one per prompt that has any.
     """
     positive, others = -log_p[in_scope & counted], ~in_scope & counted
     if not hardest:

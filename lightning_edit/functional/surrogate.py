@@ -1,4 +1,4 @@
-"""Carries a gradient taken at cut tensors back into the graph that made them."""
+"""Propagates a gradient at detached tensors back into the graph that made them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def cut(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies that share the values but not the graph, and ask for a gradient."""
+    """Detaches tensors from their graph, and makes them require a gradient."""
     return [tensor.detach().requires_grad_() for tensor in tensors]
 
 
 def carried(tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Σ_i <G_i, T_i> with constant G_i = dL/dT_i.
+    """Computes Σ_i <G_i, T_i> with constant G_i = dL/dT_i.
 
-    By the chain rule dL/dφ = Σ_i <dL/dT_i, dT_i/dφ>: its gradient with respect to whatever made the tensors is that of
-    L. Backward passes through the language model and through the hypernetwork are thereby separate.
+    By the chain rule dL/dφ = Σ_i <dL/dT_i, dT_i/dφ>, its gradient with respect to parameters φ of the tensors is that
+    of L. This separates the backward passes through the language model and the hypernetwork.
 
     Args:
         tensors: The tensors T_i, with their graph.
@@ -28,7 +28,7 @@ def carried(tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
 
 
 def surrogate_loss(loss: Tensor, carrier: Tensor) -> Tensor:
-    """A scalar with the value of ``loss`` and the gradient of ``carrier``: to an optimiser, one ordinary loss.
+    """Returns a scalar with the value of ``loss`` and the gradient of ``carrier``.
 
     Args:
         loss: () only its value is used.

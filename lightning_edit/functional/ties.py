@@ -10,7 +10,7 @@ def ties_merge(changes: Tensor, density: float) -> Tensor:
     """Trims each change to its largest elements, elects a sign for each element and averages those that agree.
 
     With Δᵢ trimmed to the share ``density`` of its elements of largest magnitude, s = sign(Σᵢ Δᵢ) (zero counts as
-    positive), the merged element is the mean of the Δᵢ ≠ 0 with sign s, or zero where there is none.
+    positive), the merged element is the mean of the Δᵢ ≠ 0 with sign s, or zero without any.
 
     Args:
         changes: (K, …) changes of one weight.

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def principal_whitening(moment: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The symmetric whitening W = (I + U diag(g) Uᵀ) diag(s) of the leading directions of a second moment C.
+    """Computes the symmetric whitening W = (I + U diag(g) Uᵀ) diag(s) of a second moment C's leading directions.
 
-    With D² the diagonal of C and R = D⁻¹ C D⁻¹ its correlations, whose eigenvectors are U and whose eigenvalues λ, W is
-    R̂^(-1/2) D⁻¹, where R̂ has the leading eigenvalues of R, and the mean f of the others in their place: few samples say
-    little about those. So s = f^(-1/2) D⁻¹ and g = (f / λ)^(1/2) - 1.
+    Let D² be the diagonal of C, and R = D⁻¹ C D⁻¹ its correlations, with eigenvectors U and eigenvalues λ. Then
+    W = R̂^(-1/2) D⁻¹, where R̂ keeps the leading eigenvalues of R and replaces the others, which few samples determine
+    poorly, by their mean f. So s = f^(-1/2) D⁻¹ and g = (f / λ)^(1/2) - 1.
 
     Args:
         moment: (M, M) second moment C.
@@ -21,10 +21,10 @@ def principal_whitening(moment: Tensor, rank: int) -> tuple[Tensor, Tensor, Tens
         (M) s, (M, K) U with orthonormal columns, and (K) g, all float64.
 
     Raises:
-        ValueError: If nothing is left beside the leading directions, whose mean the others take.
+        ValueError: If the vectors span no more than the leading directions.
     """
     wide = moment.double()
-    # A coordinate that is always zero stays as it is.
+    # A coordinate that is always zero is not scaled.
     deviation = wide.diagonal().sqrt()
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     values, vectors = torch.linalg.eigh(wide / deviation[:, None] / deviation)

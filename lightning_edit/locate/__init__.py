@@ -1,1 +1,1 @@
-"""Where a model keeps a fact: causal tracing, and its pictures."""
+"""Locates facts in a model: causal tracing and its pictures."""

@@ -26,19 +26,19 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _plain(text: str) -> str:
-    """A text in which matplotlib finds no formula."""
+def _escaped(text: str) -> str:
+    """Escapes a text so that matplotlib finds no formula."""
     return text.replace("$", r"\$")
 
 
 def draw_trace(trace: Trace, path: str | Path, window: int, severed: str | None = None) -> Path:
-    """A heat map for each kind: tokens from top to bottom, layers from left to right."""
+    """Draws a heat map for each kind: tokens as rows, layers as columns."""
     pyplot = _pyplot()
     kinds = list(trace.restored)
     height = 1.2 + 0.28 * len(trace.tokens)
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.6 * len(kinds), height), squeeze=False)
     names = [
-        _plain(f"{token!r}"[1:-1]) + ("*" if trace.subject[0] <= place < trace.subject[1] else "")
+        _escaped(f"{token!r}"[1:-1]) + ("*" if trace.subject[0] <= place < trace.subject[1] else "")
         for place, token in enumerate(trace.tokens)
     ]
     for axis, kind in zip(axes[0], kinds, strict=True):
@@ -50,7 +50,7 @@ def draw_trace(trace: Trace, path: str | Path, window: int, severed: str | None 
         axis.set_xlabel("layer (centre of the window)" if wide else "layer", fontsize=8)
         axis.xaxis.get_major_locator().set_params(integer=True)
         bar = figure.colorbar(image, ax=axis)
-        bar.ax.set_title(f"p({_plain(trace.answer.strip())})", fontsize=8)
+        bar.ax.set_title(f"p({_escaped(trace.answer.strip())})", fontsize=8)
     cut = f", {TITLES[severed]} severed" if severed else ""
     figure.suptitle(f"clean {trace.clean:.3f}, subject* corrupted {trace.corrupted:.3f}{cut}", fontsize=9)
     figure.tight_layout()
@@ -58,7 +58,7 @@ def draw_trace(trace: Trace, path: str | Path, window: int, severed: str | None 
 
 
 def draw_averages(traces: Sequence[Trace], path: str | Path, severed: str | None = None) -> Path:
-    """A panel for each kind: mean indirect effect by layer, a line for each role of tokens, with 95 % bands."""
+    """Draws a panel for each kind: mean indirect effect by layer, one line per token role, with 95 % bands."""
     pyplot = _pyplot()
     kinds = list(traces[0].restored)
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.6 * len(kinds), 3.6), squeeze=False, sharey=True)

@@ -1,4 +1,4 @@
-"""Traces facts and writes what was found: numbers, pictures, a suggestion."""
+"""Traces facts and writes the results: numbers, pictures and suggested layers."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from lightning_edit.printing import print_line
 from lightning_edit.records import EditRequest
 
 PICTURES = 5
-"""Facts with a picture of their own, where many are traced."""
+"""Maximum number of facts with their own picture."""
 _ASKED_AT_ONCE = 64
-"""Facts that are asked before it is looked whether there are enough."""
+"""Facts asked per batch, before checking whether enough are known."""
 SEVERAL = 5
-"""Layers that are suggested to methods that edit several, as many as MEMIT's authors edit in GPT-2 XL."""
+"""Number of layers suggested to multi-layer methods, as many as MEMIT's authors edit in GPT-2 XL."""
 
 
 def trace_facts(
@@ -47,8 +47,8 @@ def trace_facts(
 ) -> list[Trace]:
     """Traces the facts that the model knows, and writes traces.json, pictures, and averages of several facts.
 
-    With severed outputs only single states are put back, as in the paper; the files' names say so, and no layers are
-    suggested. With groups, traces.json also says how alike the facts of a group are located
+    With severed outputs only single states are restored, as in the paper; file names get a suffix, and no layers are
+    suggested. With groups, traces.json also has the similarity of the facts' locations within each group
     (:mod:`lightning_edit.locate.similarity`).
 
     Args:
@@ -56,13 +56,13 @@ def trace_facts(
         requests: The facts.
         settings: How to trace.
         folder: Where to write.
-        limit: Facts to trace; of each group, where there are groups.
+        limit: Maximum number of facts to trace; per group, if there are groups.
         severed: See :func:`trace_fact`.
         to_wandb: Send the pictures to W&B.
         groups: The group of each fact.
 
     Raises:
-        ConfigurationError: If the model knows none of the facts, or no fact is to be traced.
+        ConfigurationError: If the model knows none of the facts, or ``limit`` is below one.
     """
     ranges.at_least(1, "trace", limit=limit)
     deviation = embedding_deviation(model, requests)
@@ -106,22 +106,22 @@ def trace_facts(
 def _known_by_group(
     model: LanguageModel, requests: Sequence[EditRequest], limit: int, groups: Sequence[str] | None
 ) -> tuple[int, list[EditRequest], list[str]]:
-    """How many facts were asked, those that the model says, and the group of each of these."""
+    """Returns the number of facts asked, the known ones, and the group of each known one."""
     if groups is None:
         asked, known = _known(model, requests, limit)
         return asked, known, []
     asked, known, group_of = 0, [], []
     for name in dict.fromkeys(groups):
         members = [request for request, group in zip(requests, groups, strict=True) if group == name]
-        count, said = _known(model, members, limit)
+        count, found = _known(model, members, limit)
         asked += count
-        known += said
-        group_of += [name] * len(said)
+        known += found
+        group_of += [name] * len(found)
     return asked, known, group_of
 
 
 def _similarities(traces: Sequence[Trace], groups: Sequence[str]) -> dict[str, Any]:
-    """Kind of what is put back to the similarity of all facts and of each group."""
+    """Computes the similarity of all facts and of each group, by restored kind."""
     result: dict[str, Any] = {}
     for kind in traces[0].restored:
         of_all, by_group = group_similarities(traces, groups, kind)
@@ -148,9 +148,9 @@ def _print_similarities(similarities: dict[str, Any]) -> None:
 
 
 def _known(model: LanguageModel, requests: Sequence[EditRequest], limit: int) -> tuple[int, list[EditRequest]]:
-    """How many facts were asked, in their order, and those of which the model's next token begins the attribute.
+    """Returns the number of facts asked, and those whose attribute's first token the model predicts.
 
-    No more are asked than it takes to find as many as are to be traced.
+    Stops after the batch in which ``limit`` known facts are found.
     """
     known: list[EditRequest] = []
     asked = 0
@@ -159,9 +159,9 @@ def _known(model: LanguageModel, requests: Sequence[EditRequest], limit: int) ->
             some = requests[start : start + _ASKED_AT_ONCE]
             scores = model.score([request.prompt for request in some], [request.target for request in some])
             for request, score in zip(some, scores, strict=True):
-                # A prompt without an attribute is traced whatever the model says.
-                said = request.target == "-" or score.predicted_ids[0] == score.target_ids[0]
-                known += [request] if said and len(known) < limit else []
+                # Prompts without an attribute are always traced.
+                is_known = request.target == "-" or score.predicted_ids[0] == score.target_ids[0]
+                known += [request] if is_known and len(known) < limit else []
                 asked += 1
             bar.update(len(some))
             if len(known) == limit:

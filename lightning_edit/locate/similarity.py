@@ -1,4 +1,4 @@
-"""Whether related facts are kept in the same place: KnowEdit's relative similarity of located knowledge (RSim)."""
+"""Similarity of the locations of related facts: KnowEdit's relative similarity (RSim)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_edit.locate.tracing import ROLES, Trace
 
 @dataclass(frozen=True)
 class GroupSimilarity:
-    """How alike the facts of a group are located.
+    """Similarity of the locations of a group's facts.
 
     Args:
         facts: Number of facts.
-        similarity: Mean similarity of two of them.
-        relative: :func:`relative_similarity` to that of two facts of all groups.
+        similarity: Mean pairwise similarity.
+        relative: :func:`relative_similarity` to the mean pairwise similarity of all facts.
     """
 
     facts: int
@@ -27,14 +27,14 @@ class GroupSimilarity:
 
 
 def profile(trace: Trace, kind: str) -> Tensor:
-    """(R · L) where a fact is kept: the indirect effect of each layer at each of the R roles of tokens.
+    """Returns the location (R · L) of a fact: the indirect effect of each layer at each of R token roles.
 
     Effects of tokens with the same role are averaged, so that prompts of different lengths can be compared; a role that
     no token has counts as 0.
 
     Args:
         trace: The fact.
-        kind: What is put back: "state", "mlp" or "attention".
+        kind: What is restored: "state", "mlp" or "attention".
     """
     effects, roles = trace.effects(kind), trace.roles()
     rows = [[place for place, name in enumerate(roles) if name == role] for role in ROLES]
@@ -43,7 +43,7 @@ def profile(trace: Trace, kind: str) -> Tensor:
 
 
 def mean_similarity(profiles: Tensor) -> float:
-    """Mean cosine of two different rows of (N, D) profiles; NaN for fewer than two."""
+    """Computes the mean pairwise cosine of (N, D) profiles; NaN for fewer than two."""
     unit = torch.nn.functional.normalize(profiles.double(), dim=1)
     count = len(unit)
     if count < 2:
@@ -53,13 +53,13 @@ def mean_similarity(profiles: Tensor) -> float:
 
 
 def relative_similarity(similarity: float, of_all: float) -> float:
-    """RSim = max((Sim_group - Sim_all) / (1 - Sim_all), 0) (Zhang et al. 2024, arXiv 2401.01286).
+    """Computes RSim = max((Sim_group - Sim_all) / (1 - Sim_all), 0) (Zhang et al. 2024, arXiv 2401.01286).
 
-    It is 1 where the facts of a group are located in one place, and 0 where they are no more alike than any two facts.
+    It is 1 if the facts of a group have one location, and 0 if they are no more similar than any two facts.
 
     Args:
         similarity: Mean similarity of the facts of a group.
-        of_all: That of all facts.
+        of_all: Mean similarity of all facts.
 
     Example:
         >>> relative_similarity(0.9, 0.8)
@@ -71,7 +71,7 @@ def relative_similarity(similarity: float, of_all: float) -> float:
 def group_similarities(
     traces: Sequence[Trace], groups: Sequence[str], kind: str
 ) -> tuple[float, dict[str, GroupSimilarity]]:
-    """Mean similarity of two of all facts, and each group's; groups of one fact are left out.
+    """Computes the mean pairwise similarity of all facts and of each group with several facts.
 
     Args:
         traces: The facts.

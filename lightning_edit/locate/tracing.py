@@ -22,20 +22,20 @@ from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
 Restored = Literal["state", "mlp", "attention"]
-"""What is put back: a block's whole output, or what its MLP or its attention adds."""
+"""What is restored: a block's whole output, or the output of its MLP or attention."""
 ROLES = ("first subject", "middle subject", "last subject", "next", "further", "last")
-"""Roles of tokens over which effects are averaged, as in the paper's figure 2."""
+"""Token roles that effects are averaged over, as in the paper's figure 2."""
 
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """How facts are traced.
+    """Settings of causal tracing.
 
     Args:
         noise: Standard deviation of the noise on the subject's embeddings, in standard deviations of the subjects'
             embeddings (the paper's 3).
         samples: Noise samples (the paper's 10).
-        window: Layers around a cell whose MLP or attention output is put back (the paper's 10).
+        window: Layers around a cell whose MLP or attention output is restored (the paper's 10).
         seed: Seed of the noise.
         tokens_per_batch: Tokens in one forward pass.
 
@@ -57,16 +57,16 @@ class TraceSettings:
 
 @dataclass(frozen=True)
 class Trace:
-    """What tracing found for one fact.
+    """Result of tracing one fact.
 
     Args:
         tokens: The prompt's tokens, as text.
         subject: First and last (exclusive) subject token.
         answer: The answer's first token, as text.
-        clean: Its probability without noise.
+        clean: The answer's probability without noise.
         corrupted: Its mean probability with noise on the subject.
-        restored: For each of "state", "mlp" and "attention", (T, L) its mean probability with noise, what the cell
-            stands for being put back.
+        restored: For each of "state", "mlp" and "attention", (T, L) its mean probability with noise when the cell is
+            restored.
     """
 
     tokens: list[str]
@@ -77,7 +77,7 @@ class Trace:
     restored: dict[str, Tensor]
 
     def roles(self) -> list[str]:
-        """The role of each token."""
+        """Returns the role of each token."""
         start, end = self.subject
         names = []
         for place in range(len(self.tokens)):
@@ -94,12 +94,12 @@ class Trace:
         return names
 
     def effects(self, kind: str) -> Tensor:
-        """(T, L) the indirect effect: restored minus corrupted probability."""
+        """Computes the indirect effect (T, L): restored minus corrupted probability."""
         return self.restored[kind] - self.corrupted
 
 
 def embedding_deviation(model: LanguageModel, requests: Sequence[EditRequest]) -> float:
-    """Standard deviation of the embeddings of all subject tokens."""
+    """Computes the standard deviation of the embeddings of all subject tokens."""
     embeddings: Any = model.model.get_input_embeddings()
     subjects = []
     for request in requests:
@@ -118,22 +118,22 @@ def trace_fact(
     severed: Literal["mlp", "attention"] | None = None,
     kinds: Sequence[Restored] = get_args(Restored),
 ) -> Trace:
-    """Traces one fact: noise on the subject's embeddings, single states put back, at every token and layer.
+    """Traces one fact: adds noise to the subject's embeddings and restores states at every token and layer.
 
     Args:
         model: The model.
-        request: Prompt and subject; its target is ignored: the answer is what the model says without noise.
+        request: Prompt and subject; its target is ignored: the answer is the model's without noise.
         settings: How to trace.
         deviation: See :func:`embedding_deviation`.
-        severed: Keep the MLPs' (or the attention's) outputs at the restored token, above what is put back, as they are
-            under noise, so that their part in carrying the state on can be seen (the paper's figure 3).
-        kinds: What is put back.
+        severed: Fix the MLPs' (or attention's) outputs at the restored token, above the restored layers, to those under
+            noise, to show their part in passing the state on (the paper's figure 3).
+        kinds: What to restore.
     """
     return _Tracer(model, request, settings, deviation, severed).run(kinds)
 
 
 class _Tracer:
-    """Tracing of one fact, in batches of cells."""
+    """Traces one fact, in batches of (token, layer) cells."""
 
     def __init__(
         self,
@@ -186,15 +186,15 @@ class _Tracer:
             corrupted = self._last_probabilities(self._batch(self.settings.samples))[:, self.answer]
         shape = torch.Size((self.settings.samples, len(ids)))
         self.noisy = {name: as_rows(value, shape) for name, value in noisy.items()}
-        self.starts_above = self._proves_itself(corrupted)
+        self.starts_above = self._partial_passes_match(corrupted)
         restored: dict[str, Tensor] = {kind: self._restored(kind) for kind in kinds}
         tokens = [str(self.model.tokenizer.decode([id])) for id in ids]
         answer = str(self.model.tokenizer.decode([self.answer]))
         span = (self.subject.start, self.subject.stop)
         return Trace(tokens, span, answer, float(clean[self.answer]), float(corrupted.mean()), restored)
 
-    def _proves_itself(self, corrupted: Tensor) -> bool:
-        """Whether passes that start in the middle and at the end, under noise, give what whole passes give."""
+    def _partial_passes_match(self, corrupted: Tensor) -> bool:
+        """Whether noisy passes from the middle and the last block on match whole passes; warns if not."""
         depth = len(self.model.layer_map)
         problems = [self._problem(layer, corrupted) for layer in (depth // 2, depth - 1)]
         problem = next((text for text in problems if text is not None), None)
@@ -222,14 +222,14 @@ class _Tracer:
         return self.model.encoder.collate([self.text] * rows, padding_side="right").to(self.model.device)
 
     def _last_probabilities(self, batch: TokenBatch) -> Tensor:
-        """(R, V) probabilities behind the prompt."""
+        """Computes next-token probabilities (R, V) after the prompt."""
         last = torch.zeros_like(batch.answer_mask)
         last[:, -1] = True
         return self.model.head_logits(batch, last)[0].float().softmax(-1)
 
     @contextmanager
     def _noisy(self, rows: int) -> Iterator[None]:
-        """Adds the noise to the subject's embeddings, sample after sample."""
+        """Adds the noise samples to the subject's embeddings within the context."""
         noise = self.noise.repeat(rows // len(self.noise), 1, 1)
 
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -245,9 +245,9 @@ class _Tracer:
             handle.remove()
 
     def _restored(self, kind: Restored) -> Tensor:
-        """(T, L) mean probability of the answer with a cell put back."""
+        """Computes the mean probability (T, L) of the answer with each cell restored."""
         length, depth = len(self.text.ids), len(self.model.layer_map)
-        # Cells of a layer together: below the lowest one all is as under noise alone.
+        # Ordered by layer: below the lowest layer of a chunk, states are those under noise alone.
         cells = [(token, layer) for layer in range(depth) for token in range(length)]
         size = max(self.settings.tokens_per_batch // (length * self.settings.samples), 1)
         probabilities: list[Tensor] = []
@@ -262,7 +262,7 @@ class _Tracer:
 
     @contextmanager
     def _above(self, layer: int, cells: int) -> Iterator[None]:
-        """Lets passes start at a layer, with the states under noise entering it, in the rows of all cells."""
+        """Makes passes start at a layer from the recorded noisy states, in the rows of all cells."""
         if layer == 0:
             yield
             return
@@ -272,7 +272,7 @@ class _Tracer:
 
     @contextmanager
     def _patched(self, kind: Restored, cells: Sequence[tuple[int, int]]) -> Iterator[None]:
-        """Puts back what each cell stands for, in the cell's own rows."""
+        """Restores each cell's values in the cell's own rows."""
         with ExitStack() as stack:
             for layer in range(len(self.model.layer_map)):
                 mine = [index for index, (_, center) in enumerate(cells) if layer in self._layers(kind, center)]
@@ -285,7 +285,7 @@ class _Tracer:
             yield
 
     def _layers(self, kind: Restored, layer: int) -> range:
-        """The layers that a cell puts back: its own, or a window around it."""
+        """Returns the layers that a cell restores: its own, or a window around it."""
         if kind == "state":
             return range(layer, layer + 1)
         half = self.settings.window // 2
@@ -315,7 +315,7 @@ class _Tracer:
 
 
 def average_effects(traces: Sequence[Trace], kind: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each role of tokens, (L) mean indirect effect over facts and (L) half width of its 95 % confidence band.
+    """Computes per token role the (L) mean indirect effect over facts and (L) half width of its 95 % confidence band.
 
     Roles that no fact has are left out; a fact's tokens of one role are averaged first.
     """
@@ -335,10 +335,10 @@ def average_effects(traces: Sequence[Trace], kind: str) -> dict[str, tuple[Tenso
 
 
 def suggested_layers(traces: Sequence[Trace], count: int) -> list[int]:
-    """The consecutive layers whose MLP windows have the largest mean effect at the subject's last token.
+    """Returns the consecutive layers whose MLP windows have the largest mean effect at the subject's last token.
 
-    That is the paper's early site: the layer to edit for methods that edit one, and where the range of layers lies for
-    those that edit several. Of a model with fewer layers, all of them.
+    This is the paper's early site: the layer for methods that edit one layer, and the range of layers for methods that
+    edit several. A model with fewer layers gets all of them.
     """
     effects = average_effects(traces, "mlp")["last subject"][0]
     sums = effects.unfold(0, min(count, len(effects)), 1).sum(-1)

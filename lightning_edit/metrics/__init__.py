@@ -1,4 +1,4 @@
-"""Measures of editing, each a function and a torchmetrics class."""
+"""Metrics of knowledge editing, each a function and a torchmetrics class."""
 
 from lightning_edit.metrics.all_tokens_match import AllTokensMatch, all_tokens_match
 from lightning_edit.metrics.base import OutcomeMetric

@@ -9,7 +9,7 @@ from lightning_edit.records import EditOutcome
 
 
 def all_tokens_match(predicted: Sequence[int], target: Sequence[int]) -> float:
-    """One where every target token is the most probable one given the target's earlier tokens, else zero.
+    """Returns 1.0 if every target token is the most probable one given the earlier ones, else 0.0.
 
     Args:
         predicted: T token ids.

@@ -1,4 +1,4 @@
-"""What all metrics over edit outcomes share: which outcomes count, and how they are averaged."""
+"""Base class of metrics over edit outcomes: which outcomes count, and how they are averaged."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Side = Literal["before", "after"]
 
 
 class OutcomeMetric(Metric, ABC):
-    """The mean of a value over the outcomes of one kind and group.
+    """Averages a value over the outcomes of one kind and group.
 
     Args:
         kind: Count only probes of this kind; None counts all.
         group: Count only probes of this group; None counts all.
-        average: "probe" weighs every probe alike; "record" averages inside each record first. A record's outcomes
-            must come in one update.
-        side: Judge the edited model ("after") or the unedited one ("before").
+        average: "probe" weights all probes equally; "record" averages within each record first. A record's outcomes
+            must be in one update.
+        side: Evaluate the edited model ("after") or the unedited one ("before").
     """
 
     full_state_update = False
@@ -48,18 +48,18 @@ class OutcomeMetric(Metric, ABC):
 
     @abstractmethod
     def value(self, outcome: EditOutcome) -> float | None:
-        """The value of one outcome; None where it does not apply to it."""
+        """Returns the value for one outcome, or None if it does not apply."""
 
     def answer(self, outcome: EditOutcome) -> Answer:
-        """What the judged model says."""
+        """Returns the evaluated model's answer."""
         return outcome.before if self.side == "before" else outcome.after
 
     def counts(self, outcome: EditOutcome) -> bool:
-        """Whether an outcome is of the metric's kind and group."""
+        """Whether an outcome has the metric's kind and group."""
         return self.kind in (None, outcome.probe.kind) and self.group in (None, outcome.probe.group)
 
     def update(self, outcomes: Sequence[EditOutcome]) -> None:
-        """Adds outcomes; those of other kinds and groups are passed over."""
+        """Adds outcomes; those of other kinds and groups are ignored."""
         by_record: dict[str, list[float]] = {}
         for outcome in filter(self.counts, outcomes):
             value = self.value(outcome)
@@ -75,8 +75,8 @@ class OutcomeMetric(Metric, ABC):
             self.count += weight * len(values)
 
     def compute(self) -> Tensor:
-        """() float64 the mean; NaN where nothing was counted, infinite where a value was not finite.
+        """Computes the mean () float64; NaN if nothing was counted, infinite if a value was not finite.
 
-        The mean of the other values would flatter an edit that broke the model.
+        Averaging only finite values would favour an edit that broke the model.
         """
         return torch.where(self.not_finite > 0, torch.full_like(self.total, math.inf), self.total / self.count)

@@ -1,4 +1,4 @@
-"""The measures of a run: every measure for every kind and group of probes."""
+"""Builds the metrics of a run: every measure for every kind and group of probes."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Measure:
     Args:
         name: Its name.
         metric: Computes it.
-        kinds: The kinds of probes that it is taken of.
-        side: Whether it judges the edited or the unedited model.
+        kinds: The kinds of probes it applies to.
+        side: Whether it evaluates the edited or the unedited model.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Measure:
     side: Side = "after"
 
     def of(self, outcome: EditOutcome) -> float | None:
-        """Its value for one outcome; None where it does not apply."""
-        return self._judge.value(outcome) if outcome.probe.kind in self.kinds else None
+        """Returns the value for one outcome, or None if it does not apply."""
+        return self._metric.value(outcome) if outcome.probe.kind in self.kinds else None
 
     @cached_property
-    def _judge(self) -> OutcomeMetric:
-        # Building a metric takes longer than asking it.
+    def _metric(self) -> OutcomeMetric:
+        # Cached, because building a metric takes longer than evaluating it.
         return self.metric(side=self.side)
 
 
@@ -94,15 +94,15 @@ MEASURES = (
 
 
 def measures_of(outcome: EditOutcome) -> dict[str, float]:
-    """Name to value of every measure that applies to an outcome; values may be infinite or NaN."""
+    """Returns all measures that apply to an outcome, by name; values may be infinite or NaN."""
     values = {measure.name: measure.of(outcome) for measure in MEASURES}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def metric_prefixes(groups: Sequence[tuple[ProbeKind, str]]) -> dict[tuple[ProbeKind, str], str]:
-    """The names of kinds and groups in logs, such as "locality/same_relation", each different from the others.
+    """Returns unique names of kinds and groups for logs, such as "locality/same_relation".
 
-    Letters and digits of every script are kept. Groups that differ in nothing else get a number.
+    Letters and digits of every script are kept. Groups that would get the same name are numbered.
     """
     prefixes: dict[tuple[ProbeKind, str], str] = {}
     for kind, group in groups:
@@ -120,26 +120,26 @@ def metric_prefixes(groups: Sequence[tuple[ProbeKind, str]]) -> dict[tuple[Probe
 def edit_metrics(
     groups: Sequence[tuple[ProbeKind, str]], average: Average = "probe", extra: Mapping[str, Metric] | None = None
 ) -> MetricCollection:
-    """All measures for the given kinds and groups of probes.
+    """Builds all measures for the given kinds and groups of probes.
 
     Args:
         groups: Pairs of kind and group, the same on every process.
         average: See :class:`OutcomeMetric`.
-        extra: Name to further metrics over all outcomes.
+        extra: Further metrics over all outcomes, by name.
 
     Returns:
-        A collection whose names are "<kind>/<group>/<measure>", without the group where it has no name. Measures that
-        nothing was counted for are NaN.
+        A collection whose names are "<kind>/<group>/<measure>", without the group if it has no name. Measures without
+        outcomes are NaN.
     """
     metrics: dict[str, Metric | MetricCollection] = dict(extra or {})
     for (kind, group), prefix in metric_prefixes(groups).items():
         for measure in MEASURES:
             if kind in measure.kinds:
                 metrics[f"{prefix}/{measure.name}"] = measure.metric(kind, group, average, measure.side)
-    # Metrics with equal states would be merged silently if the collection were free to group them.
+    # Compute groups would silently merge metrics with equal states.
     return MetricCollection(metrics, compute_groups=False)
 
 
 def metric_names(metrics: Sequence[Metric]) -> dict[str, Metric]:
-    """Metrics by the names of their classes in snake case, such as "scope_auroc"."""
+    """Returns metrics by their class names in snake case, such as "scope_auroc"."""
     return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower(): metric for metric in metrics}

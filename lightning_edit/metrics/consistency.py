@@ -10,10 +10,10 @@ from lightning_edit.words import words
 
 
 def tfidf_similarity(generation: str, references: Sequence[str]) -> float:
-    """Cosine similarity of TF-IDF vectors (Meng et al. 2022, RS).
+    """Computes the cosine similarity of TF-IDF vectors (Meng et al. 2022, RS).
 
-    The inverse document frequencies are those of the references and the generation themselves; ROME's authors use a
-    vocabulary fitted on a Wikipedia dump that they publish apart, so the numbers are comparable only with each other.
+    The inverse document frequencies are fitted on the references and the generation. ROME's authors use a separately
+    published vocabulary fitted on Wikipedia, so the numbers are only comparable with each other.
 
     Args:
         generation: What the model generated.

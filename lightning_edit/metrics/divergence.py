@@ -11,9 +11,9 @@ from lightning_edit.records import EditOutcome
 class Divergence(OutcomeMetric):
     """Mean KL(unedited || edited) in nats over the answer's positions.
 
-    The functional form is :func:`lightning_edit.functional.divergence.kl_divergence`; whole distributions are too
-    large to keep, so outcomes carry the number. Where a model with other tokens answered there is none, and the mean
-    over the rest alone would flatter: it counts as not finite then.
+    The functional form is :func:`lightning_edit.functional.divergence.kl_divergence`; outcomes carry only the number,
+    because distributions are too large to keep. If a model with other tokens answered, there is no divergence. Leaving
+    the outcome out would favour the edit, so it counts as not finite.
     """
 
     higher_is_better = False

@@ -13,15 +13,15 @@ WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
 def ngram_entropy(text: str) -> float:
-    """Weighted entropy of the text's bigrams and trigrams in bits (Meng et al. 2022, GE; KnowEdit's fluency).
+    """Computes the weighted bigram and trigram entropy of a text in bits (Meng et al. 2022, GE; KnowEdit's fluency).
 
     The mean of (2/3) H_2 and (4/3) H_3 with H_n = -Σ_g f(g) log2 f(g) over the relative frequencies of the n-grams.
     Words and punctuation marks are those of Unicode Standard Annex #29; in scripts without spaces every character
-    cluster is a word. Repetition makes the entropy small. The papers multiply it by 100 in their tables; here it is
+    cluster is a word. Repetition lowers the entropy. The papers multiply it by 100 in their tables; here it is
     in bits.
 
     Args:
-        text: A generation; zero where it has fewer than two words.
+        text: A generation; the entropy is zero for fewer than two words.
 
     Example:
         >>> round(ngram_entropy("one two three four five six seven eight"), 2)

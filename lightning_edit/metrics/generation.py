@@ -1,4 +1,4 @@
-"""Free generation compared with the acceptable answers."""
+"""Compares free generations with the acceptable answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_edit.words import find_words, word_boundaries
 
 
 def normalize_answer(text: str) -> str:
-    """Folds case, Unicode form and white space, as in comparing answers of question answering."""
+    """Normalises case, Unicode form and white space, as usual in question answering."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -23,10 +23,10 @@ _CONTINUES = frozenset("-&%#@*/\\'")
 
 
 def exact_match(generation: str, aliases: Sequence[str]) -> float:
-    """One where the generation begins with an answer and then a clause or the text ends, else zero.
+    """Returns 1.0 if the generation starts with an answer that ends a clause or the text, else 0.0.
 
-    A language model goes on talking after its answer, so the end of the answer is the end of a line, of the text, or
-    a punctuation mark of any script. Marks inside numbers and times ("3.5", "10:30") end nothing.
+    A language model continues after its answer, so the answer ends at the end of a line or of the text, or at a
+    punctuation mark of any script. Marks inside numbers and times ("3.5", "10:30") do not end it.
 
     Args:
         generation: What the model generated after the prompt.
@@ -48,7 +48,7 @@ def exact_match(generation: str, aliases: Sequence[str]) -> float:
 
 
 def _ends_clause(text: str, place: int) -> bool:
-    """Whether a clause ends at a place of a text, white space aside."""
+    """Whether a clause ends at a position of a text, ignoring white space."""
     rest = text[place:].lstrip()
     if not rest:
         return True
@@ -58,10 +58,10 @@ def _ends_clause(text: str, place: int) -> bool:
 
 
 def containment(generation: str, aliases: Sequence[str]) -> float:
-    """One where an answer occurs in the generation as whole words, else zero; arguments as for :func:`exact_match`.
+    """Returns 1.0 if the generation contains an answer as whole words, else 0.0; arguments as in :func:`exact_match`.
 
-    Words are those of Unicode Standard Annex #29. Chinese, Japanese and Thai are written without spaces; there, an
-    answer counts wherever it stands.
+    Words are those of Unicode Standard Annex #29. Chinese, Japanese and Thai are written without spaces; there an
+    answer may occur anywhere.
 
     Example:
         >>> containment("It is Rome", ["Roma", "Rome"]), containment("It is Romeo", ["Rome"])
@@ -76,11 +76,11 @@ _STOPS = re.compile(r"[.\n]")
 
 
 def wild_match(generation: str, aliases: Sequence[str]) -> float:
-    """One where the generation up to its first "." or newline is an answer, else zero.
+    """Returns 1.0 if the generation up to its first "." or newline is an answer, else 0.0.
 
-    The protocol of WILD (arXiv 2502.11177) for the question alone: greedy decoding, at most 50 tokens,
-    ended by ".", a newline or the end token, compared after SQuAD's normalisation (case, punctuation and articles). The
-    50 tokens make no difference here: a text that is longer than the answer by the tokens generated is none.
+    The protocol of WILD (arXiv 2502.11177) for the question alone: greedy decoding of at most 50 tokens, ended by ".",
+    a newline or the end token, compared after SQuAD's normalisation (case, punctuation and articles). The limit of 50
+    tokens makes no difference here: a text longer than the answer does not match.
 
     Args:
         generation: What the model generated after the prompt.
@@ -129,7 +129,7 @@ class WildMatch(OutcomeMetric):
 
 
 class WildInContext(OutcomeMetric):
-    """Mean of :func:`wild_match` of what was generated in one of WILD's contexts.
+    """Mean of :func:`wild_match` of the generations in one of WILD's contexts.
 
     Args:
         kind: See :class:`OutcomeMetric`.
@@ -159,7 +159,7 @@ class WildInContext(OutcomeMetric):
 
 
 class JudgedInContext(WildInContext):
-    """Mean of what a judge says of it."""
+    """Mean of a judge's verdicts on these generations."""
 
     def value(self, outcome: EditOutcome) -> float | None:
         """See :meth:`OutcomeMetric.value`."""
@@ -167,9 +167,9 @@ class JudgedInContext(WildInContext):
 
 
 class RivalContainment(OutcomeMetric):
-    """Mean of :func:`containment` of the probe's rival: how often the text holds what it should not.
+    """Mean of :func:`containment` of the probe's rival: how often the text contains the wrong answer.
 
-    For a probe of the new fact, that is the old answer (KnowEdit's Sanitation: the answer that is to be forgotten); for
+    For a probe of the new fact, that is the old answer (KnowEdit's Sanitation: the answer to forget); for
     a probe of a neighbouring fact, the new target.
     """
 

@@ -10,7 +10,7 @@ from lightning_edit.records import EditOutcome
 
 
 def mean_probability(log_probs: Sequence[float]) -> float:
-    """Exp of the mean log-probability of an answer's tokens, which makes answers of different lengths comparable.
+    """Computes exp of the mean log-probability of an answer's tokens, comparable across answer lengths.
 
     Args:
         log_probs: T natural logarithms, at least one.
@@ -19,22 +19,22 @@ def mean_probability(log_probs: Sequence[float]) -> float:
 
 
 def probability_score(log_probs: Sequence[float], rival_log_probs: Sequence[float]) -> float:
-    """One where the answer is more probable than its rival, else zero (Meng et al. 2022, arXiv 2202.05262, ES, PS, NS).
+    """Returns 1.0 if the answer beats its rival, else 0.0 (Meng et al. 2022, arXiv 2202.05262, ES, PS, NS).
 
     Args:
         log_probs: Natural logarithms of the probabilities of the answer's tokens.
         rival_log_probs: The same for the rival's tokens.
 
     Returns:
-        NaN where one of the probabilities is.
+        NaN if one of the probabilities is NaN.
     """
     answer, rival = mean_probability(log_probs), mean_probability(rival_log_probs)
-    # A comparison with NaN is false, which would count as an answer that lost.
+    # A comparison with NaN is false and would count as a failure.
     return float(answer > rival) if math.isfinite(answer) and math.isfinite(rival) else math.nan
 
 
 def probability_magnitude(log_probs: Sequence[float], rival_log_probs: Sequence[float]) -> float:
-    """Probability of the answer minus that of its rival (Meng et al. 2022, EM, PM, NM); arguments as for the score."""
+    """Computes answer minus rival probability (Meng et al. 2022, EM, PM, NM); arguments as for the score."""
     return mean_probability(log_probs) - mean_probability(rival_log_probs)
 
 

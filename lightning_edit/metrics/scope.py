@@ -1,4 +1,4 @@
-"""How an edit with an explicit memory chooses who answers."""
+"""Metrics of how edits with an explicit memory route prompts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_edit.metrics.base import OutcomeMetric
 from lightning_edit.records import EditOutcome, ProbeKind
 
 IN_SCOPE = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION)
-"""Kinds of probes that the edit should answer; locality probes it should not; the rest is not judged."""
+"""Kinds of probes in the scope of an edit; locality probes are out of scope, others are not counted."""
 THRESHOLDS = 101
 
 
 class ScopeHitRate(OutcomeMetric):
     """Share of prompts that were answered from the memory.
 
-    It is the hit rate of probes in scope, and the false-hit rate of locality probes.
+    This is the hit rate for probes in scope, and the false-hit rate for locality probes.
     """
 
     def value(self, outcome: EditOutcome) -> float | None:
@@ -30,7 +30,7 @@ class ScopeHitRate(OutcomeMetric):
 
 
 class ChosenEditAccuracy(OutcomeMetric):
-    """Share of prompts for which the remembered request found most likely is one of the probe's own record."""
+    """Share of prompts whose most likely remembered request belongs to the probe's own record."""
 
     higher_is_better = True
 
@@ -40,7 +40,7 @@ class ChosenEditAccuracy(OutcomeMetric):
 
 
 def scope_labels(outcomes: Sequence[EditOutcome]) -> tuple[Tensor, Tensor]:
-    """(N) float32 probabilities of being in scope and (N) int64 whether they should be, of the judged outcomes."""
+    """Returns (N) float32 in-scope probabilities and (N) int64 labels of the counted outcomes."""
     judged = [
         (outcome.route.score, int(outcome.probe.kind in IN_SCOPE))
         for outcome in outcomes
@@ -51,13 +51,13 @@ def scope_labels(outcomes: Sequence[EditOutcome]) -> tuple[Tensor, Tensor]:
 
 
 def scope_curve(outcomes: Sequence[EditOutcome]) -> list[dict[str, float]]:
-    """Precision, recall and false-hit rate of the scope classifier at thresholds from 0 to 1; empty without routes."""
+    """Computes precision, recall and false-hit rate at thresholds from 0 to 1; empty without routes."""
     probabilities, labels = scope_labels(outcomes)
     if not len(labels):
         return []
     thresholds = torch.linspace(0, 1, THRESHOLDS)
     precision, recall, _ = binary_precision_recall_curve(probabilities, labels, thresholds=thresholds)
-    # The ROC comes with falling thresholds.
+    # The ROC has decreasing thresholds.
     false_hits = binary_roc(probabilities, labels, thresholds=thresholds)[0].flip(0)
     columns = (thresholds, precision[:-1], recall[:-1], false_hits)
     names = ("threshold", "precision", "recall", "false_hit_rate")
@@ -65,7 +65,7 @@ def scope_curve(outcomes: Sequence[EditOutcome]) -> list[dict[str, float]]:
 
 
 class _ScopeArea(Metric):
-    """An area under a curve of the scope classifier over all outcomes; NaN where no edit chose."""
+    """Area under a curve of the scope classifier over all outcomes; NaN without routes."""
 
     higher_is_better = True
     full_state_update = False
@@ -77,22 +77,22 @@ class _ScopeArea(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, outcomes: Sequence[EditOutcome]) -> None:
-        """Adds outcomes; those without a route are passed over."""
+        """Adds outcomes; those without a route are ignored."""
         probabilities, labels = scope_labels(outcomes)
         self.count += len(labels)
         if len(labels):
             self.area.update(probabilities.to(self.area.device), labels.to(self.area.device))
 
     def compute(self) -> Tensor:
-        """() the area."""
-        # The count is that of all processes here, so that all of them go the same way.
+        """Computes the area ()."""
+        # The count is summed over processes here, so all of them take the same branch.
         if float(self.count) == 0:
             return torch.tensor(float("nan"))
         area: Tensor = self.area.compute()
         return area
 
     def reset(self) -> None:
-        """Forgets all outcomes."""
+        """Resets the state and the area."""
         super().reset()
         self.area.reset()
 

@@ -1,4 +1,4 @@
-"""Locality against the unedited model."""
+"""Locality as agreement with the unedited model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from lightning_edit.records import EditOutcome
 
 
 def generation_agreement(before: str, after: str) -> float:
-    """One where both models generate the same text, else zero."""
+    """Returns 1.0 if both models generate the same text, else 0.0."""
     return float(before == after)
 
 
 class SelfAgreement(OutcomeMetric):
-    """Mean share of the answer's positions where the edited model predicts the token that the unedited one does.
+    """Mean share of answer positions where the edited and the unedited model predict the same token.
 
-    This is KnowEdit's locality (Zhang et al. 2024, section 4). The gold answer is given to both models; whether it is
-    what either of them would say is a different question (:class:`TokenAccuracy`).
+    This is KnowEdit's locality (Zhang et al. 2024, section 4). The gold answer is given to both models; whether
+    they would predict it is measured by :class:`TokenAccuracy`.
     """
 
     higher_is_better = True
@@ -28,7 +28,7 @@ class SelfAgreement(OutcomeMetric):
 
 
 class GenerationAgreement(OutcomeMetric):
-    """Mean of :func:`generation_agreement`: the free-generation twin of :class:`SelfAgreement`."""
+    """Mean of :func:`generation_agreement`: the free-generation counterpart of :class:`SelfAgreement`."""
 
     higher_is_better = True
 

@@ -1,4 +1,4 @@
-"""Sentiment of an edited model's opinions: the likelihood of given ones (Mitchell et al. 2022), and generated ones."""
+"""Sentiment of an edited model: likelihood of given opinions (Mitchell et al. 2022), and generated opinions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POSITIVE, NEGATIVE = "positive", "negative"
 
 
 def sentiment_score(wanted: Sequence[float], opposite: Sequence[float], wanted_before: Sequence[float]) -> float:
-    """How far an edited model prefers opinions of the wanted sentiment, without forgetting the topic.
+    """Scores how much an edited model prefers the wanted sentiment, without forgetting the topic.
 
     z_sentiment · z_topic = σ(w - o) · min(1, exp(w - w₀)), with w and o the mean log-probability of the tokens of all
     opinions of the wanted and of the opposite sentiment, and w₀ that of the wanted ones under the unedited model
@@ -28,7 +28,7 @@ def sentiment_score(wanted: Sequence[float], opposite: Sequence[float], wanted_b
         wanted_before: The same as ``wanted``, under the unedited model.
 
     Returns:
-        A number in [0, 1]; NaN where a logarithm is.
+        A number in [0, 1]; NaN if a logarithm is not finite.
 
     Example:
         >>> round(sentiment_score([-1.0, -1.0], [-3.0], [-1.0, -2.0]), 4)
@@ -54,7 +54,7 @@ class SentimentScore(OutcomeMetric):
 
 
 class GeneratedSentiment(OutcomeMetric):
-    """Mean sentiment of what is generated freely after sentiment probes: 1 as wanted, -1 the opposite, 0 neutral.
+    """Mean sentiment of free generations after sentiment probes: 1 as wanted, -1 the opposite, 0 neutral.
 
     The sentiment of an English text is the compound score of VADER (Hutto and Gilbert 2014), a lexicon with rules.
     """

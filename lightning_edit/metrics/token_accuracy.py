@@ -9,9 +9,9 @@ from lightning_edit.records import EditOutcome
 
 
 def token_accuracy(predicted: Sequence[int], target: Sequence[int]) -> float:
-    """The share of target tokens that are the most probable ones, given the target's earlier tokens.
+    """Computes the share of target tokens that are the most probable ones given the earlier ones.
 
-    It gives credit for partial overlap, and the gold tokens leak the answer's content and length; read it beside a
+    It gives credit for partial overlap, and the gold tokens leak the answer's content and length; read it with a
     free-generation measure.
 
     Args:

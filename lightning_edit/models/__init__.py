@@ -1,4 +1,4 @@
-"""Language models: loading, identity, structure, and what is captured in them."""
+"""Language models: loading, fingerprints, layer maps and captured activations."""
 
 from lightning_edit.models.fingerprint import Fingerprint, Likeness
 from lightning_edit.models.language_model import LanguageModel, Score

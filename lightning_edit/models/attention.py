@@ -1,4 +1,4 @@
-"""Grouped attention under a mask, on a CPU, without a copy of keys and values for every query head."""
+"""Grouped-query attention with a mask on a CPU, without repeating keys and values for every query head."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 _NAME = "lightning_edit_grouped_sdpa"
 _SPECIAL = ("position_bias", "softcap", "cache")
-"""Arguments of transformers' function that only it handles."""
+"""Arguments that only transformers' own function handles."""
 
 
 @contextmanager
 def grouped_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Lets a model on a CPU attend in groups under a mask, too, for the length of the context.
+    """Uses grouped-query attention with a mask for a model on a CPU, within the context.
 
-    In grouped-query attention several query heads read the same keys and values. Where there is a mask, transformers
-    repeats those for each of the heads: on GPUs the fused kernels want it so. The CPU's kernel does not, and gives the
-    same numbers with a third of the copies at nine query heads on three. Models that attend in another way than by
-    transformers' "sdpa" are left alone.
+    In grouped-query attention several query heads share keys and values. With a mask, transformers repeats these for
+    each head, as the fused GPU kernels require. The CPU kernel does not require it, and gives the same numbers with a
+    third of the copies for nine query heads on three. Models with an attention implementation other than "sdpa" are
+    not changed.
 
     Args:
         model: The model; its configuration names another attention function within the context.
@@ -52,9 +52,9 @@ def _grouped(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The "sdpa" of transformers, but grouped under a mask.
+    """The "sdpa" of transformers, but grouped also with a mask.
 
-    Of (R, H, S, D) queries, (R, G, P + S, D) keys and values, for G groups of the H heads, and a (R, 1, S, P + S) mask.
+    Takes (R, H, S, D) queries, (R, G, P + S, D) keys and values for G groups of H heads, and a (R, 1, S, P + S) mask.
 
     Returns:
         (R, S, H, D).

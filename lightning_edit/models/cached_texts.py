@@ -1,4 +1,4 @@
-"""Texts whose hidden states below a block are computed once, for methods that run the blocks above many times."""
+"""Caches hidden states below a block, for methods that run the blocks above many times."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_edit.tokenization import EncodedText, TokenBatch, similar_lengths
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Some of the texts, padded to the right.
+    """A batch of texts, padded to the right.
 
     Args:
         tokens: R rows of S tokens.
-        states: (R, S, hidden size) what enters the lowest block that is run again; None where the full pass is taken.
+        states: (R, S, hidden size) input of the lowest block to run; None if the full pass is used.
     """
 
     tokens: TokenBatch
@@ -27,7 +27,7 @@ class TextBatch:
 
 
 class CachedTexts:
-    """Texts with the hidden states that enter one block.
+    """Texts with cached hidden states at the input of one block.
 
     Args:
         model: The model; earlier edits may be applied to it.
@@ -49,7 +49,7 @@ class CachedTexts:
         self._batches: dict[tuple[int, ...], TextBatch] = {}
 
     def batch(self, rows: Sequence[int]) -> TextBatch:
-        """Some of the texts; the latest batches are kept, since most methods ask for the same rows again."""
+        """Returns a batch of some texts; recent batches are cached, since most methods reuse the same rows."""
         key = tuple(rows)
         if key not in self._batches:
             if len(self._batches) > 8:
@@ -64,5 +64,5 @@ class CachedTexts:
         return TextBatch(tokens, torch.nn.utils.rnn.pad_sequence([self._states[row] for row in rows], batch_first=True))
 
     def head_inputs(self, batch: TextBatch, positions: Tensor) -> Tensor:
-        """(N, hidden size) what the head reads at chosen positions (R, S); gradients flow where hooks ask for them."""
+        """Returns head inputs (N, hidden size) at chosen positions (R, S); gradients flow if hooks require them."""
         return self.trunk.head_inputs(batch.tokens, positions, batch.states)

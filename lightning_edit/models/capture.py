@@ -1,4 +1,4 @@
-"""Captures what a linear map reads, and the gradient with respect to what it writes."""
+"""Captures the inputs of linear maps, and the gradients with respect to their outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_edit.tokenization import TokenBatch
 class GradientFactors:
     """The factors of one site's fine-tuning gradient: the sum over tokens of x δᵀ.
 
-    Only some tokens are kept: N of them.
+    Only N of the tokens are kept.
 
     Args:
         x: (N, fan_in) float32 inputs of the site.
@@ -40,17 +40,17 @@ def capture_factors(
     passes: ForwardPasses | None = None,
     positions: Tensor | None = None,
 ) -> tuple[dict[str, GradientFactors], Tensor]:
-    """The gradient factors of every site, for the mean negative log-likelihood of each row's target.
+    """Computes each site's gradient factors of the mean negative log-likelihood of each row's target.
 
-    The rows' losses are summed, so each row's factors are those of its own loss. No parameter gets a gradient, and the
+    The rows' losses are summed, so each row's factors belong to its own loss. No parameter gets a gradient, and the
     backward pass stops at the lowest site.
 
     Args:
         model: The model; edits may be applied to it.
         batch: R rows, on the model's device.
         sites: The edit sites.
-        passes: Forward passes with hidden states kept from below the lowest site; the whole model runs by default.
-        positions: (R, S) bool: the tokens whose factors are wanted; all that have a gradient if none are given.
+        passes: Forward passes with cached hidden states below the lowest site; defaults to the full model.
+        positions: (R, S) bool: the tokens to return factors for; defaults to all with a gradient.
 
     Returns:
         Site name to factors, and the (R) losses.
@@ -74,11 +74,11 @@ class _Pass:
 
     Args:
         batch: The rows.
-        rows: (K) int64 which they are.
-        positions: (K, S) bool the tokens whose factors are wanted; None for all that have a gradient.
-        read: (N, hidden size) what the head reads at their answers' positions.
-        inputs: Site name to what the site reads.
-        outputs: Site name to what it writes.
+        rows: (K) int64 indices of the rows.
+        positions: (K, S) bool the tokens to return factors for; None for all with a gradient.
+        read: (N, hidden size) head inputs at the answers' positions.
+        inputs: Site name to the site's input.
+        outputs: Site name to the site's output.
     """
 
     batch: TokenBatch
@@ -89,8 +89,8 @@ class _Pass:
     outputs: dict[str, Tensor]
 
     def factors(self, site: str, gradient: Tensor) -> GradientFactors:
-        """The factors of one site, given the gradient with respect to its output."""
-        # With a device map, sites are on several devices.
+        """Returns the factors of one site, given the gradient with respect to its output."""
+        # With a device map, sites may be on different devices.
         read, gradient = self.inputs[site].to(self.rows.device), gradient.to(self.rows.device)
         chosen = _chosen_tokens(read, gradient, self.batch.input_ids.shape, self.positions)
         return GradientFactors(chosen.x, chosen.delta, self.rows[chosen.rows])
@@ -121,17 +121,17 @@ def _recording(
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         inputs[name] = args[0].detach()
-        # The lowest site's output is where the graph begins.
+        # The graph begins at the lowest site's output.
         recorded = output if output.requires_grad else output.detach().requires_grad_()
         outputs[name] = recorded
-        # Some architectures go on to change a site's output in place.
+        # Some architectures later change a site's output in place.
         return recorded.clone()
 
     return hook
 
 
 def _chosen_tokens(x: Tensor, gradient: Tensor, shape: torch.Size, positions: Tensor | None) -> GradientFactors:
-    """Without a choice, drops the tokens without influence on the loss: padding, and what follows the last target."""
+    """Selects tokens by position, or drops those without effect on the loss: padding and tokens after the target."""
     x, gradient = x.reshape(*shape, -1), gradient.reshape(*shape, -1)
     used = (gradient != 0).any(-1) & (x != 0).any(-1) if positions is None else positions
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Counterfactual models: they answer prompts given a remembered request (Mitchell et al. 2022, SERAC)."""
+"""Counterfactual models, which answer prompts given a remembered request (Mitchell et al. 2022, SERAC)."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from lightning_edit.records import EditRequest
 
 
 def given(request: EditRequest, prompt: str) -> str:
-    """A prompt behind the request that it is to be answered by."""
+    """Puts the request before a prompt that should be answered with it."""
     return f"{request.prompt} {request.target}\n{prompt}"
 
 
 class CounterfactualModel(nn.Module, ABC):
-    """A model that is asked in the base model's place where a prompt is in the scope of an edit."""
+    """Base class of models that answer prompts in the scope of an edit instead of the base model."""
 
     def __init__(self) -> None:
         super().__init__()
-        # In a tuple, the base stays outside the module registry.
+        # The tuple keeps the base out of the module registry.
         self._base: tuple[PreTrainedModel] | None = None
-        self._waiting: dict[str, Tensor] | None = None
+        self._pending: dict[str, Tensor] | None = None
 
     def setup(self, base: LanguageModel) -> None:
-        """Builds what depends on the base model, once for each base; the weights stay what they were."""
+        """Builds the parts that depend on the base model, once per base; weights are preserved."""
         if self._base is not None and self._base[0] is base.model:
             return
-        state = self.state_dict() if self._base is not None else self._waiting
+        state = self.state_dict() if self._base is not None else self._pending
         self.build(base)
         if state is not None:
             self.load_state_dict(state)
-        self._waiting, self._base = None, (base.model,)
+        self._pending, self._base = None, (base.model,)
         self.to(base.device)
 
     def load_at_setup(self, state: dict[str, Tensor]) -> None:
-        """Keeps weights until there is a base model to build on."""
-        self._waiting = state
+        """Stores weights to be loaded by :meth:`setup`."""
+        self._pending = state
 
     def weights(self) -> dict[str, Tensor]:
-        """Its weights, whether it is built already or not."""
-        return self.state_dict() if self._waiting is None else self._waiting
+        """Returns the weights, whether or not the model is already built."""
+        return self.state_dict() if self._pending is None else self._pending
 
     @abstractmethod
     def build(self, base: LanguageModel) -> None:
@@ -57,14 +57,14 @@ class CounterfactualModel(nn.Module, ABC):
     @property
     @abstractmethod
     def lowest_layer(self) -> int:
-        """The lowest block that differs from the base model's; blocks below it give the same hidden states."""
+        """Index of the lowest block that differs from the base model's."""
 
     @abstractmethod
     def speaking(self, base: LanguageModel) -> AbstractContextManager[LanguageModel]:
-        """A context that yields the language model that answers."""
+        """Returns a context that yields the language model that answers."""
 
     def same_tokens(self, base: LanguageModel) -> bool:
-        """Whether it reads and writes the base model's tokens."""
+        """Whether the model has the base model's vocabulary."""
         with self.speaking(base) as model:
             return bool(model.tokenizer.get_vocab() == base.tokenizer.get_vocab())
 
@@ -72,13 +72,13 @@ class CounterfactualModel(nn.Module, ABC):
 class AdaptedBase(CounterfactualModel):
     """The base model itself with a LoRA adapter (Hu et al. 2022) in its upper blocks.
 
-    The adapter's layers take the place of the base's own only while it speaks; the base is the same object before and
-    after, and its weights are never written.
+    The adapter's layers replace the base's own only within :meth:`speaking`; afterwards the base is restored, and its
+    weights are never written.
 
     Args:
         rank: Rank of the adapter.
         alpha: The adapter's output is scaled by alpha / rank.
-        layers: Number of uppermost blocks with an adapter in each linear map; the others are left alone.
+        layers: Number of uppermost blocks whose linear maps get an adapter.
 
     Raises:
         ConfigurationError: If peft is not installed.
@@ -94,7 +94,7 @@ class AdaptedBase(CounterfactualModel):
         self._lowest = 0
 
     def build(self, base: LanguageModel) -> None:
-        """Builds the adapter's layers around the base's linear maps, and takes them out again."""
+        """Builds adapter layers for the base's linear maps, then restores the base."""
         self._swaps, self.adapter = [], nn.ModuleDict()
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
@@ -125,7 +125,7 @@ class AdaptedBase(CounterfactualModel):
         for name, parameter in base.model.named_parameters():
             parameter.requires_grad_(trainable[name])
         vars(base.model).pop("peft_config", None)
-        # Trained weights stay in float32 whatever the base's precision; peft casts what goes in and out.
+        # Trained weights stay in float32 for any base precision; peft casts inputs and outputs.
         self.adapter.float()
 
     @property
@@ -145,12 +145,12 @@ class AdaptedBase(CounterfactualModel):
                 setattr(owner, child, original)
 
     def same_tokens(self, base: LanguageModel) -> bool:
-        """It is the base model."""
+        """Always true: it is the base model."""
         return True
 
 
 class SeparateModel(CounterfactualModel):
-    """Another, usually smaller, causal language model, trained and stored whole.
+    """Another, usually smaller, causal language model, trained and stored in full.
 
     Args:
         name_or_path: Hub id, local folder, GGUF file or bundled name.
@@ -169,7 +169,7 @@ class SeparateModel(CounterfactualModel):
 
     @property
     def lowest_layer(self) -> int:
-        """Every block is its own."""
+        """Zero: every block differs from the base model's."""
         return 0
 
     @contextmanager

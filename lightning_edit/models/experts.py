@@ -1,11 +1,11 @@
-"""Edits single experts of mixtures whose experts are stored in one tensor, as in transformers 5.
+"""Makes single experts editable in mixtures that store all experts in one tensor, as in transformers 5.
 
 There, the output projections of E experts are one parameter ``down_proj`` of shape (E, fan_out, fan_in), or
-(E, fan_in, fan_out), of a module that computes all experts at once. :func:`expert_slice` gives one expert's part of it
-as a linear map with an input, an output and a weight, so that it is an edit site like any other. Modules with such a
-map compute their experts one after the other; all other modules keep the implementation that they had. Modules
-outside transformers' interface of implementations that give each expert all tokens, weighted before (Llama 4), keep
-theirs, too; there a hook puts the slice's output in the place of the expert's.
+(E, fan_in, fan_out), of a module that computes all experts at once. :func:`expert_slice` exposes one expert's part as
+a linear map with an input, an output and a weight, so that it can be an edit site. Modules with such a slice compute
+their experts one after another; all other modules keep their implementation. Llama 4 passes all tokens, already
+weighted, to each expert and does not use transformers' interface of expert implementations: it also keeps its
+implementation, and a hook replaces the expert's output with the slice's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SLICES = "lightning_edit_slices"
 class ExpertSlice(nn.Module):
     """The output projection of one expert: y = x Wᵀ + b, where W and b are views of the mixture's parameters.
 
-    It reads all tokens, and zeros for those that the router sends to other experts. It has no parameters of its own.
+    Its input has all tokens, with zeros for those routed to other experts. It has no parameters of its own.
 
     Args:
         experts: The module that holds all experts of a layer.
@@ -38,7 +38,7 @@ class ExpertSlice(nn.Module):
 
     def __init__(self, experts: nn.Module, index: int) -> None:
         super().__init__()
-        # In a tuple, the module that this one is a child of does not become its child.
+        # The tuple keeps the parent module from being registered as a child.
         self._experts: tuple[Any] = (experts,)
         self.index = index
         self.out_features, self.in_features = self.weight.shape
@@ -62,19 +62,19 @@ class ExpertSlice(nn.Module):
 def has_slices(module: nn.Module) -> bool:
     """Whether a module holds the experts of a layer in a form that :func:`expert_slice` can address."""
     weight = getattr(module, PARAMETER, None)
-    # A norm between the projection and the residual stream would make the slice's output something else.
+    # With a norm after the projection, the slice's output would not be added to the residual stream as is.
     is_plain = not getattr(module, "has_post_expert_norm", False)
     known = _chooses_implementation(module) or _gives_all_tokens(module)
     return known and is_plain and isinstance(weight, Tensor) and weight.dim() == 3
 
 
 def _chooses_implementation(module: nn.Module) -> bool:
-    """Whether a mixture is computed by one of transformers' interchangeable implementations."""
+    """Whether a mixture uses transformers' interface of expert implementations."""
     return all(hasattr(module, name) for name in ("is_transposed", "has_bias", "has_gate", "_apply_gate"))
 
 
 def _gives_all_tokens(module: nn.Module) -> bool:
-    """Whether a mixture's forward takes, for each expert, all tokens, as Llama 4's: (E · N, hidden size)."""
+    """Whether a mixture's forward passes all tokens to each expert, as in Llama 4: (E · N, hidden size)."""
     return all(hasattr(module, name) for name in ("num_experts", "expert_dim", "gate_up_proj", "act_fn"))
 
 
@@ -83,7 +83,7 @@ def _is_transposed(experts: Any) -> bool:
 
 
 def expert_slice(experts: Any, index: int) -> ExpertSlice:
-    """One expert's output projection, created at the first request.
+    """Returns one expert's output projection, created on first use.
 
     Args:
         experts: The module that holds all experts of a layer; see :func:`has_slices`.
@@ -100,7 +100,7 @@ def expert_slice(experts: Any, index: int) -> ExpertSlice:
         if _chooses_implementation(experts):
             _use_slices(experts.config)
         else:
-            experts.register_forward_hook(_with_outputs_of_slices)
+            experts.register_forward_hook(_replace_slice_outputs)
     slices: nn.ModuleDict = getattr(experts, _SLICES)
     if str(index) not in slices:
         slices[str(index)] = ExpertSlice(experts, index)
@@ -110,11 +110,11 @@ def expert_slice(experts: Any, index: int) -> ExpertSlice:
 
 
 def _use_slices(config: Any) -> None:
-    """Makes a model's mixtures ask for slices before they run the implementation that was chosen for them."""
+    """Makes a model's mixtures use slices, and otherwise their configured implementation."""
     chosen = str(config._experts_implementation)
     if chosen.startswith(_IMPLEMENTATION):
         return
-    # A config's attributes are saved with the model, so the name itself says what to go on with.
+    # The config is saved with the model, so the name has to include the original implementation.
     name = f"{_IMPLEMENTATION}-{chosen}"
     ALL_EXPERTS_FUNCTIONS.register(name, partial(experts_forward, chosen))
     config._experts_implementation = name
@@ -123,14 +123,14 @@ def _use_slices(config: Any) -> None:
 def experts_forward(
     otherwise: str, self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """Computes the experts of a layer; those with a slice through it.
+    """Computes the experts of a layer, using slices where they exist.
 
     Args:
         otherwise: Name of the implementation for modules without slices.
-        self: The module that holds the experts, as transformers' interface of expert implementations passes it.
+        self: The module that holds the experts, as passed by transformers.
         hidden_states: (N, hidden size).
         top_k_index: (N, K) int64, the experts of each token.
-        top_k_weights: (N, K) weight of each of them.
+        top_k_weights: (N, K) weights of these experts.
 
     Returns:
         (N, hidden size), the weighted sum of the experts' outputs.
@@ -146,7 +146,7 @@ def experts_forward(
         tokens, choices = torch.where(top_k_index == index)
         key = _key(self, hidden_states[tokens], index)
         if str(index) in slices:
-            # All tokens pass, so that hooks meet each token where it stands in the batch.
+            # All tokens are passed, so that hooks find each token at its position in the batch.
             every_key = key.new_zeros(len(hidden_states), key.shape[-1]).index_put((tokens,), key)
             weights = top_k_weights.new_zeros(len(hidden_states)).index_put((tokens,), top_k_weights[tokens, choices])
             total = total + (slices[str(index)](every_key) * weights[:, None]).to(total.dtype)
@@ -156,8 +156,8 @@ def experts_forward(
     return total
 
 
-def _with_outputs_of_slices(experts: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Puts the outputs of slices in the place of those that their experts computed: (E · N, hidden size)."""
+def _replace_slice_outputs(experts: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Replaces the outputs of experts that have a slice with the slice's: (E · N, hidden size)."""
     inputs = args[0].view(len(experts.down_proj), -1, args[0].shape[-1])
     outputs = list(output.view(len(inputs), -1, output.shape[-1]))
     for index, part in getattr(experts, _SLICES).items():
@@ -167,7 +167,7 @@ def _with_outputs_of_slices(experts: Any, args: tuple[Tensor, ...], output: Tens
 
 
 def _key(experts: Any, hidden_states: Tensor, index: int) -> Tensor:
-    """What an expert's output projection reads."""
+    """Computes the input of an expert's output projection."""
     name = "gate_up_proj" if experts.has_gate else "up_proj"
     weight = getattr(experts, name)[index]
     bias = getattr(experts, f"{name}_bias")[index] if experts.has_bias else None

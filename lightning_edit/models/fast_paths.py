@@ -1,4 +1,4 @@
-"""The check that a fast forward pass gives what the full one gives."""
+"""Checks that a fast forward pass gives the same result as the full one."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 _TOLERANCE = 1e-3
 """Largest relative difference between a fast and the full pass that counts as rounding, in float32."""
 _FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What an unknown architecture raises where its blocks or its cache are used otherwise than it expects."""
+"""Errors that unknown architectures raise if their blocks or cache are used in an unexpected way."""
 
 
 def finite_rows(full: Tensor) -> Tensor:
-    """(N) bool: the rows of (N, D) or (N) values that are finite.
+    """Returns (N) bool: which rows of (N, D) or (N) values are finite.
 
-    The others are not compared: a text whose full pass breaks says nothing about the fast one.
+    Other rows are not compared: if the full pass fails, nothing can be said about the fast one.
     """
     return full.isfinite() if full.dim() == 1 else full.isfinite().all(-1)
 
 
 def problem_of(fast: Callable[[], Tensor | None], full: Tensor | None, dtype: torch.dtype) -> str | None:
-    """Why a fast pass cannot take the place of the full one; None where it can.
+    """Returns why a fast pass cannot replace the full one, or None if it can.
 
     Args:
-        fast: Runs the fast pass; (N, D), or (N) where each row gives one number.
-        full: The same of the full pass; None where it is known to be equal, and the fast pass could only fail.
-        dtype: Precision in which the model computes: half precision rounds more coarsely.
+        fast: Runs the fast pass; returns (N, D), or (N) with one number per row.
+        full: The result of the full pass; None to check only that the fast pass runs.
+        dtype: Precision of the model; half precision gets a larger tolerance.
 
     Raises:
-        torch.OutOfMemoryError: If there is no memory for the fast pass: the full one needs more still.
+        torch.OutOfMemoryError: If the fast pass runs out of memory: the full one needs even more.
     """
     try:
         output = fast()

@@ -1,4 +1,4 @@
-"""Tells whether two language models are the same base: a digest of every weight, and samples for other precisions."""
+"""Fingerprints of language models: a digest of all weights, and samples to compare across precisions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Settings that may differ between copies of one model.
+# Settings that may differ between copies of the same model.
 _VOLATILE = (
     "_name_or_path",
     "_attn_implementation_autoset",
@@ -26,7 +26,7 @@ _VOLATILE = (
     "use_cache",
 )
 _PROBES = ("The Eiffel Tower, Zürich; 3.5% of x?\n", "  don't 12,345\t東京 naïve हिन्दी 🙂", "A", " a")
-"""Texts that tokenizers of one vocabulary but other rules read differently."""
+"""Texts on which tokenizers with the same vocabulary but different rules differ."""
 _SAMPLES_PER_TENSOR = 4
 _TENSORS_KEPT = 64
 
@@ -48,11 +48,11 @@ class Fingerprint:
         model_type: The architecture's name.
         structure: SHA-256 of the configuration and, for models that are not quantised, of all tensor names and shapes.
         digest: SHA-256 over the SHA-256 of every tensor, in the precision the model was loaded in.
-        dtype: That precision.
+        dtype: The precision the model was loaded in.
         quantization: The quantisation method, or None.
-        samples: Values of a few tensors, by which copies in different precision are compared.
-        tokenizer: SHA-256 of the tokenizer's vocabulary and of what it makes of some texts; None where it is not known.
-        chat_template: SHA-256 of the tokenizer's chat template; None where there is none, or it is not known.
+        samples: Values of a few tensors, for comparing copies in different precision.
+        tokenizer: SHA-256 of the tokenizer's vocabulary and of its ids for some texts; None if unknown.
+        chat_template: SHA-256 of the tokenizer's chat template; None if there is none or it is unknown.
     """
 
     model_type: str
@@ -65,7 +65,7 @@ class Fingerprint:
     chat_template: str | None = None
 
     def compare(self, other: Fingerprint) -> Likeness:
-        """Compares with another model: exactly in equal precision, else to the rounding of the coarser one."""
+        """Compares with another model: exactly at equal precision, else up to the coarser rounding."""
         if (self.dtype, self.quantization) == (other.dtype, other.quantization):
             same = (self.structure, self.digest) == (other.structure, other.digest)
             return Likeness.SAME if same else Likeness.DIFFERENT
@@ -74,11 +74,11 @@ class Fingerprint:
         return Likeness.VARIANT if self._close(other) else Likeness.DIFFERENT
 
     def text_differences(self, other: Fingerprint, chat_template: bool) -> list[str]:
-        """What makes other tokens of texts: "tokenizer" and "chat template", as far as both models know theirs.
+        """Returns what changes the tokens of texts: "tokenizer" and "chat template", if known for both models.
 
         Args:
             other: The other model.
-            chat_template: Whether prompts are rendered with it.
+            chat_template: Whether prompts are rendered with the chat template.
         """
         pairs = {"tokenizer": (self.tokenizer, other.tokenizer)}
         if chat_template:
@@ -92,11 +92,11 @@ class Fingerprint:
         mine = torch.tensor([value for name in shared for value in self.samples[name]], dtype=torch.float64)
         theirs = torch.tensor([value for name in shared for value in other.samples[name]], dtype=torch.float64)
         coarser = max(_rounding(self.dtype), _rounding(other.dtype))
-        # Half a unit in the last place of each copy, and float16's underflow.
+        # Allows half a unit in the last place for each copy, and float16 underflow.
         return torch.allclose(mine, theirs, rtol=2 * coarser, atol=1e-7)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON and checkpoints."""
+        """Converts to plain data for JSON and checkpoints."""
         return asdict(self)
 
     @classmethod
@@ -106,7 +106,7 @@ class Fingerprint:
 
     @property
     def short(self) -> str:
-        """Twelve characters by which people can tell models apart."""
+        """A short form of twelve characters, for display."""
         return hashlib.sha256((self.structure + self.digest).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
@@ -121,20 +121,20 @@ def _samples(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     if flat.numel() <= _SAMPLES_PER_TENSOR:
         return flat
-    # A stride that is not a power of two, so that samples do not fall into one column.
+    # Not a power of two, so that samples do not all fall into one column.
     step = max(flat.numel() // _SAMPLES_PER_TENSOR - 1, 1)
     return flat[::step][:_SAMPLES_PER_TENSOR]
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of a tokenizer's vocabulary and of what it makes of some texts."""
+    """Computes the SHA-256 of a tokenizer's vocabulary and of its ids for some texts."""
     probes = [list(tokenizer(text)["input_ids"]) for text in _PROBES]
     content = json.dumps([sorted(tokenizer.get_vocab().items()), *probes])
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
-    """Takes the fingerprint of a model from its configuration, every number of every tensor, and its tokenizer."""
+    """Computes the fingerprint of a model from its configuration, all of its tensors and its tokenizer."""
     state = dict(sorted(model.state_dict().items()))
     method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     quantization = str(getattr(method, "quant_method", "quantised")) if method is not None else None
@@ -143,7 +143,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> F
     kept: dict[str, list[float]] = {}
     stride = max(len(state) // _TENSORS_KEPT, 1)
     for index, (name, tensor) in enumerate(state.items()):
-        # Packed integer weights say nothing about the values; only floating tensors are compared across copies.
+        # Only floating-point tensors are comparable across copies; packed integer weights are not.
         if index % stride == 0 and tensor.is_floating_point() and not tensor.is_meta:
             kept[name] = _samples(tensor).cpu().double().tolist()
     dtype = str(model.dtype).removeprefix("torch.")
@@ -161,10 +161,10 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> F
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 over names, shapes, dtypes and contents of a model's tensors; those that share memory are read once."""
+    """Computes the SHA-256 of names, shapes, dtypes and contents of a model's tensors; shared memory is read once."""
     state = dict(sorted(model.state_dict().items()))
     unique = {(tensor.data_ptr(), tensor.shape, tensor.dtype): tensor for tensor in state.values()}
-    # Hashing lets other threads run, and large tensors dominate.
+    # Hashing releases the GIL, and large tensors dominate.
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(unique, pool.map(_tensor_digest, unique.values()), strict=True))
     total = hashlib.sha256()
@@ -176,7 +176,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 def _tensor_digest(tensor: Tensor) -> bytes:
     if tensor.is_meta:
-        # Offloaded to the disk; its name, shape and dtype count.
+        # Offloaded to disk: only name, shape and dtype count.
         return b""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).digest()

@@ -1,4 +1,4 @@
-"""Losses at the language-model head, a few positions at a time."""
+"""Losses at the language-model head, computed a few positions at a time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_edit.functional.position_losses import (
 
 
 class Head(Protocol):
-    """A model with a head that can be asked alone."""
+    """A model whose head can be run separately."""
 
     def logits_of(self, inputs: Tensor) -> Tensor:
-        """(N, vocabulary) the logits of (N, hidden size) head inputs."""
+        """Computes logits (N, vocabulary) of head inputs (N, hidden size)."""
 
     @property
     def logits_at_once(self) -> int:
-        """Positions whose logits are computed in one product."""
+        """Number of positions whose logits are computed at once."""
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """What a head says about target tokens.
+    """Scores of target tokens.
 
     Args:
         log_probs: (N) natural logarithm of each token's probability.
@@ -46,13 +46,13 @@ class Ratings:
 
 @torch.no_grad()
 def rate(model: Head, inputs: Tensor, target_ids: Tensor, compared: Tensor, before: Tensor) -> Ratings:
-    """Rates target tokens, a few positions at a time.
+    """Scores target tokens, a few positions at a time.
 
     Args:
         model: The model whose head reads the inputs.
         inputs: (N, hidden size) head inputs.
-        target_ids: (N) int64 the tokens that they should predict.
-        compared: (C) int64 positions that are compared with the unedited model, ascending.
+        target_ids: (N) int64 the target tokens.
+        compared: (C) int64 positions to compare with the unedited model, ascending.
         before: (C, hidden size) the unedited model's head inputs there.
     """
     log_probs, predicted, divergences = [], [], []
@@ -71,12 +71,12 @@ def rate(model: Head, inputs: Tensor, target_ids: Tensor, compared: Tensor, befo
 
 
 def token_losses(model: Head, inputs: Tensor, target_ids: Tensor) -> Tensor:
-    """Negative log-likelihood of target tokens.
+    """Computes the negative log-likelihood of target tokens.
 
     Args:
         model: The model whose head reads ``inputs``.
         inputs: (N, hidden size) head inputs.
-        target_ids: (N) int64 the tokens that they should predict.
+        target_ids: (N) int64 the target tokens.
 
     Returns:
         (N) losses in nats, differentiable once with respect to ``inputs``.
@@ -91,13 +91,13 @@ def token_losses(model: Head, inputs: Tensor, target_ids: Tensor) -> Tensor:
 def losses_and_divergences(
     model: Head, inputs: Tensor, target_ids: Tensor, kept: Tensor, before: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:func:`token_losses` at some positions and KL(before || after) at others, in one product.
+    """Computes :func:`token_losses` at some positions and KL(before || after) at others, in one pass.
 
     Args:
         model: The model whose head reads the inputs.
-        inputs: (N, hidden size) head inputs of the edited model where it should say something new.
-        target_ids: (N) int64 the tokens that it should say.
-        kept: (C, hidden size) head inputs of the edited model where it should say what it said.
+        inputs: (N, hidden size) head inputs of the edited model where its output should change.
+        target_ids: (N) int64 the target tokens there.
+        kept: (C, hidden size) head inputs of the edited model where its output should stay.
         before: (C, hidden size) head inputs of the unedited model there.
 
     Returns:
@@ -118,7 +118,7 @@ def losses_and_divergences(
 
 @dataclass(frozen=True)
 class SearchLosses:
-    """What a head says while a value is searched.
+    """Losses and predictions during the search for a value.
 
     Args:
         nll: (N) negative log-likelihood of each target token in nats, differentiable once.
@@ -134,14 +134,14 @@ class SearchLosses:
 
 
 def search_losses(model: Head, inputs: Tensor, target_ids: Tensor, kept: Tensor, before: Tensor | None) -> SearchLosses:
-    """:func:`token_losses` at some positions and KL(now || before) at others, in one product.
+    """Computes :func:`token_losses` at some positions and KL(now || before) at others, in one pass.
 
     Args:
         model: The model whose head reads the inputs.
         inputs: (N, hidden size) head inputs where tokens are predicted.
         target_ids: (N) int64 those tokens.
         kept: (C, hidden size) head inputs where the predictions should stay.
-        before: (C, vocabulary) the logits there before; None in the pass that they are taken from.
+        before: (C, vocabulary) the reference logits there; None in the pass that records them.
     """
     count = len(inputs)
     predicted, kept_logits = [target_ids[:0]], []
@@ -159,7 +159,7 @@ def search_losses(model: Head, inputs: Tensor, target_ids: Tensor, kept: Tensor,
 
 
 def _split(part: slice, count: int) -> tuple[slice, slice]:
-    """Of a part of all positions: its share of the ``count`` first ones, and of those behind, counted from there."""
+    """Splits a slice of positions into its part of the first ``count`` and its part of the rest, relative to it."""
     answers = slice(min(part.start, count), min(part.stop, count))
     return answers, slice(max(part.start - count, 0), max(part.stop - count, 0))
 
@@ -167,7 +167,7 @@ def _split(part: slice, count: int) -> tuple[slice, slice]:
 def _joined(
     answers: tuple[Tensor, Tensor | None], compared: tuple[Tensor, Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses and slopes of two lots of positions, one behind the other."""
+    """Concatenates the losses and slopes of two sets of positions."""
     slopes = None if answers[1] is None or compared[1] is None else torch.cat([answers[1], compared[1]])
     return torch.cat([answers[0], compared[0]]), slopes
 

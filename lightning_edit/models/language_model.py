@@ -29,10 +29,10 @@ class BatchRows:
     """The prompts of one padded batch, for edits that treat its rows differently.
 
     Args:
-        indices: For each of R rows, the index of its prompt among those that were given.
+        indices: For each of R rows, the index of its prompt in the given list.
         prompt_ends: (R) int64 column of each prompt's last token in the padded batch.
-        decoding: Whether the batch is continued token by token (generation). The prompts then end in the last column,
-            and later passes hold one new column each.
+        decoding: Whether the batch is being generated from. The prompts then end in the last column, and each later
+            pass has one new column.
     """
 
     indices: list[int]
@@ -40,7 +40,7 @@ class BatchRows:
     decoding: bool = False
 
     def after_prompt(self, length: int) -> Tensor:
-        """(R, length) bool: the columns from each prompt's last token on, in a pass of ``length`` columns."""
+        """Returns (R, length) bool: the columns from each prompt's last token on, in a pass of that length."""
         columns = torch.arange(length, device=self.prompt_ends.device)
         if self.decoding:
             return (columns == length - 1).expand(len(self.indices), -1)
@@ -48,31 +48,46 @@ class BatchRows:
 
 
 _MOST_SPECIAL_TOKENS = 8
-"""More than any tokenizer puts around a text."""
+"""More than any tokenizer adds to a text."""
+_PREFIX_SHARE = 8
+"""A token whose keys and values are kept counts as this fraction of one that is run."""
 _SAMPLED_AT_ONCE = 64
-"""Texts that are sampled side by side."""
+"""Texts sampled per batch."""
 _POSITION_OFFSET = 2
-"""Rows that some position tables have in front (OPT)."""
+"""Extra rows at the start of some position tables (OPT)."""
 BatchContext = Callable[[BatchRows], AbstractContextManager[object]]
-"""Called with the rows of one padded batch; active while the model runs on it."""
+"""Called with the rows of a padded batch; the context is active while the model runs on it."""
 
 
 class ForwardPasses(Protocol):
-    """A way to run the model on a batch: all of it, or only what earlier passes did not compute."""
+    """Forward passes on a batch: full, or reusing what earlier passes computed."""
 
     def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
         """See :meth:`LanguageModel.head_inputs`."""
 
 
+class Prefix(ForwardPasses, Protocol):
+    """Keys and values of tokens that all texts of a call begin with; see :mod:`lightning_edit.models.shared_prefix`."""
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+
+    def cache(self, rows: int) -> Any:
+        """Returns keys and values for a batch, in a cache that can grow."""
+
+    def continued(self, texts: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
+        """Returns ids and attention mask (R, S) of whole texts, padded between prefix and suffix."""
+
+
 @dataclass(frozen=True)
 class Score:
-    """How a model rates one target after its prompt.
+    """Scores of one target after its prompt.
 
     Args:
         target_ids: The target's tokens (T).
-        predicted_ids: The most probable token at each of the target's positions, given the tokens before (T).
+        predicted_ids: The most probable token at each target position, given the earlier tokens (T).
         log_probs: Natural logarithm of each target token's probability (T).
-        head_input: (T, hidden size): what the language-model head read at these positions; None if not asked for.
+        head_input: (T, hidden size): input of the language-model head at these positions; None if not requested.
         divergence: Mean KL(reference || this) in nats over the positions; None without a reference.
     """
 
@@ -84,7 +99,7 @@ class Score:
 
 
 class LanguageModel:
-    """A Hugging Face causal language model, its tokenizer and its layer map; frozen, in eval mode, never copied.
+    """A Hugging Face causal language model with tokenizer and layer map; frozen, in eval mode, not copied.
 
     Args:
         model: The model. Its parameters are frozen and it is put into eval mode.
@@ -93,8 +108,8 @@ class LanguageModel:
         revision: Hub revision, if any.
         site: Name of the edit site, for models whose structure is ambiguous; see :class:`LayerMap`.
         chat_template: Render prompts with the tokenizer's chat template.
-        tokens_per_batch: Padded tokens in one forward pass of :meth:`score` and :meth:`generate`.
-        separator: What joins prompt and target; "" for scripts that are written without spaces.
+        tokens_per_batch: Padded tokens per forward pass of :meth:`score` and :meth:`generate`.
+        separator: Text between prompt and target; "" for scripts written without spaces.
     """
 
     def __init__(
@@ -120,14 +135,14 @@ class LanguageModel:
         self.tokens_per_batch = tokens_per_batch
         self._block_returns: int | None = None
         self._applied: set[str] = set()
-        self._running = 0
+        self._running_calls = 0
         self._warned_about_length = False
         self.proofs: dict[tuple[str, int], int] = {}
-        """Fast paths, by kind and layer, that gave what the full forward pass gives, for texts up to so many tokens."""
+        """Fast paths, by kind and layer, verified against the full forward pass, for texts up to so many tokens."""
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device of the inputs."""
         embeddings: Any = self.model.get_input_embeddings()
         return torch.device(embeddings.weight.device)
 
@@ -140,7 +155,7 @@ class LanguageModel:
 
     @property
     def is_placed(self) -> bool:
-        """Whether device_map or a quantiser put the weights where they are."""
+        """Whether device_map or a quantiser placed the weights."""
         return getattr(self.model, "hf_device_map", None) is not None or getattr(self.model, "is_quantized", False)
 
     def place(self, device: torch.device | str) -> None:
@@ -151,23 +166,23 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """The identity of the base model."""
+        """Fingerprint of the base model."""
         return fingerprint(self.model, self.tokenizer)
 
     def weights_changed(self) -> None:
-        """Forgets what was found out about the weights, after they were written."""
+        """Clears what was cached about the weights; call it after changing them."""
         vars(self).pop("fingerprint", None)
         self.proofs.clear()
 
     @contextmanager
     def marked_as_applied(self, ids: Sequence[str]) -> Iterator[None]:
-        """Notes edits as applied to this model for the length of the context.
+        """Marks edits as applied to this model within the context.
 
         Args:
             ids: Ids of the edits.
 
         Raises:
-            EditError: If one of them is applied already; its change would count twice.
+            EditError: If one of them is already applied; its change would count twice.
         """
         twice = sorted(self._applied.intersection(ids))
         if twice:
@@ -180,10 +195,10 @@ class LanguageModel:
 
     @contextmanager
     def direct_calls_refused(self) -> Iterator[None]:
-        """Makes calls of the Hugging Face model itself an error, while what it would say is not the edited answer."""
+        """Makes direct calls of the Hugging Face model an error, because they would bypass a routed edit."""
 
         def refuse(module: object, args: object) -> None:
-            if not self._running:
+            if not self._running_calls:
                 raise EditError(
                     "a routed edit is applied, which the Hugging Face model itself knows nothing of; call score() and "
                     "generate() of what applied() yields"
@@ -199,27 +214,27 @@ class LanguageModel:
 
     @contextmanager
     def _own_call(self) -> Iterator[None]:
-        self._running += 1
+        self._running_calls += 1
         try:
             yield
         finally:
-            self._running -= 1
+            self._running_calls -= 1
 
     def check_base(self, other: Fingerprint, what: str, name: str, chat_template: bool | None = None) -> str | None:
-        """Refuses what was made for another base model.
+        """Checks that something was made for this base model.
 
         Args:
-            other: Fingerprint of the base that it was made for.
-            what: What it is ("edit", "checkpoint"), for the message.
-            name: Name of the base that it was made for.
+            other: Fingerprint of the base model it was made for.
+            what: What it is ("edit", "checkpoint"), for messages.
+            name: Name of the base model it was made for.
             chat_template: Whether it was made with the chat template; not compared if None.
 
         Returns:
-            None for the same base, or a sentence about what differs (another precision or quantisation of it, another
-            tokenizer, prompts with or without the chat template), for the record.
+            None for the same base, or a message about what differs: precision or quantisation, tokenizer, or prompts
+            with or without the chat template.
 
         Raises:
-            BaseModelMismatchError: For another base.
+            BaseModelMismatchError: If it was made for another base model.
         """
         likeness = other.compare(self.fingerprint)
         if likeness is Likeness.DIFFERENT:
@@ -247,27 +262,27 @@ class LanguageModel:
 
     @cached_property
     def positions(self) -> int | None:
-        """Number of tokens that the model was made for; None where it does not say."""
+        """Maximum number of tokens in the model's configuration; None if unknown."""
         config: Any = self.model.config.get_text_config()
         named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
         return next((int(value) for value in named if value), None)
 
     @cached_property
     def has_position_table(self) -> bool:
-        """Whether positions are embedded by a table, which has no row for those beyond the last."""
+        """Whether positions are embedded by a table, which limits the length."""
         tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding)]
         others = [table for table in tables if table is not self.model.get_input_embeddings()]
         return any(0 <= table.num_embeddings - (self.positions or 0) <= _POSITION_OFFSET for table in others)
 
     def check_length(self, text: EncodedText, new_tokens: int = 0) -> None:
-        """Refuses a text that the model has no positions for; warns about one that is longer than it was made for.
+        """Raises if the model has no positions for a text; warns if it is longer than the configured maximum.
 
         Args:
             text: The text.
-            new_tokens: Tokens that are to be generated behind it.
+            new_tokens: Number of tokens to generate after it.
 
         Raises:
-            TokenizationError: If the model embeds positions by a table that is shorter than the text.
+            TokenizationError: If the model's position table is shorter than the text.
         """
         length = len(text.ids) + new_tokens
         if self.positions is None or length <= self.positions:
@@ -285,14 +300,14 @@ class LanguageModel:
             )
 
     def check_text(self, prompt: str, target: str = "", new_tokens: int = 0) -> None:
-        """Refuses a text that cannot be used, before a run begins that would stop at it.
+        """Raises for a text that cannot be used, before a run would fail on it.
 
-        Only texts that may be too long, or that a tokenizer may change, are tokenised: no token is shorter than a byte.
+        Only texts that may be too long, or that a tokenizer may change, are tokenised: a token has at least one byte.
 
         Args:
             prompt: The prompt.
-            target: The target behind it, if any.
-            new_tokens: Tokens that are to be generated behind it.
+            target: The target after it, if any.
+            new_tokens: Number of tokens to generate after it.
 
         Raises:
             TokenizationError: If the text does not survive the tokenizer, or the model has no positions for it.
@@ -306,20 +321,20 @@ class LanguageModel:
 
     @cached_property
     def takes_position_ids(self) -> bool:
-        """Whether the model's forward has an argument for positions."""
+        """Whether the model's forward accepts position_ids."""
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
     @property
     def block_returns(self) -> int:
-        """Length of the tuple that a block returns; 0 where it returns a tensor."""
+        """Length of the tuple that a block returns; 0 if it returns a tensor."""
         if self._block_returns is None:
             token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-            with torch.no_grad(), self._noting_what_blocks_return(), self._own_call():
+            with torch.no_grad(), self._recording_block_returns(), self._own_call():
                 self.model(input_ids=token, use_cache=False)
         return self._block_returns or 0
 
     @contextmanager
-    def _noting_what_blocks_return(self) -> Iterator[None]:
+    def _recording_block_returns(self) -> Iterator[None]:
         def note(module: object, args: object, output: Any) -> None:
             self._block_returns = len(output) if isinstance(output, tuple) else 0
 
@@ -330,17 +345,17 @@ class LanguageModel:
             handle.remove()
 
     def head_logits(self, batch: TokenBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """One forward pass with the language-model head on chosen positions only.
+        """Runs a forward pass with the language-model head on chosen positions only.
 
-        The head's input is replaced where the model's own forward calls it, so whatever the model does with the
-        logits afterwards (soft-capping, scaling) happens too. Gradients flow where hooks ask for them.
+        The head's input is replaced inside the model's own forward, so later processing of the logits (soft-capping,
+        scaling) is included. Gradients flow if hooks require them.
 
         Args:
             batch: R rows of S tokens, on the model's device.
             positions: (R, S) bool, N of them true.
 
         Returns:
-            Logits (N, vocabulary) and the head's own inputs (N, hidden size).
+            Logits (N, vocabulary) and head inputs (N, hidden size).
         """
         return self.head_logits_of({**self.inputs(batch), "use_cache": False}, positions)
 
@@ -351,18 +366,18 @@ class LanguageModel:
         extra: Tensor | None = None,
         outputs: list[Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`head_logits`, for inputs of the model's own forward.
+        """Like :meth:`head_logits`, for inputs of the model's own forward.
 
         Args:
             inputs: Arguments of the model's forward.
             positions: (R, S) bool, N of them true.
             extra: (M, hidden size) head inputs kept from an earlier pass.
-            outputs: The forward's whole output is appended to it.
+            outputs: List that the forward's full output is appended to.
         """
         seen: list[Tensor] = []
 
         def choose(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            # With a device map, the head may be elsewhere than what the model is given.
+            # With a device map, the head may be on another device than the inputs.
             chosen = args[0][positions.to(args[0].device)]
             seen.append(chosen.to(self.device))
             if extra is not None:
@@ -378,15 +393,15 @@ class LanguageModel:
             handle.remove()
         if outputs is not None:
             outputs.append(output)
-        # A view whose backward pass needs no second array of the logits' size.
+        # A view, so that the backward pass needs no second array of the logits' size.
         return output.logits.squeeze(0).to(self.device), seen[0]
 
     def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """(N, hidden size) what the head reads at chosen positions, without its logits; see :meth:`head_logits`."""
+        """Returns head inputs (N, hidden size) at chosen positions, without logits; see :meth:`head_logits`."""
         return self.head_inputs_of({**self.inputs(batch), "use_cache": False}, positions)
 
     def head_inputs_of(self, inputs: dict[str, Any], positions: Tensor) -> Tensor:
-        """As :meth:`head_inputs`, for inputs of the model's own forward."""
+        """Like :meth:`head_inputs`, for inputs of the model's own forward."""
         seen: list[Tensor] = []
 
         def choose_none(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -395,8 +410,8 @@ class LanguageModel:
 
         head: Any = self.model.get_output_embeddings()
         handle = head.register_forward_pre_hook(choose_none)
-        # Asked for here, because later there may be edits on the model that expect other rows.
-        noting = self._noting_what_blocks_return() if self._block_returns is None else nullcontext()
+        # Recorded now, because edits applied later may expect other rows.
+        noting = self._recording_block_returns() if self._block_returns is None else nullcontext()
         try:
             with noting, self._own_call():
                 self.model(**inputs)
@@ -405,9 +420,9 @@ class LanguageModel:
         return seen[0]
 
     def logits_of(self, inputs: Tensor) -> Tensor:
-        """(N, vocabulary) the logits of (N, hidden size) head inputs, through whatever the model does with them.
+        """Computes logits (N, vocabulary) of head inputs (N, hidden size), with the model's own post-processing.
 
-        The model's own forward runs on one token with the blocks left out, and the head reads ``inputs`` in its place.
+        The model's own forward runs on one token with all blocks skipped, and the head reads ``inputs`` instead.
         """
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         nowhere = torch.zeros_like(token, dtype=torch.bool)
@@ -416,10 +431,10 @@ class LanguageModel:
 
     @property
     def logits_at_once(self) -> int:
-        """Positions whose logits are computed in one product: 16 MB of float32 on a CPU, 512 MB elsewhere.
+        """Positions whose logits are computed at once: 16 MB of float32 on a CPU, 512 MB elsewhere.
 
-        Larger arrays a CPU's allocator gives back to the system and asks for again each time, which takes longer than
-        computing them.
+        A CPU's allocator returns larger arrays to the system and requests them again each time, which takes longer
+        than computing them.
         """
         numbers = 2**22 if self.device.type == "cpu" else 2**27
         embeddings: Any = self.model.get_output_embeddings()
@@ -431,11 +446,11 @@ class LanguageModel:
         return 256 if self.device.type == "cpu" else 4096
 
     def inputs(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """A batch as arguments of the model's own forward."""
+        """Converts a batch to arguments of the model's own forward."""
         left_padded = not bool(batch.attention_mask[:, 0].all())
         if not left_padded:
-            # Under causal attention nothing reads what lies to its right, so padding there needs no mask; with one, a
-            # padded position beyond a sliding window would have nothing to attend to, and become NaN.
+            # Causal attention never reads padding to the right, so it needs no mask; with a mask, a padded position
+            # beyond a sliding window would have nothing to attend to and become NaN.
             return {"input_ids": batch.input_ids, "attention_mask": torch.ones_like(batch.attention_mask)}
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.takes_position_ids:
@@ -443,7 +458,7 @@ class LanguageModel:
         return inputs
 
     def answer_logits(self, batch: TokenBatch) -> Tensor:
-        """(N, vocabulary) logits that predict the batch's target tokens, in the order of ``batch.target_ids``."""
+        """Returns logits (N, vocabulary) for the batch's target tokens, in the order of ``batch.target_ids``."""
         return self.head_logits(batch, batch.answer_mask)[0]
 
     @torch.no_grad()
@@ -455,17 +470,19 @@ class LanguageModel:
         keep_head_input: bool = False,
         passes: ForwardPasses | None = None,
         around: BatchContext | None = None,
+        prefix: Prefix | None = None,
     ) -> list[Score]:
-        """Rates targets, each after its prompt, under teacher forcing.
+        """Scores targets after their prompts, with teacher forcing.
 
         Args:
             prompts: The prompts (P).
             targets: One target for each.
-            references: Head inputs of an earlier :meth:`score` of the same texts (the unedited model's), or None where
-                no divergence is wanted.
-            keep_head_input: Return the head's inputs, to serve as references later.
-            passes: How the model is run, such as with cached hidden states; its own full pass by default.
-            around: Context of each padded batch; the batches are sorted by length.
+            references: Head inputs of an earlier :meth:`score` of the same texts (the unedited model's), or None for
+                no divergence.
+            keep_head_input: Whether to return the head inputs, for use as references.
+            passes: Forward passes to use, such as with cached hidden states; defaults to the full pass.
+            around: Context of each padded batch; batches are sorted by length.
+            prefix: Keys and values of tokens that all texts begin with, in place of ``passes``.
 
         Returns:
             P scores, in the order of the prompts.
@@ -482,14 +499,13 @@ class LanguageModel:
         for text in encoded:
             self.check_length(text)
         scores: dict[int, Score] = {}
-        for chunk in similar_lengths(
-            [len(text.ids) for text in encoded], self.tokens_per_batch, enough=self.saturation_tokens
-        ):
+        lengths = [_tokens_to_run(text, prefix) for text in encoded]
+        for chunk in similar_lengths(lengths, self.tokens_per_batch, enough=self.saturation_tokens):
             texts = [encoded[index] for index in chunk]
-            batch = self.encoder.collate(texts).to(self.device)
+            batch = self.encoder.collate(texts, "right" if prefix is not None else None).to(self.device)
             kept = [references[index] if references else None for index in chunk]
             with around(self._rows(chunk, texts, batch)) if around else nullcontext():
-                scored = self._score_batch(batch, texts, kept, keep_head_input, passes or self)
+                scored = self._score_batch(batch, texts, kept, keep_head_input, prefix or passes or self)
             scores.update(zip(chunk, scored, strict=True))
         return [scores[index] for index in range(len(prompts))]
 
@@ -534,17 +550,19 @@ class LanguageModel:
         prompts: Sequence[str],
         max_new_tokens: int | Sequence[int] = 16,
         around: BatchContext | None = None,
+        prefix: Prefix | None = None,
         **settings: Any,
     ) -> list[str]:
-        """Continues prompts, greedily unless ``settings`` say otherwise.
+        """Generates continuations of prompts, greedily by default.
 
-        The generation settings that were published with the model (sampling, penalties, beams, suppressed tokens) are
-        not used: only its end-of-text tokens are.
+        The model's published generation settings (sampling, penalties, beams, suppressed tokens) are not used, except
+        for its end-of-text tokens.
 
         Args:
             prompts: The prompts (P).
-            max_new_tokens: Length of the continuation, one for all or one for each.
+            max_new_tokens: Length of the continuation, one for all or one per prompt.
             around: Context of each padded batch.
+            prefix: Keys and values of tokens that all prompts begin with; not for beam search.
             settings: Fields of transformers' GenerationConfig, such as ``do_sample`` or ``num_beams``.
 
         Returns:
@@ -572,32 +590,57 @@ class LanguageModel:
             self.check_length(text, limit)
         texts: dict[int, str] = {}
         model: Any = self.model
-        lengths = [len(text.ids) for text in encoded]
+        lengths = [_tokens_to_run(text, prefix) for text in encoded]
         for chunk in similar_lengths(lengths, self.tokens_per_batch, limits):
-            batch = self.encoder.collate([encoded[index] for index in chunk], padding_side="left").to(self.device)
+            ids, mask, cached = self._to_continue([encoded[index] for index in chunk], prefix)
             config = self._generation_config(max(limits[index] for index in chunk), settings)
-            last_column = torch.full((len(chunk),), batch.input_ids.shape[1] - 1, device=self.device)
+            last_column = torch.full((len(chunk),), ids.shape[1] - 1, device=self.device)
             with (
                 around(BatchRows(chunk, last_column, decoding=True)) if around else nullcontext(),
                 self._without_published_generation_config(),
                 self._own_call(),
             ):
                 output = model.generate(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
+                    input_ids=ids,
+                    attention_mask=mask,
                     generation_config=config,
+                    **cached,
                     **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
                 )
-            for index, row in zip(chunk, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
+            for index, row in zip(chunk, output[:, ids.shape[1] :].tolist(), strict=True):
                 texts[index] = self.encoder.decode(row[: limits[index]])
         return [texts[index] for index in range(len(prompts))]
 
+    def first_generated_logits(self, encoded: Sequence[EncodedText], prefix: Prefix | None = None) -> Tensor:
+        """Returns logits (R, vocabulary) that the first generated token of prompts is chosen from.
+
+        Args:
+            encoded: The prompts (R).
+            prefix: See :meth:`generate`.
+        """
+        ids, mask, cached = self._to_continue(encoded, prefix)
+        config = self._generation_config(1, {"output_logits": True, "return_dict_in_generate": True})
+        model: Any = self.model
+        with self._without_published_generation_config(), self._own_call():
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **cached)
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _to_continue(
+        self, encoded: Sequence[EncodedText], prefix: Prefix | None
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Returns ids and attention mask (R, S) of prompts, and the cache to continue them from, if any."""
+        if prefix is not None:
+            return *prefix.continued(encoded), {"past_key_values": prefix.cache(len(encoded))}
+        batch = self.encoder.collate(encoded, padding_side="left").to(self.device)
+        return batch.input_ids, batch.attention_mask, {}
+
     def sample(self, starts: Tensor, length: int) -> Tensor:
-        """Continues token ids (P, S) to texts (P, length) int64, sampled at temperature 1 without end."""
+        """Samples texts (P, length) int64 from starting ids (P, S), at temperature 1 and without end-of-text."""
         model: Any = self.model
         settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "eos_token_id": None}
         config = self._generation_config(length - starts.shape[1], settings)
-        # A step reads all weights whatever the number of texts, so that many at once take hardly longer.
+        # A step reads all weights for any number of texts, so larger batches take hardly longer.
         parts = starts.to(self.device).split(_SAMPLED_AT_ONCE)
         with self._without_published_generation_config(), self._own_call():
             return torch.cat(
@@ -617,8 +660,8 @@ class LanguageModel:
     def _without_published_generation_config(self) -> Iterator[None]:
         """Hides the model's published generation settings.
 
-        transformers fills every unset field of a GenerationConfig from them, so that a repetition penalty or beams
-        would change greedy decoding.
+        transformers fills unset fields of a GenerationConfig from them, so a repetition penalty or beams would change
+        greedy decoding.
         """
         published = self.model.generation_config
         self.model.generation_config = GenerationConfig()
@@ -629,7 +672,7 @@ class LanguageModel:
 
     @contextmanager
     def enable_grad_through(self) -> Iterator[None]:
-        """Checks that gradients can be taken here, before an obscure error deep in autograd says that they cannot."""
+        """Enables gradients; raises a clear error in inference mode instead of an obscure one from autograd."""
         if torch.is_inference_mode_enabled():
             raise ConfigurationError(
                 "this editor takes gradients, which inference mode forbids; create the Trainer with "
@@ -637,3 +680,8 @@ class LanguageModel:
             )
         with torch.enable_grad():
             yield
+
+
+def _tokens_to_run(text: EncodedText, prefix: Prefix | None) -> int:
+    """Tokens that a text counts for in a batch; those of a prefix take memory, but hardly any time."""
+    return len(text.ids) if prefix is None else len(text.ids) - len(prefix) + len(prefix) // _PREFIX_SHARE

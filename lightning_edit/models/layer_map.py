@@ -1,4 +1,4 @@
-"""Finds the places of a language model that can be edited, from its structure."""
+"""Finds the editable linear maps of a language model from its structure."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ class EditSite:
     Args:
         name: Full name of the module in the model.
         module: The module.
-        layer: Index of the block that it belongs to; -1 where it belongs to none.
+        layer: Index of its block; -1 if it is outside the blocks.
         fan_in: Size of its input.
         fan_out: Size of its output.
         orientation: How its weight is stored.
-        reads_all_tokens: False for an expert of a mixture, which reads zeros for the tokens that its router sends to
-            others.
+        reads_all_tokens: False for an expert of a mixture, whose input is zero for tokens routed to other experts.
     """
 
     name: str
@@ -57,12 +56,12 @@ class EditSite:
         return weight
 
     def oriented(self, delta: Tensor) -> Tensor:
-        """A change of shape (fan_in, fan_out) in the orientation of the module's weight."""
+        """Converts a change (fan_in, fan_out) to the orientation of the module's weight."""
         return delta.T if self.orientation is Orientation.LINEAR else delta
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map whose orientation is known from its type."""
+    """Whether a module is a linear map with known orientation."""
     return isinstance(module, Conv1D) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
 
 
@@ -83,14 +82,14 @@ class LayerMap:
     """The blocks of a causal language model and the edit sites in them.
 
     The blocks are the module list whose length is the configuration's number of layers. The default edit site of a
-    block is its MLP's output projection: the only linear map that leads to the hidden size and lies outside every
-    submodule that takes an attention mask. Where there is none or more than one (mixture of experts, state-space
-    mixers), the map refuses and lists the candidates.
+    block is its MLP's output projection: the only linear map to the hidden size outside every submodule that takes an
+    attention mask. If there is none or more than one (mixture of experts, state-space mixers), the map raises an error
+    that lists the candidates.
 
     Args:
         model: A Hugging Face causal language model.
-        site: Name of the edit site with "{}" in place of the layer's index, for models whose structure is ambiguous,
-            such as "model.layers.{}.mlp.down_proj".
+        site: Name of the edit site with "{}" for the layer's index, for models with an ambiguous structure, such as
+            "model.layers.{}.mlp.down_proj".
 
     Raises:
         LayerMapError: If the blocks cannot be found.
@@ -124,7 +123,7 @@ class LayerMap:
         return outermost[0]
 
     def block(self, layer: int) -> nn.Module:
-        """The block of a layer.
+        """Returns the block of a layer.
 
         Args:
             layer: Zero-based index; negative ones count from the last block.
@@ -132,7 +131,7 @@ class LayerMap:
         return self.blocks[self.index(layer)]
 
     def index(self, layer: int) -> int:
-        """The zero-based index of a layer.
+        """Returns the zero-based index of a layer.
 
         Raises:
             LayerMapError: If the model has no such layer.
@@ -142,10 +141,10 @@ class LayerMap:
         return layer % len(self)
 
     def site(self, layer: int) -> EditSite:
-        """The MLP output projection of a layer, or the site named by the user.
+        """Returns the MLP output projection of a layer, or the site named by the user.
 
         Raises:
-            LayerMapError: If it is not found without doubt; the message lists the candidates.
+            LayerMapError: If the site is ambiguous; the message lists the candidates.
         """
         layer = self.index(layer)
         if self.site_pattern is not None:
@@ -170,18 +169,18 @@ class LayerMap:
         )
 
     def _fused_experts(self, prefix: str) -> list[str]:
-        """Names of the parameters of a block that hold the projections of several experts."""
+        """Returns the names of a block's parameters that hold the projections of several experts."""
         block = self._modules[prefix]
         return [name for name, parameter in block.named_parameters() if parameter.dim() == 3 and "conv" not in name]
 
     def _writes_to_residual(self, prefix: str, outputs: Sequence[str]) -> list[str]:
-        """Patterns of the maps of a block that write to the residual stream: MLP and attention outputs."""
+        """Returns name patterns of a block's maps to the residual stream: MLP and attention outputs."""
         inside = [name for name in self._maps_to_hidden_names(prefix) if name not in outputs]
         names = [*outputs, *inside[-1:]] if len(inside) else list(outputs)
         return [name.replace(f"{prefix}.", f"{self.blocks_name}.{{}}.", 1) for name in names]
 
     def _expert_slices(self, prefix: str) -> list[str]:
-        """Patterns of the first and the last expert's output projection in a block's mixture."""
+        """Returns name patterns of the first and last expert's output projection in a block."""
         mixtures = [
             name for name, module in self._modules.items() if name.startswith(f"{prefix}.") and has_slices(module)
         ]
@@ -194,7 +193,7 @@ class LayerMap:
         ]
 
     def _expert_site(self, name: str) -> EditSite | None:
-        """The output projection of one expert, such as "model.layers.3.mlp.experts.down_proj.7"; None for other names.
+        """Returns one expert's output projection, such as "model.layers.3.mlp.experts.down_proj.7", or None.
 
         Raises:
             LayerMapError: If the mixture has no such expert.
@@ -209,7 +208,7 @@ class LayerMap:
         return EditSite(name, module, self._layer_of(name), fan_in, fan_out, orientation, reads_all_tokens=False)
 
     def attention_site(self, layer: int) -> EditSite:
-        """The attention's output projection of a layer: the last linear map to the hidden size in what takes a mask.
+        """Returns a layer's attention output projection: the last linear map to the hidden size inside a mixer.
 
         Raises:
             LayerMapError: If the layer has none.
@@ -228,10 +227,10 @@ class LayerMap:
         return self.named_site(maps[-1])
 
     def named_site(self, name: str) -> EditSite:
-        """The linear map of a given name.
+        """Returns the linear map with a given name.
 
         Raises:
-            LayerMapError: If there is no such module, or it is no linear map.
+            LayerMapError: If there is no such module, or it is not a linear map.
         """
         module = self._modules.get(name)
         expert = self._expert_site(name)
@@ -247,21 +246,21 @@ class LayerMap:
         return EditSite(name, module, self._layer_of(name), fan_in, fan_out, orientation)
 
     def sites(self, wanted: Sequence[int | str]) -> list[EditSite]:
-        """Edit sites by layer (the default site of that layer) or by full module name, in the order of the layers."""
+        """Returns edit sites by layer (its default site) or full module name, in the order of the layers."""
         sites = [self.site(entry) if isinstance(entry, int) else self.named_site(entry) for entry in wanted]
         if len({site.name for site in sites}) < len(sites):
             raise LayerMapError(f"an edit site is named twice in {list(wanted)}; name each once")
         return sorted(sites, key=lambda site: site.layer)
 
     def sites_ending_in(self, endings: Sequence[str], layers: Sequence[int] | None = None) -> list[EditSite]:
-        """The linear maps inside blocks whose names end in one of some words, in the order of the layers.
+        """Returns the linear maps in blocks whose names have one of the endings, in the order of the layers.
 
         Args:
             endings: Ends of module names, such as "q_proj" or "mlp.down_proj".
-            layers: The layers that are looked at; all if None.
+            layers: The layers to search; all if None.
 
         Raises:
-            LayerMapError: If an ending fits no linear map.
+            LayerMapError: If an ending matches no linear map.
         """
         wanted = None if layers is None else {self.index(layer) for layer in layers}
         chosen: dict[str, EditSite] = {}

@@ -1,4 +1,4 @@
-"""Loads language models: from the Hub, a folder, a GGUF file, or the bundled name."""
+"""Loads language models from the Hub, a folder, a GGUF file, or by bundled name."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class LanguageModelSettings:
     Args:
         name_or_path: Hub id, local folder, GGUF file, or the bundled name "smollm2-135m-instruct".
         revision: Branch, tag or commit on the Hub.
-        dtype: "float32", "bfloat16" or "float16"; "auto" takes the published one.
-        device: Where to put the model; None leaves the choice to the Trainer (or the CPU).
+        dtype: "float32", "bfloat16" or "float16"; "auto" uses the published one.
+        device: Device of the model; None leaves the choice to the Trainer (or the CPU).
         device_map: Passed to transformers ("auto" spreads a large model over several devices).
         quantization: Keyword arguments of transformers' BitsAndBytesConfig, such as {load_in_4bit: true}.
         attn_implementation: Passed to transformers, such as "sdpa" or "eager".
-        site: Name of the edit site with "{}" for the layer, for models whose structure is ambiguous.
+        site: Name of the edit site with "{}" for the layer, for models with an ambiguous structure.
         chat_template: Render prompts with the tokenizer's chat template.
-        tokens_per_batch: Padded tokens in one forward pass of scoring and generating.
-        separator: What joins prompt and target; "" for scripts that are written without spaces.
+        tokens_per_batch: Padded tokens per forward pass of scoring and generating.
+        separator: Text between prompt and target; "" for scripts written without spaces.
     """
 
     name_or_path: str = "smollm2-135m-instruct"

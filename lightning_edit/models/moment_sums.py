@@ -1,4 +1,4 @@
-"""Adds up second moments of keys over a corpus, resumable and mergeable."""
+"""Accumulates second moments of keys over a corpus; resumable and mergeable."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lightning_edit.tokenization import TokenBatch
 
 _LOG = logging.getLogger(__name__)
 _BATCH_FACTOR = 4
-"""Token budget of a pass, as a multiple of ``LanguageModel.saturation_tokens``: adding a product takes time as well."""
+"""Tokens per pass, as a multiple of ``LanguageModel.saturation_tokens``: adding a product also takes time."""
 
 
 @dataclass
 class MomentSums:
-    """Σ k kᵀ over tokens, at every site.
+    """Sums Σ k kᵀ over tokens, for every site.
 
-    The product of a pass is taken in float32, the sum over passes in float64.
+    Products are computed in float32 and summed over passes in float64.
 
     Args:
         sums: Site name to (M, M) float64.
@@ -45,7 +45,7 @@ class MomentSums:
     batches: int = 0
 
     def add_batch(self, model: LanguageModel, ids: Tensor, sites: list[EditSite]) -> None:
-        """Adds the keys of every token of (B, L) int64 ids, in passes of no more tokens than make them faster."""
+        """Adds the keys of every token of (B, L) int64 ids, split into passes of an efficient size."""
         for part in ids.split(max(_BATCH_FACTOR * model.saturation_tokens // ids.shape[1], 1)):
             self.add(keys_of(model, part, sites))
         self.batches += 1
@@ -56,14 +56,14 @@ class MomentSums:
             wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
             product = multiplied(wide.T, wide.T)
             if site in self.sums:
-                # Sums of a run that was resumed were read from a file.
+                # The sums of a resumed run were read from a file, on the CPU.
                 self.sums[site] = self.sums[site].to(product.device).add_(product)
             else:
                 self.sums[site] = product.double()
         self.tokens += len(next(iter(keys.values())))
 
     def of_all_processes(self, sites: Sequence[EditSite]) -> MomentSums:
-        """The sums of all processes, each of which had its own part of a corpus.
+        """Returns the sums over all processes, each of which read a part of the corpus.
 
         Args:
             sites: The sites; a process without any batch has no sums of its own.
@@ -77,15 +77,15 @@ class MomentSums:
         return MomentSums(sums, *counts.tolist())
 
     def moments(self) -> dict[str, Tensor]:
-        """Site name to (M, M) float32 second moment."""
+        """Returns the second moment (M, M) float32 of each site."""
         return {site: (total / self.tokens).float() for site, total in self.sums.items()}
 
     def save(self, path: Path, identity: str) -> None:
-        """Saves the sums so far, for a resume.
+        """Saves the sums, to resume from them.
 
         Args:
             path: The file.
-            identity: What they belong to.
+            identity: Identifies the model, corpus and layers.
         """
         metadata = {"identity": identity, "tokens": json.dumps(self.tokens), "batches": json.dumps(self.batches)}
         with replace_file(path, sum(total.nbytes for total in self.sums.values())) as temporary:
@@ -93,7 +93,7 @@ class MomentSums:
 
     @classmethod
     def resume(cls, path: Path, identity: str) -> MomentSums:
-        """The saved sums, or none yet where there is no file or one of something else.
+        """Loads saved sums; empty if there is no file, or it has another identity.
 
         Raises:
             ConfigurationError: If the file is damaged.
@@ -116,7 +116,7 @@ class MomentSums:
 
 @torch.no_grad()
 def keys_of(model: LanguageModel, ids: Tensor, sites: list[EditSite]) -> dict[str, Tensor]:
-    """What sites read for every token of (B, L) int64 ids, in one pass that stops above the highest site.
+    """Computes the keys of sites for every token of (B, L) int64 ids, skipping the blocks above.
 
     Returns:
         Site name to (B · L, M).

@@ -14,7 +14,7 @@ from lightning_edit.tokenization import TokenBatch
 
 @torch.no_grad()
 def perplexity(model: LanguageModel, rows: Tensor, rows_per_pass: int = 8) -> float:
-    """exp(-1/N Σ log p(x_t | x_<t)) over the tokens of packed rows, the first of each row aside.
+    """Computes exp(-1/N Σ log p(x_t | x_<t)) over packed rows, without the first token of each row.
 
     Args:
         model: The model; edits may be applied to it.
@@ -22,7 +22,7 @@ def perplexity(model: LanguageModel, rows: Tensor, rows_per_pass: int = 8) -> fl
         rows_per_pass: Rows in one forward pass.
 
     Returns:
-        The perplexity; infinite or NaN where the model's predictions are.
+        The perplexity; infinite or NaN if the model's predictions are.
     """
     total, count = 0.0, 0
     for part in rows.split(rows_per_pass):
@@ -36,13 +36,13 @@ def perplexity(model: LanguageModel, rows: Tensor, rows_per_pass: int = 8) -> fl
 
 @torch.no_grad()
 def losses_of_rows(model: LanguageModel, rows: Tensor) -> Tensor:
-    """(R · (L - 1)) negative log-likelihood in nats of the tokens of packed rows (R, L), without each row's first."""
+    """Computes the (R · (L - 1)) negative log-likelihoods in nats of packed rows (R, L), without first tokens."""
     batch = _as_batch(rows.long().to(model.device))
     return token_losses(model, model.head_inputs(batch, batch.answer_mask), batch.target_ids)
 
 
 def _as_batch(ids: Tensor) -> TokenBatch:
-    """Rows whose every token but the first is a target."""
+    """Builds a batch in which every token but a row's first is a target."""
     target = torch.ones_like(ids, dtype=torch.bool)
     target[:, 0] = False
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

@@ -1,4 +1,4 @@
-"""Forward passes from one position and one block on, with what lies before and below kept."""
+"""Forward passes from a given position and block on, reusing cached states before and below."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
-_FURTHER = 2
-"""A proof holds for texts so many times as long. Attention windows, which length could touch, are always looked for."""
+_LENGTH_FACTOR = 2
+"""A verified fast path holds for texts up to this many times as long; attention windows are always checked."""
 
 
 class Passes:
-    """Repeated forward passes over the same texts, of which only a block and what follows it changes.
+    """Repeated forward passes over the same texts that change only from one block on.
 
     Args:
         model: The model.
@@ -41,11 +41,11 @@ class Passes:
 
     @property
     def offset(self) -> Tensor:
-        """(R) int64: how many of a text's first positions are not part of :attr:`batch`."""
+        """(R) int64: how many leading positions of each text :attr:`batch` leaves out."""
         return torch.zeros_like(self.start)
 
     def head_inputs(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """What the head reads in some of the texts.
+        """Returns head inputs for some of the texts.
 
         Args:
             rows: (K) int64 the texts.
@@ -59,17 +59,17 @@ class Passes:
         return self.trunk.head_inputs(batch, positions, states)
 
     def head_logits(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """(N, vocabulary) the logits in some of the texts; see :meth:`head_inputs`."""
+        """Returns logits (N, vocabulary) for some of the texts; see :meth:`head_inputs`."""
         states = None if self.states is None else self.states[rows, : batch.input_ids.shape[1]]
         return self.trunk.head_logits(batch, positions, states)
 
 
 class SuffixPasses(Passes):
-    """Passes over each text's positions from its start on.
+    """Forward passes over each text from its start position on.
 
-    The keys and values of the earlier positions are computed once and kept, in every block; each pass begins with an
-    unmodified copy of them. The model's own forward runs, with the blocks below left out: their kept entries stay,
-    since masks are made by the length of the first block's.
+    The keys and values of the earlier positions are computed once for every block; each pass starts with an unmodified
+    copy of this cache. The model's own forward runs with the blocks below skipped. Their cache entries stay, because
+    masks are built from the length of the first block's cache.
 
     Args:
         model: The model.
@@ -98,17 +98,17 @@ class SuffixPasses(Passes):
 
     @torch.no_grad()
     def _read_prefixes(self, before: TokenBatch) -> Any:
-        """The keys and values of the positions before the start, moved to the right end of each row.
+        """Computes the keys and values of the positions before the start, aligned right in each row.
 
-        They are computed with padding to the right, where nothing reads it; with padding to the left some models would
-        fill padded positions with NaN, which no mask takes out again.
+        They are computed with right padding, which nothing reads; with left padding some models would fill padded
+        positions with NaN, which no mask removes.
         """
         seen: list[Any] = []
         nowhere = torch.zeros_like(before.answer_mask)
         self.model.head_logits_of({**self.model.inputs(before), "use_cache": True}, nowhere, outputs=seen)
         length = before.input_ids.shape[1]
         place = torch.arange(length, device=before.input_ids.device)[None] - (length - self.start)[:, None]
-        self._known = (place >= 0).long()
+        self._prefix_mask = (place >= 0).long()
         cache = seen[0].past_key_values
         for layer in cache.layers:
             if layer.keys.shape[-2] != length:
@@ -118,13 +118,13 @@ class SuffixPasses(Passes):
 
     @torch.no_grad()
     def _entering_states(self, rows: Tensor) -> Tensor:
-        """(R, S, hidden size) what enters the lowest block that changes."""
+        """Computes the inputs (R, S, hidden size) of the lowest block that changes."""
         seen: list[Tensor] = []
 
         def note(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(args[0] if args else kwargs["hidden_states"])
 
-        # Asked for first: it may take a pass of its own.
+        # Read before hooking: it may run a pass of its own.
         blocks, returns = self.model.layer_map.blocks, self.model.block_returns
         handle = blocks[self.layer].register_forward_pre_hook(note, with_kwargs=True)
         try:
@@ -145,13 +145,13 @@ class SuffixPasses(Passes):
     def _run(
         self, rows: Tensor, batch: TokenBatch, positions: Tensor, ask: Callable[[dict[str, Any], Tensor], Tensor]
     ) -> Tensor:
-        """One pass over some of the texts. What lies behind the last of the positions is left out."""
+        """Runs a pass over some of the texts, up to the last of the positions."""
         last = int(positions.any(0).nonzero().max()) if bool(positions.any()) else batch.input_ids.shape[1] - 1
         width = last + 1
-        ids, positions, known = batch.input_ids[:, :width], positions[:, :width], self._known[rows]
+        ids, positions, known = batch.input_ids[:, :width], positions[:, :width], self._prefix_mask[rows]
         inputs: dict[str, Any] = {
             "input_ids": ids,
-            # Nothing reads the padding to the right of a text.
+            # Right padding is never read.
             "attention_mask": torch.cat([known, torch.ones_like(ids)], dim=1),
             "past_key_values": _selected(self._cache, rows),
             "use_cache": True,
@@ -169,14 +169,14 @@ class SuffixPasses(Passes):
 
 
 def _moved(values: Tensor, place: Tensor) -> Tensor:
-    """(R, heads, P, D) values with position ``place[r, p]`` of row r at p, and zeros where there is none."""
+    """Moves position ``place[r, p]`` of row r of (R, heads, P, D) values to p; zeros where it is negative."""
     index = place.clamp(min=0)[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
-    # Not a product: in a row without any position, some models attend to nothing, and read NaN.
+    # Not a product: in rows without any position, some models attend to nothing and compute NaN.
     return values.gather(2, index).masked_fill((place < 0)[:, None, :, None], 0)
 
 
 def _selected(cache: Any, rows: Tensor) -> Any:
-    """A cache of some of the rows, which grows without changing the original."""
+    """Copies some rows of a cache, so that it can grow without changing the original."""
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
     if not torch.equal(rows, torch.arange(len(cache.layers[0].keys), device=rows.device)):
@@ -187,10 +187,10 @@ def _selected(cache: Any, rows: Tensor) -> Any:
 
 @torch.no_grad()
 def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], layer: int) -> Passes:
-    """Passes from each text's start on where that gives the logits of the full pass, whole texts otherwise.
+    """Returns passes from each text's start on if they match the full pass, else passes over whole texts.
 
-    The first pass of a model, and the first one of far longer texts, is compared with the full one. Where they differ,
-    or the model keeps its keys and values in another form, a warning says so.
+    The first pass of a model, and the first on far longer texts, is compared with the full pass. If they differ, or
+    the model's cache has another form, a warning is issued.
 
     Args:
         model: The model.
@@ -201,20 +201,20 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
     if not any(starts):
         return Passes(model, texts, starts, layer)
     proof, longest = ("suffixes", layer), max(len(text.ids) for text in texts)
-    is_proved = model.proofs.get(proof, 0) >= longest
-    whole = None if is_proved else Passes(model, texts, starts, layer)
+    is_verified = model.proofs.get(proof, 0) >= longest
+    whole = None if is_verified else Passes(model, texts, starts, layer)
     rows = torch.arange(len(texts), device=model.device)
     expected = None if whole is None else whole.head_logits(rows, whole.batch, _last(whole.batch))
     built: list[SuffixPasses] = []
 
     def short() -> Tensor | None:
         built.append(SuffixPasses(model, texts, starts, layer))
-        return None if is_proved else built[0].head_logits(rows, built[0].batch, _last(built[0].batch))
+        return None if is_verified else built[0].head_logits(rows, built[0].batch, _last(built[0].batch))
 
     problem = problem_of(short, expected, model.dtype)
     if problem is None:
         if expected is not None and bool(expected.isfinite().all()):
-            model.proofs[proof] = _FURTHER * longest
+            model.proofs[proof] = _LENGTH_FACTOR * longest
         return built[0]
     warnings.warn(
         f"the keys and values before the subject cannot be reused in {model.name} ({problem}); whole texts are run",
@@ -224,7 +224,7 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
 
 
 def _last(batch: TokenBatch) -> Tensor:
-    """(R, S) bool: the last position of each row."""
+    """Returns (R, S) bool: the last position of each row."""
     last = torch.zeros_like(batch.answer_mask)
     last[torch.arange(len(batch)), batch.attention_mask.sum(1) - 1] = True
     return last

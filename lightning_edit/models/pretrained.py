@@ -1,4 +1,4 @@
-"""Reads a model and its tokenizer from the Hub, a folder or a GGUF file; files that are incomplete are refused."""
+"""Loads a model and its tokenizer from the Hub, a folder or a GGUF file; rejects incomplete files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _POINTER = b"version https://git-lfs"
 _UNUSABLE = (
     ValueError, KeyError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error, SafetensorError,
 )  # fmt: skip
-"""What transformers raises for truncated weights, unknown architectures, missing packages and encoder-decoders."""
+"""Errors of transformers for truncated weights, unknown architectures, missing packages and encoder-decoders."""
 _NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 
 
 def load_pretrained(
     path: str, revision: str | None, options: dict[str, Any], instead: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads from a folder, a GGUF file or the Hub.
+    """Loads a model and its tokenizer from a folder, a GGUF file or the Hub.
 
     Args:
-        path: Which.
+        path: Folder, GGUF file or Hub id.
         revision: Branch, tag or commit on the Hub.
         options: Passed to transformers' ``from_pretrained``.
-        instead: What the message of a model that is not found advises to pass.
+        instead: What the error message suggests to pass instead.
 
     Raises:
         SourceNotFoundError: If there is no such model.
@@ -51,7 +51,7 @@ def load_pretrained(
         raise SourceNotFoundError(f"{path}: no such folder or file; pass {instead}")
     try:
         if not file.exists():
-            # Of a repository that cannot be reached, transformers may say that it has no tokenizer or no model type.
+            # If the repository is unreachable, transformers may report a missing tokenizer or model type instead.
             hf_hub_download(path, "config.json", revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(where, **source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(where, **source, **options, output_loading_info=True)
@@ -69,10 +69,10 @@ def load_pretrained(
 
 
 def _refuse_incomplete(path: str, loading: Mapping[str, Any]) -> None:
-    """Refuses a model some of whose weights were not in the files: transformers draws them at random.
+    """Raises if weights were missing from the files, which transformers would initialise at random.
 
     Raises:
-        ConfigurationError: If there are such weights.
+        ConfigurationError: If weights are missing.
     """
     missing, mismatched = sorted(loading.get("missing_keys") or ()), loading.get("mismatched_keys") or ()
     if missing or mismatched:
@@ -86,7 +86,7 @@ def _refuse_incomplete(path: str, loading: Mapping[str, Any]) -> None:
 
 
 def _refuse_pointers(folder: Path) -> None:
-    """Refuses a file, or a folder with one, that is a Git LFS pointer.
+    """Raises if a file, or a file in a folder, is a Git LFS pointer.
 
     Raises:
         ConfigurationError: If there is one.
@@ -103,10 +103,10 @@ def _refuse_pointers(folder: Path) -> None:
 
 
 def _refuse_offloaded(path: str, model: PreTrainedModel) -> None:
-    """Refuses a model that device_map put on the disk in part, where edits and fingerprints cannot reach its weights.
+    """Raises if device_map offloaded part of a model to disk, out of reach of edits and fingerprints.
 
     Raises:
-        ConfigurationError: If it did.
+        ConfigurationError: If it is offloaded.
     """
     devices: dict[str, Any] = getattr(model, "hf_device_map", None) or {}
     offloaded = [name for name, device in devices.items() if str(device) == "disk"]

@@ -1,7 +1,7 @@
-"""Matrix products of linear maps on processors whose vector units torch's own products leave half idle.
+"""Matrix products of linear maps with oneDNN, on CPUs whose AVX-512 units MKL does not use.
 
-On the CPU, torch multiplies float32 matrices with MKL, which keeps AVX-512 for Intel's processors. oneDNN, which comes
-with torch too, uses it wherever it is there: on an AMD EPYC its products take from a half to a third of the time.
+On the CPU, torch multiplies float32 matrices with MKL, which uses AVX-512 only on Intel processors. oneDNN, which
+comes with torch, uses it wherever available: on an AMD EPYC its products take a third to half of the time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from transformers.pytorch_utils import Conv1D
 _TOLERANCE = 1e-5
 """Largest relative difference between two products that counts as rounding in float32."""
 _MIN_PRODUCT = 1_000_000
-"""Multiplications from which on oneDNN is faster: it takes 10 microseconds to begin."""
+"""Multiplications from which oneDNN is faster, given its overhead of 10 microseconds."""
 
 
 def use_wide_products(model: nn.Module) -> None:
-    """Lets the frozen linear maps of a model multiply with oneDNN where that is the faster way.
+    """Makes the frozen linear maps of a model use oneDNN where it is faster.
 
-    Products in float32 change by rounding. All others, those of weights that are trained, those under autocast and
-    those of maps that something else gave a forward of their own, stay what they are. No weight is copied or packed.
-    What oneDNN compiles for a shape it keeps, half a megabyte for each of the last 1,024; the environment's
-    ``LRU_CACHE_CAPACITY`` and ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``, read at the first product, bound it.
-    ``torch.backends.mkldnn.flags(enabled=False)`` turns it off for the length of a context.
+    Products in float32 change by rounding. Other dtypes, trained weights, autocast and maps whose forward was already
+    replaced are not affected. No weight is copied or packed. oneDNN caches what it compiles for a shape: half a
+    megabyte for each of the last 1,024. The environment variables ``LRU_CACHE_CAPACITY`` and
+    ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``, read at the first product, limit the cache.
+    ``torch.backends.mkldnn.flags(enabled=False)`` turns oneDNN off within a context.
 
     Args:
         model: The model; each of its ``torch.nn.Linear`` and ``Conv1D`` gets another forward.
@@ -38,13 +38,13 @@ def use_wide_products(model: nn.Module) -> None:
         return
     for module in model.modules():
         if type(module) in _FORWARDS and "forward" not in vars(module):
-            # As a method, it follows the module when that is copied or pickled.
+            # A method is copied and pickled with its module.
             vars(module)["forward"] = MethodType(_FORWARDS[type(module)], module)
 
 
 @cache
 def _is_faster_here() -> bool:
-    """Whether oneDNN's products serve on this machine. One is compared with torch's; a warning says if it is wrong."""
+    """Whether oneDNN is faster and correct on this machine; warns if its result differs from torch's."""
     problem = _problem() if _mkl_is_narrow() else None
     if problem is not None:
         warnings.warn(f"oneDNN's products cannot be used ({problem}); torch's own are", stacklevel=3)
@@ -52,16 +52,16 @@ def _is_faster_here() -> bool:
 
 
 def _mkl_is_narrow() -> bool:
-    """Whether torch's own products leave vector units idle, as far as torch can tell."""
+    """Whether MKL leaves AVX-512 unused on this CPU, as far as torch can tell."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
-    # Older versions of torch do not tell.
+    # Older versions of torch lack this function.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_f")) and "Intel" not in str(capabilities.get("cpu_name"))
 
 
 def _problem() -> str | None:
-    """What is wrong with oneDNN's products, if anything is: one of them is compared with torch's own."""
+    """Compares one oneDNN product with torch's; returns what is wrong, or None."""
     x, weight = (torch.linspace(-1, 1, rows * 96).sin().view(rows, 96) for rows in (5, 64))
     expected = linear(x, weight)
     try:
@@ -73,13 +73,13 @@ def _problem() -> str | None:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Of (…, M) x, (N, M) weight and (N) bias: x Wᵀ + b."""
+    """Computes x Wᵀ + b for x (…, M), weight (N, M) and bias (N)."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """The product with a frozen weight, differentiable any number of times with respect to x alone."""
+    """Product with a frozen weight, differentiable any number of times with respect to x only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -93,7 +93,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiplies with oneDNN, x Wᵀ + b, where that is the faster way: for large float32 matrices, W and b frozen.
+    """Computes x Wᵀ + b, with oneDNN if it is faster: for large float32 matrices with frozen W and b.
 
     Args:
         x: (…, M).

@@ -1,4 +1,4 @@
-"""Records what modules read and write at chosen positions, running no more of the model than that takes."""
+"""Records inputs and outputs of modules at chosen positions, running only the blocks needed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Side = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class Tap:
-    """A place to record.
+    """A module input or output to record.
 
     Args:
         module: The module.
         side: Whether its input or its output is recorded.
-        layer: The block that it belongs to.
+        layer: Index of its block.
     """
 
     module: nn.Module
@@ -34,7 +34,7 @@ class Tap:
 
 
 def as_rows(values: Tensor, shape: torch.Size) -> Tensor:
-    """(R, S, D) of values that some architectures flatten to (R · S, D).
+    """Reshapes values, which some architectures flatten to (R · S, D), to (R, S, D).
 
     Raises:
         LayerMapError: If there are several states for each position, as between Gemma 3n's blocks.
@@ -48,25 +48,25 @@ def as_rows(values: Tensor, shape: torch.Size) -> Tensor:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """A module's output, or the first of several."""
+    """Returns a module's output, or the first of several."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
 
 
 @contextmanager
 def tapped(taps: Mapping[str, Tap], seen: dict[str, Tensor]) -> Iterator[None]:
-    """Writes what the taps see into ``seen`` while the context is active."""
+    """Records tapped values into ``seen`` within the context."""
     with ExitStack() as stack:
         for name, tap in taps.items():
-            handle = tap.module.register_forward_hook(_seeing(name, tap.side, seen), with_kwargs=True)
+            handle = tap.module.register_forward_hook(_recording_hook(name, tap.side, seen), with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
 
-def _seeing(name: str, side: Side, seen: dict[str, Tensor]) -> Callable[..., None]:
+def _recording_hook(name: str, side: Side, seen: dict[str, Tensor]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
-        # A copy: some blocks add the attention's output to the MLP's in place.
+        # Cloned, because some blocks add the attention's output to the MLP's in place.
         seen[name] = first_tensor(given if side == "input" else output).clone()
 
     return hook
@@ -80,19 +80,19 @@ def record(
     taps: Mapping[str, Tap],
     around: BatchContext | None = None,
 ) -> dict[str, Tensor]:
-    """What taps see at one position of each text; blocks above the highest tap are left out.
+    """Records taps at one position of each text; blocks above the highest tap are skipped.
 
     Args:
         model: The model; edits may be applied to it.
         texts: N texts.
-        positions: Position in each, counted from the text's first token.
-        taps: Name to place.
+        positions: Position in each text, counted from its first token.
+        taps: Name to tap.
         around: Context of each padded batch; the rows' prompts end at the recorded positions.
 
     Returns:
         Name to (N, D) values, in float32 or, for a float64 model, in float64.
     """
-    # Nothing that lies behind a position is read at it.
+    # Later positions have no influence, so they are cut off.
     texts = [EncodedText(text.ids[: end + 1], (end + 1, end + 1)) for text, end in zip(texts, positions, strict=True)]
     last = _recorded(model, texts, taps, around, lambda values, length: values[length - 1])
     return {name: torch.stack(states) for name, states in last.items()}
@@ -104,12 +104,12 @@ def record_all(
     taps: Mapping[str, Tap],
     around: BatchContext | None = None,
 ) -> dict[str, list[Tensor]]:
-    """What taps see at every token of texts; blocks above the highest tap are left out.
+    """Records taps at every token of texts; blocks above the highest tap are skipped.
 
     Args:
         model: The model; edits may be applied to it.
         texts: N texts.
-        taps: Name to place.
+        taps: Name to tap.
         around: Context of each padded batch; the rows' prompts end with the texts.
 
     Returns:
@@ -126,7 +126,7 @@ def _recorded(
     around: BatchContext | None,
     choose: Callable[[Tensor, int], Tensor],
 ) -> dict[str, list[Tensor]]:
-    """Name to what is chosen of each text's (S, D) values, given its length."""
+    """Records what ``choose`` selects from each text's (S, D) values, given its length."""
     highest = max(tap.layer for tap in taps.values())
     above = model.layer_map.blocks[highest + 1 :]
     recorded: dict[str, dict[int, Tensor]] = {name: {} for name in taps}
@@ -144,7 +144,7 @@ def _recorded(
         for name, values in seen.items():
             rows = as_rows(values, batch.input_ids.shape)
             wide = torch.promote_types(rows.dtype, torch.float32)
-            # Copies, so that nothing of the batch is kept beside what is chosen.
+            # Copied, so that the rest of the batch can be freed.
             chosen = (choose(row, length).to(wide, copy=True) for row, length in zip(rows, lengths, strict=True))
             recorded[name].update(zip(chunk, chosen, strict=True))
     return {name: [chosen[index] for index in range(len(texts))] for name, chosen in recorded.items()}

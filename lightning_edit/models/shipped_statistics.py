@@ -1,4 +1,4 @@
-"""Statistics of keys that come with the package."""
+"""Key statistics that ship with the package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_edit.shipped import checkpoints_folder
 
 
 def shipped_statistics(model: LanguageModel, layers: Sequence[int]) -> KeyStatistics | None:
-    """The statistics in checkpoints/ that belong to a model and have the wanted layers; None if there are none.
+    """Loads the statistics in checkpoints/ for a model and some layers; None if there are none.
 
     Args:
-        model: The model, in the precision that it is used in.
+        model: The model, in the precision it is used in.
         layers: The layers whose MLP output projections are needed.
     """
     sites = {model.layer_map.site(layer).name for layer in layers}
@@ -29,7 +29,7 @@ def shipped_statistics(model: LanguageModel, layers: Sequence[int]) -> KeyStatis
 
 
 def _belongs_to(manifest: Path, model: LanguageModel) -> bool:
-    """Decided by the manifest alone, so that only what will be used is read; loading checks the files' sums."""
+    """Whether the manifest is for this model; tensors are read, and checksums verified, only on loading."""
     fingerprint = Fingerprint.from_dict(json.loads(manifest.read_text("utf-8"))["fingerprint"])
     if fingerprint.compare(model.fingerprint) is not Likeness.SAME:
         return False

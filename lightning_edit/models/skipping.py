@@ -1,4 +1,4 @@
-"""Leaves blocks of a model out of its forward pass, or gives one other hidden states."""
+"""Skips blocks in a model's forward pass, or replaces the hidden states that enter a block."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 @contextmanager
 def skipped(blocks: Sequence[nn.Module], returns: int) -> Iterator[None]:
-    """Lets blocks pass on what they are given, for the length of the context.
+    """Makes blocks return their input unchanged within the context.
 
     Args:
         blocks: The blocks.
-        returns: Length of the tuple that such a block returns; 0 where it returns a tensor.
+        returns: Length of the tuple that a block returns; 0 if it returns a tensor.
     """
 
     def pass_on(*args: Any, **kwargs: Any) -> Any:
@@ -24,7 +24,7 @@ def skipped(blocks: Sequence[nn.Module], returns: int) -> Iterator[None]:
 
     with ExitStack() as stack:
         for block in blocks:
-            # Where a device map placed the model, its own replacement lies on the instance already.
+            # With a device map, the instance already has a replaced forward.
             stack.callback(_restore, block, vars(block).get("forward"))
             vars(block)["forward"] = pass_on
         yield
@@ -34,13 +34,13 @@ def _restore(block: nn.Module, earlier: Any) -> None:
     if earlier is not None:
         vars(block)["forward"] = earlier
     else:
-        # Without one on the instance, the class's own forward is found again.
+        # Deleting it from the instance restores the class's forward.
         del vars(block)["forward"]
 
 
 @contextmanager
 def entering(block: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Gives a block other hidden states than the model would, for the length of the context.
+    """Replaces the hidden states that enter a block within the context.
 
     Args:
         block: The block.

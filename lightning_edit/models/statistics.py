@@ -1,4 +1,4 @@
-"""Second moments of the keys that edit sites read, collected once for a model and a corpus."""
+"""Second moments of the keys at edit sites, collected once per model and corpus."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ MANIFEST = "statistics.json"
 TENSORS = "statistics.safetensors"
 FORMAT = 2
 PACKED_FORMAT = 3
-"""Of statistics in half precision; see :func:`lightning_edit.functional.packed_moments.pack_moment`."""
+"""Format of half-precision statistics; see :func:`lightning_edit.functional.packed_moments.pack_moment`."""
 
 _SCALE, _TRIANGLE = ":scale", ":triangle"
-"""What follows a site's name in the names of its two packed tensors."""
+"""Suffixes of a site's two packed tensors."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What statistics were collected on.
+    """The corpus that statistics were collected on.
 
     Args:
-        name: The corpus.
+        name: Name of the corpus.
         length: Tokens of a packed text.
         tokens: Number of tokens read.
-        digest: SHA-256 of the packed texts, of which a run may have read a part.
+        digest: SHA-256 of all packed texts; a run may have read only a part.
     """
 
     name: str
@@ -58,9 +58,9 @@ class KeyStatistics:
 
     Args:
         moments: Site name to (M, M) second moment.
-        corpus: What they were collected on.
+        corpus: The corpus they were collected on.
         model_name: Name of the model, for messages.
-        fingerprint: The model that they belong to.
+        fingerprint: Fingerprint of the model.
 
     Raises:
         NonFiniteError: If a moment is not finite.
@@ -76,14 +76,14 @@ class KeyStatistics:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What they were collected on, as plain data."""
+        """The corpus as plain data."""
         return asdict(self.corpus)
 
     def check(self, model: LanguageModel) -> None:
-        """Refuses another model; another precision or tokenizer of the same one is a mismatch, too.
+        """Checks that the statistics belong to a model, in the same precision and with the same tokenizer.
 
         Raises:
-            BaseModelMismatchError: If they belong to another model.
+            BaseModelMismatchError: If they were collected on another model.
         """
         if self.fingerprint.compare(model.fingerprint) is not Likeness.SAME:
             raise BaseModelMismatchError(
@@ -98,15 +98,15 @@ class KeyStatistics:
 
     @classmethod
     def kept_in(cls, folder: str | Path, corpus: Corpus, fingerprint: Fingerprint) -> KeyStatistics | None:
-        """The statistics that a folder holds, to which those of more sites are to be added; None if it holds none.
+        """Loads a folder's statistics so that more sites can be added; None if there are none.
 
         Args:
             folder: The folder.
-            corpus: What the others are collected on.
-            fingerprint: The model that they belong to.
+            corpus: The corpus of the new sites' statistics.
+            fingerprint: Fingerprint of the model.
 
         Raises:
-            ConfigurationError: If the folder's were collected on something else, or on another model.
+            ConfigurationError: If the folder's were collected on another corpus or model.
         """
         if not (Path(folder) / MANIFEST).is_file():
             return None
@@ -119,10 +119,10 @@ class KeyStatistics:
         return kept
 
     def moment(self, site: str) -> Tensor:
-        """(M, M) the second moment at a site.
+        """Returns the second moment (M, M) at a site.
 
         Raises:
-            EditorNotFittedError: If there is none, or it comes from too few tokens to be of full rank.
+            EditorNotFittedError: If there is none, or it has too few tokens for full rank.
         """
         if site not in self.moments:
             raise EditorNotFittedError(
@@ -137,11 +137,11 @@ class KeyStatistics:
         return self.moments[site]
 
     def require(self, site: str) -> None:
-        """Raises what :meth:`inverse_times` would, before any work is done."""
+        """Raises the errors of :meth:`inverse_times` before any work is done."""
         self._factor(site)
 
     def inverse_times(self, site: str, keys: Tensor) -> Tensor:
-        """(M, N) float64 C⁻¹K, with a Cholesky factor that is computed once for each site.
+        """Computes C⁻¹K, (M, N) float64, with a Cholesky factor cached per site.
 
         Raises:
             EditorNotFittedError: See :meth:`moment`; or if the moment is not of full rank.
@@ -161,15 +161,15 @@ class KeyStatistics:
         return self._factors[site]
 
     def save(self, folder: str | Path, packed: bool = False) -> Path:
-        """Saves the moments and where they come from; the folder appears whole or not at all.
+        """Saves the moments and their origin; the folder is written atomically.
 
         Args:
             folder: The folder.
-            packed: In half precision, for a quarter of the size; C⁻¹k then differs by 5e-4 of its length (SmolLM2).
+            packed: Save in half precision, at a quarter of the size; C⁻¹k then differs by 5e-4 of its length (SmolLM2).
 
         Raises:
             ConfigurationError: If the folder holds something else.
-            EditorNotFittedError: If a moment that is to be packed is not of full rank.
+            EditorNotFittedError: If a moment to be packed is not of full rank.
         """
         folder = Path(folder)
         if holds_something_else(folder, MANIFEST):
@@ -255,21 +255,21 @@ def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class IdentityStatistics:
-    """C = I in place of collected statistics, for trials."""
+    """C = I instead of collected statistics, for trials."""
 
     @property
     def origin(self) -> dict[str, Any]:
-        """They were collected on nothing."""
+        """Empty: there is no corpus."""
         return {}
 
     def check(self, model: LanguageModel) -> None:
-        """Belongs to every model."""
+        """Accepts every model."""
 
     def require(self, site: str) -> None:
-        """Serves every site."""
+        """Accepts every site."""
 
     def moment(self, site: str) -> Tensor:
-        """Refuses: an identity has no null space.
+        """Raises an error: an identity has no null space.
 
         Raises:
             EditorNotFittedError: Always.
@@ -277,7 +277,7 @@ class IdentityStatistics:
         raise EditorNotFittedError(f"the second moment of {site} is needed; collect statistics (covariance: fitted)")
 
     def inverse_times(self, site: str, keys: Tensor) -> Tensor:
-        """(M, N) float64 K itself."""
+        """Returns K itself, (M, N) float64."""
         return keys.double()
 
 

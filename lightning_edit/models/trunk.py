@@ -1,4 +1,4 @@
-"""Keeps the hidden states below the lowest edit site, which no edit can change."""
+"""Caches the hidden states below the lowest edit site, which no edit can change."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _GROUP = 32
 
 
 class Trunk:
-    """The hidden states that enter one block, kept for the texts that it was filled with.
+    """Cache of the hidden states that enter one block, for the texts it was filled with.
 
-    The model's own forward runs with the blocks below left out, so masks, positions and whatever else it computes
-    from the whole input stay its own. The first use is compared with the full forward pass; where they differ, the
-    trunk gives up with a warning, and the full pass is taken from then on.
+    The model's own forward runs with the blocks below skipped, so it still computes masks, positions and everything
+    else that depends on the input. The first use is compared with the full forward pass; if they differ, the trunk
+    issues a warning and uses the full pass from then on.
 
     Args:
         model: The base model.
-        layer: Index of the lowest block that is run again: the one of the lowest edit site.
-        limit: Bytes of hidden states to keep; the states of other texts are computed each time.
-        dtype: Precision in which they are kept; the model's own if none is given.
+        layer: Index of the lowest block to run: that of the lowest edit site.
+        limit: Bytes of hidden states to cache; other texts are computed each time.
+        dtype: Precision of the cache; defaults to the model's.
     """
 
     def __init__(
@@ -61,31 +61,31 @@ class Trunk:
         self._sizes = (0, 0)
 
     def head_inputs(self, batch: TokenBatch, positions: Tensor, states: Tensor | None = None) -> Tensor:
-        """As :meth:`LanguageModel.head_inputs`, without the blocks below the trunk's layer.
+        """Like :meth:`LanguageModel.head_inputs`, without the blocks below the trunk's layer.
 
         Args:
             batch: R rows.
             positions: (R, S) bool.
-            states: What :meth:`states` gave for the batch, if it is at hand.
+            states: Result of :meth:`states` for the batch, if available.
         """
         if not self._serves(batch):
             return self._full(batch, positions)
         return self._short(batch, positions, states)
 
     def head_logits(self, batch: TokenBatch, positions: Tensor, states: Tensor | None = None) -> Tensor:
-        """(N, vocabulary) the logits at chosen positions, in one pass; see :meth:`head_inputs`."""
+        """Returns logits (N, vocabulary) at chosen positions; see :meth:`head_inputs`."""
         if not self._serves(batch):
             return self.model.head_logits(batch, positions)[0]
         with self._shortened(batch, states):
             return self.model.head_logits(batch, positions)[0]
 
     def answer_logits(self, batch: TokenBatch) -> Tensor:
-        """As :meth:`LanguageModel.answer_logits`, without the blocks below the trunk's layer."""
+        """Like :meth:`LanguageModel.answer_logits`, without the blocks below the trunk's layer."""
         return self.head_logits(batch, batch.answer_mask)
 
     def _serves(self, batch: TokenBatch) -> bool:
         if self.works is None:
-            self._prove(batch)
+            self._verify(batch)
         return bool(self.works)
 
     def _full(self, batch: TokenBatch, positions: Tensor) -> Tensor:
@@ -97,22 +97,22 @@ class Trunk:
 
     @contextmanager
     def _shortened(self, batch: TokenBatch, states: Tensor | None) -> Iterator[None]:
-        """Leaves out the blocks below, for passes over a batch."""
+        """Skips the blocks below, for passes over a batch."""
         blocks = self.model.layer_map.blocks
         states = self._gather(batch) if states is None else states
         with skipped(blocks[: self.layer], self._returns), entering(blocks[self.layer], states):
             yield
 
     def states(self, batch: TokenBatch) -> Tensor | None:
-        """(R, S, hidden size) what enters the trunk's block, for passing on; None where the full pass is taken."""
+        """Returns the trunk block's inputs (R, S, hidden size); None if the full pass is used."""
         return self._gather(batch) if self._serves(batch) else None
 
     def references(self, batch: TokenBatch, states: Tensor | None = None) -> Tensor:
-        """(N, hidden size) head inputs of the unedited model at the batch's answer positions.
+        """Returns the unedited model's head inputs (N, hidden size) at the batch's answer positions.
 
         Args:
             batch: R rows.
-            states: What :meth:`states` gave for them, if it is at hand.
+            states: Result of :meth:`states` for the batch, if available.
         """
         kept = [self.store.get(key) for key in batch.keys]
         references = [entry.reference for entry in kept if entry is not None and entry.reference is not None]
@@ -124,20 +124,20 @@ class Trunk:
     def fill(
         self, texts: Iterable[EncodedText], reference_texts: Iterable[EncodedText] = (), folder: Path | None = None
     ) -> None:
-        """Computes and keeps the states of texts, with a progress bar, up to the limit.
+        """Computes and caches the states of texts, up to the limit, with a progress bar.
 
-        The texts are sorted and grouped by themselves alone, so that the same texts give the same states to the last
-        bit, whatever happened before; a run that was interrupted goes on exactly. The size is logged before.
+        The grouping depends only on the texts, so the same texts always give bit-identical states, and an interrupted
+        run resumes exactly. The size is logged first.
 
         Args:
-            texts: Texts that will be asked for.
-            reference_texts: Texts whose unedited head inputs will be asked for as well.
-            folder: Keep them on disk, in a folder of this one that is named after the base model, the tokenizer, the
-                layer, the precision and the texts; if it is there already, nothing is computed.
+            texts: Texts to cache.
+            reference_texts: Texts whose unedited head inputs are cached as well.
+            folder: Cache on disk, in a subfolder named after base model, tokenizer, layer, precision and texts; an
+                existing one is reused.
 
         Raises:
-            BaseModelMismatchError: If that folder holds the cache of something else.
-            ConfigurationError: If the disk has no room for it.
+            BaseModelMismatchError: If that subfolder holds another cache.
+            ConfigurationError: If the disk has too little space.
         """
         wanted = {text.key: text for text in texts}
         compared = {text.key: text for text in reference_texts}
@@ -158,21 +158,21 @@ class Trunk:
         self.store = memory
 
     def learner(self) -> ForwardPasses | None:
-        """Full passes of the unedited model that keep the states of every text they are given, in memory.
+        """Returns full passes of the unedited model that cache the states of every text in memory.
 
-        Where they reach the limit, all earlier ones are forgotten. None where the full pass is all there is.
+        At the limit, all earlier states are dropped. None if only the full pass can be used.
         """
         return None if self.works is False else _Learner(self)
 
     def reader(self) -> ForwardPasses | None:
-        """Passes that leave out the blocks below the trunk's layer for texts whose states are kept.
+        """Returns passes that skip the blocks below the trunk's layer for texts with cached states.
 
-        Edits may be applied to blocks from that layer on. Other texts take the full forward pass.
+        Edits may be applied to blocks from that layer on. Other texts use the full forward pass.
         """
         return None if self.works is False else _Reader(self)
 
     def keep(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """The head inputs of a full pass, whose states are kept; see :meth:`learner`."""
+        """Returns the head inputs of a full pass and caches its states; see :meth:`learner`."""
         if not self._serves(batch):
             return self._full(batch, positions)
         if not isinstance(self.store, MemoryStore) or self.store.bytes > self.limit:
@@ -183,7 +183,7 @@ class Trunk:
         return inputs
 
     def holds(self, batch: TokenBatch) -> bool:
-        """Whether the states of every text of a batch are kept and can be used."""
+        """Whether the states of every text of a batch are cached and usable."""
         return bool(self.works) and all(self.store.get(key) is not None for key in batch.keys)
 
     @staticmethod
@@ -195,7 +195,7 @@ class Trunk:
         return groups
 
     def _within_limit(self, groups: list[_Group], count: int, dtype: torch.dtype, folder: Path | None) -> list[_Group]:
-        """The first groups that fit into the limit, announced."""
+        """Returns the first groups that fit into the limit, and logs their size."""
         kept, total = [], 0
         for group in groups:
             total += needed_bytes(group.entries(), self._sizes, dtype)
@@ -240,10 +240,10 @@ class Trunk:
         return list(zip(batch.keys, kept, strict=True))
 
     @torch.no_grad()
-    def _prove(self, batch: TokenBatch) -> None:
-        """Compares the short pass with the full one; where it fails, says so.
+    def _verify(self, batch: TokenBatch) -> None:
+        """Compares the short pass with the full one; warns if they differ.
 
-        Texts whose full pass breaks say nothing: then the next batch is compared.
+        If the full pass is not finite, the next batch is compared instead.
         """
         positions, outputs = _compared_positions(batch), list[Any]()
         block = self.model.layer_map.blocks[self.layer]
@@ -271,7 +271,7 @@ class Trunk:
             )
 
     def _gather(self, batch: TokenBatch) -> Tensor:
-        """(R, S, hidden size) the states of a batch, with zeros at its padding."""
+        """Returns the states (R, S, hidden size) of a batch, with zeros at padding."""
         kept = [self.store.get(key) for key in batch.keys]
         held = [entry.states for entry in kept if entry is not None]
         if len(held) == len(kept):
@@ -285,12 +285,12 @@ class Trunk:
 
     @torch.no_grad()
     def _run(self, batch: TokenBatch, positions: Tensor, whole: bool) -> tuple[list[Tensor], Tensor]:
-        """The states of each row, and the head inputs at ``positions`` where the whole model is run."""
+        """Computes the states of each row, and the head inputs at ``positions`` if the whole model is run."""
         blocks = self.model.layer_map.blocks
         seen: list[Tensor] = []
         handle = blocks[self.layer].register_forward_pre_hook(_recording(seen), with_kwargs=True)
         try:
-            # The block itself is left out too: edits may be applied to it.
+            # The block itself is skipped too, because edits may be applied to it.
             with skipped([] if whole else blocks[self.layer :], self._returns):
                 inputs = self._full(batch, positions)
         finally:
@@ -322,11 +322,11 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Group:
-    """Texts of one forward pass.
+    """The texts of one forward pass.
 
     Args:
         texts: The texts.
-        referenced: Whether the unedited head inputs are kept, too.
+        referenced: Whether the unedited head inputs are cached as well.
     """
 
     texts: list[EncodedText]
@@ -337,7 +337,7 @@ class _Group:
 
 
 def _compared_positions(batch: TokenBatch) -> Tensor:
-    """(R, S) bool: the positions that answer; the last one of each text where none does."""
+    """Returns (R, S) bool: the answer positions, or each text's last position if there are none."""
     if bool(batch.answer_mask.any()):
         return batch.answer_mask
     last = torch.zeros_like(batch.answer_mask)

@@ -1,4 +1,4 @@
-"""Where the hidden states below the edit sites are kept: in memory, or in mapped files that outlive a run."""
+"""Stores for the hidden states below the edit sites: in memory, or in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from lightning_edit.tokenization import TextKey
 FORMAT = 1
 _MANIFEST = "trunk.json"
 _SPARE = 64 * 2**20
-"""Bytes that a cache leaves free on the disk."""
+"""Bytes that a cache leaves free on disk."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of one text.
+    """Cached tensors of one text.
 
     Args:
-        states: (S, hidden size) what enters the trunk's block.
-        reference: (T, head size) the unedited model's head inputs at the answer's positions; None if not asked for.
+        states: (S, hidden size) inputs of the trunk's block.
+        reference: (T, head size) the unedited model's head inputs at the answer's positions; None if not requested.
     """
 
     states: Tensor
@@ -41,27 +41,27 @@ class Kept:
 
 
 class TrunkStore(ABC):
-    """Hidden states by text."""
+    """Base class of stores of hidden states by text."""
 
     @abstractmethod
     def get(self, key: TextKey) -> Kept | None:
-        """What is kept of a text, if anything."""
+        """Returns the cached tensors of a text, or None."""
 
     @property
     @abstractmethod
     def bytes(self) -> int:
-        """Size of what is kept."""
+        """Size in bytes."""
 
 
 class MemoryStore(TrunkStore):
-    """States in memory."""
+    """Stores hidden states in memory."""
 
     def __init__(self) -> None:
         self._kept: dict[TextKey, Kept] = {}
         self._bytes = 0
 
     def put(self, key: TextKey, kept: Kept) -> None:
-        """Keeps a text's states."""
+        """Stores a text's tensors."""
         self._kept[key] = kept
         self._bytes += kept.states.nbytes + (kept.reference.nbytes if kept.reference is not None else 0)
 
@@ -77,7 +77,7 @@ class MemoryStore(TrunkStore):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a cache on disk belongs to.
+    """Identity of a cache on disk.
 
     Args:
         model: Name of the base model, for messages.
@@ -97,19 +97,19 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """A folder name that differs wherever anything but the model's name does."""
+        """Folder name: a hash of all fields except the model's name."""
         values = {name: value for name, value in asdict(self).items() if name != "model"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a text lies in the files, in rows.
+    """Size of a text in the files, in rows.
 
     Args:
         key: The text.
-        length: Its tokens.
-        answers: Rows of its reference; 0 where none is kept.
+        length: Number of its tokens.
+        answers: Rows of its reference; 0 if it has none.
     """
 
     key: TextKey
@@ -118,10 +118,10 @@ class Entry:
 
 
 class DiskStore(TrunkStore):
-    """States in mapped files of one folder.
+    """Reads hidden states from memory-mapped files in a folder.
 
     Args:
-        folder: A folder that :func:`open_or_build` wrote.
+        folder: A folder written by :func:`open_or_build`.
         entries: The texts, in the order of the files.
         sizes: Hidden size and head size.
         dtype: Precision of the stored states.
@@ -157,22 +157,22 @@ def open_or_build(
     dtype: torch.dtype,
     compute: Callable[[], Iterable[tuple[TextKey, Kept]]],
 ) -> tuple[DiskStore, bool]:
-    """Opens a cache, or builds it where there is none or a broken one; safe when several processes ask at once.
+    """Opens a cache, or builds it if it is missing or broken; safe with several processes.
 
     Args:
-        folder: Where it lies.
-        identity: What it must belong to.
-        entries: The texts, in the order in which ``compute`` gives them.
+        folder: Folder of the cache.
+        identity: The identity it must have.
+        entries: The texts, in the order of ``compute``.
         sizes: Hidden size and head size.
         dtype: Precision of the stored states.
-        compute: Gives the states of every text.
+        compute: Yields the states of every text.
 
     Returns:
-        The store, and whether it was built anew.
+        The store, and whether it was newly built.
 
     Raises:
-        BaseModelMismatchError: If the folder holds the cache of something else.
-        ConfigurationError: If the disk has no room for it, or the folder holds something else.
+        BaseModelMismatchError: If the folder holds another cache.
+        ConfigurationError: If the disk has too little space, or the folder holds other files.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -184,16 +184,16 @@ def open_or_build(
 
 
 def needed_bytes(entries: Iterable[Entry], sizes: tuple[int, int], dtype: torch.dtype) -> int:
-    """Size of the states of some texts."""
+    """Computes the size of the states of some texts."""
     numbers = sum(entry.length * sizes[0] + entry.answers * sizes[1] for entry in entries)
     return numbers * torch.empty((), dtype=dtype).element_size()
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuses what does not fit on the disk.
+    """Checks that the disk has enough space.
 
     Raises:
-        ConfigurationError: If there is less room than needed.
+        ConfigurationError: If there is less space than needed.
     """
     free = shutil.disk_usage(folder).free
     if needed + _SPARE > free:
@@ -207,7 +207,7 @@ def check_space(folder: Path, needed: int) -> None:
 def _is_whole(
     folder: Path, identity: Identity, entries: list[Entry], sizes: tuple[int, int], dtype: torch.dtype
 ) -> bool:
-    """Whether a folder holds the whole cache; a broken one is to be rebuilt, another one's refused."""
+    """Whether a folder holds the complete cache; a broken one returns False, another one raises."""
     if not folder.exists():
         return False
     try:
@@ -252,7 +252,7 @@ def _raw(values: Tensor, dtype: torch.dtype) -> bytes:
 def _mapped(path: Path, rows: int, width: int, dtype: torch.dtype) -> Tensor:
     if rows == 0:
         return torch.empty(0, width, dtype=dtype)
-    # Copy on write, because torch has no tensors that refuse to be written.
+    # Copy on write, because torch has no read-only tensors.
     mapped: Any = np.memmap(path, dtype=np.uint8, mode="c")
     return torch.from_numpy(mapped).view(dtype).view(rows, width)
 
@@ -271,7 +271,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def digest_of_texts(keys: Iterable[TextKey]) -> str:
-    """Digest of texts, in any order."""
+    """Computes a digest of texts, independent of their order."""
     digest = hashlib.sha256()
     for key in sorted(keys):
         digest.update(np.asarray((len(key), *key), dtype=np.int64).tobytes())

@@ -1,4 +1,4 @@
-"""What all families of editors share as LightningModules: the base model, evaluation, checkpoints."""
+"""Base LightningModule of all editors: loading of the base model, evaluation, checkpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HEADLINES = {
     ProbeKind.GENERALIZATION: "token_accuracy",
     ProbeKind.LOCALITY: "self_agreement",
 }
-"""The measure of each kind that enters the score by which checkpoints are chosen."""
+"""The measure of each probe kind in the score that selects checkpoints."""
 
 
 _LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
@@ -47,10 +47,10 @@ _LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predi
 
 
 class Prediction:
-    """The outcomes of a batch; an object of its own, because Lightning takes lists of frozen records apart.
+    """The outcomes of a batch, wrapped because Lightning would traverse a list of frozen records.
 
     Args:
-        outcomes: What was said to each probe, record by record.
+        outcomes: The outcome of each probe, record by record.
     """
 
     def __init__(self, outcomes: list[EditOutcome]) -> None:
@@ -60,15 +60,15 @@ class Prediction:
 class EditingModule(LightningModule):
     """Owns the frozen base model and an editor; validates, tests and predicts edits, each on the clean model.
 
-    The base model is held outside the module registry: it is not moved or cast with the editor, and it is not in the
-    checkpoint, which names it by fingerprint instead.
+    The base model is kept outside the module registry, so that it is not moved or cast with the editor, nor saved in
+    the checkpoint, which holds its fingerprint instead.
 
     Args:
         editor: The editing method.
         language_model: Which base model to load, and how.
         evaluation: How records are evaluated in testing and prediction.
-        validation: How they are evaluated in validation; by default with free generation for the first
-            eight records alone, because it takes longest.
+        validation: How they are evaluated in validation; by default with free generation only for the first eight
+            records, because it takes longest.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes, logged under the names of their classes in snake case.
     """
@@ -88,7 +88,7 @@ class EditingModule(LightningModule):
         self.evaluation = evaluation
         self.validation = validation
         self.average: Average = average
-        # In a tuple, they stay outside the module registry and the checkpoint.
+        # A tuple keeps them out of the module registry and the checkpoint.
         self._extra_metrics = tuple(metrics)
         self._language_model: LanguageModel | None = None
         self._answers: UneditedAnswers | None = None
@@ -112,27 +112,27 @@ class EditingModule(LightningModule):
 
     @property
     def encoder(self) -> PromptEncoder:
-        """How the base model reads texts."""
+        """The encoder of the base model."""
         return self.language_model.encoder
 
     def attach(self, model: LanguageModel, answers: UneditedAnswers | None = None, judge: Judge | None = None) -> None:
-        """Uses a base model that is loaded already, in place of the one that the settings name.
+        """Uses a loaded base model instead of loading the one in the settings.
 
         Args:
             model: The model.
-            answers: What it says unedited, shared with other modules, so that each question is asked once.
-            judge: Judge of generated answers, shared likewise; built from the settings if not given.
+            answers: Its unedited answers, shared with other modules, so that each question is asked once.
+            judge: Judge of generated answers, also shared; built from the settings by default.
         """
         self._language_model, self._answers, self._judge = model, answers, judge
         self.editor.setup(model)
 
     def load(self) -> None:
-        """Loads the base model, unless it is loaded already."""
+        """Loads the base model if needed."""
         if self._language_model is None:
             self._language_model = load_language_model(**vars(self.settings))
 
     def setup(self, stage: str) -> None:
-        """Loads and places the base model, builds the editor on it, and prepares the measures of the stage."""
+        """Loads and places the base model, sets up the editor, and prepares the metrics of the stage."""
         self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         precision = self.trainer.precision_plugin.precision
         if str(precision) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
@@ -146,7 +146,7 @@ class EditingModule(LightningModule):
         self.prepare_measures(stage)
 
     def check_inputs(self, datamodule: Any, stage: str) -> None:
-        """Reads and checks everything that a stage of the Trainer is given, before it makes folders.
+        """Reads and checks all inputs of a stage of the Trainer, before it creates folders.
 
         Args:
             datamodule: An EditDataModule that was set up for the stage.
@@ -164,10 +164,10 @@ class EditingModule(LightningModule):
             text.read(self.language_model.tokenizer)
 
     def check_texts(self, datamodule: Any, stage: str) -> None:
-        """Refuses records with a text that does not survive the tokenizer, or is longer than the model's positions.
+        """Refuses records with a text that does not survive the tokenizer, or exceeds the model's positions.
 
         Raises:
-            TokenizationError: If there is one.
+            TokenizationError: If there is such a text.
         """
         model, name = self.language_model, "validate" if stage == "fit" else stage
         if name in datamodule.reports:
@@ -200,7 +200,7 @@ class EditingModule(LightningModule):
 
     @property
     def protocol(self) -> str:
-        """How records are edited in testing and prediction, in words."""
+        """Description of how records are edited in testing and prediction."""
         joint = getattr(getattr(self.trainer, "datamodule", None), "eval_requests_per_edit", 1)
         number = f"{joint} at a time, " if joint > 1 else ""
         if self.evaluation.sequential is not None:
@@ -219,7 +219,7 @@ class EditingModule(LightningModule):
             )
         datamodule.keep_order = True
         groups = datamodule.evaluation_groups(stage)
-        # A sequence that is cut ends, and is measured, where it is cut.
+        # A limited sequence is measured at its limit.
         groups = groups[: limited(len(groups), getattr(self.trainer, _LIMITS[stage]))]
         folder = Path(settings.folder or self.trainer.log_dir or self.trainer.default_root_dir)
         self._runs[stage] = SequentialRun(
@@ -232,12 +232,12 @@ class EditingModule(LightningModule):
             run.close()
 
     def teardown(self, stage: str) -> None:
-        """Lets other runs use the folder of a sequence."""
+        """Releases the folder of a sequence for other runs."""
         for run in self._runs.values():
             run.close()
 
     def stopped_after(self, stage: str) -> int | None:
-        """Number of edits behind which a sequence was ended by its perplexity; None where none was."""
+        """Returns the number of edits after which a sequence was stopped by its perplexity, or None."""
         run = self._runs.get(stage)
         return run.edited if run is not None and run.stopped else None
 
@@ -251,11 +251,11 @@ class EditingModule(LightningModule):
         return outcomes
 
     def evaluate(self, groups: list[list[EditRecord]], stage: str) -> list[EditOutcome]:
-        """Edits each group of records jointly on the clean model and asks all of its records' probes."""
+        """Edits each group of records jointly on the clean model, and asks all probes of its records."""
         requests = [[request for record in group for request in record.requests] for group in groups]
         records = [record for group in groups for record in group]
         evaluator = self._evaluators[stage]
-        # Before the unedited model is asked, which takes long.
+        # Checked before asking the unedited model, which takes long.
         self.editor.check(self.language_model, requests)
         with ExitStack() as stack:
             with self.costs.timed("unedited"):
@@ -275,7 +275,7 @@ class EditingModule(LightningModule):
             return outcomes
 
     def _next_part(self, parts: Iterator[tuple[slice, EditBatch]]) -> tuple[slice, EditBatch] | None:
-        """Makes the next edits side by side, and counts what they cost."""
+        """Makes the next batch of edits, and adds up its costs."""
         reused = self.editor.reused_seconds
         with self.costs.timed("editing"):
             part = next(parts, None)
@@ -294,14 +294,14 @@ class EditingModule(LightningModule):
         self._check_all("predict")
 
     def on_test_start(self) -> None:
-        """Refuses what cannot be edited before the first record is."""
+        """Checks all requests before the first record is edited."""
         self._check_all("test")
 
     def _check_all(self, stage: str) -> None:
         self.left_out = []
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             self.check_texts(datamodule, stage)
-        # A sequence was checked when it was prepared; of a run that is cut, each batch is checked when its time comes.
+        # A sequence is checked when it is prepared; in a limited run, each batch is checked when it is reached.
         limit = getattr(self.trainer, _LIMITS[stage])
         is_cut = limit is not None and (isinstance(limit, int) or limit < 1)
         if stage in self._runs or is_cut:
@@ -314,22 +314,22 @@ class EditingModule(LightningModule):
 
     def validation_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
-        return self._measured(batch, batch_idx, "validate")
+        return self._evaluate_and_update(batch, batch_idx, "validate")
 
     def test_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
-        return self._measured(batch, batch_idx, "test")
+        return self._evaluate_and_update(batch, batch_idx, "test")
 
     def predict_step(self, batch: list[list[EditRecord]], batch_idx: int) -> Prediction:
-        """The outcomes of a batch of groups of records."""
-        return Prediction(self._asked(batch, batch_idx, "predict"))
+        """Returns the outcomes of a batch of groups of records."""
+        return Prediction(self._evaluate_batch(batch, batch_idx, "predict"))
 
-    def _measured(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> dict[str, Any]:
-        outcomes = self._asked(batch, batch_idx, stage)
+    def _evaluate_and_update(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> dict[str, Any]:
+        outcomes = self._evaluate_batch(batch, batch_idx, stage)
         self._metrics[stage].update(outcomes)
         return {"outcomes": outcomes}
 
-    def _asked(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> list[EditOutcome]:
+    def _evaluate_batch(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> list[EditOutcome]:
         if not batch:
             return []
         run = self._runs.get(stage)
@@ -344,7 +344,7 @@ class EditingModule(LightningModule):
         self._log_measures("test", "test")
 
     def measures(self, stage: str) -> dict[str, float]:
-        """The measures of a stage so far, without those that nothing was counted for.
+        """Computes the measures of a stage so far, without those that have no values.
 
         Measures that are not finite for some outcome are infinite.
         """
@@ -366,7 +366,7 @@ class EditingModule(LightningModule):
         self._metrics[stage].reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names the editor and the base model in the checkpoint, and the digest of its weights."""
+        """Adds the editor, the base model and the digest of the weights to the checkpoint."""
         checkpoint[KEY] = describe(self.editor, self.language_model, asdict(self.settings))
         checkpoint[KEY][DIGEST] = state_digest(checkpoint["state_dict"])
 
@@ -375,7 +375,7 @@ class EditingModule(LightningModule):
 
         Raises:
             BaseModelMismatchError: If the checkpoint belongs to another base model.
-            ConfigurationError: If it holds another editor, or another shape of this one.
+            ConfigurationError: If it holds another editor, or one of another shape.
         """
         if KEY not in checkpoint:
             raise ConfigurationError("the checkpoint was not made by lightning_edit")
@@ -397,7 +397,7 @@ class EditingModule(LightningModule):
 
 
 def _warn_about_settings(stored: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Warns where an editor's weights are used with other settings than those that they were trained with."""
+    """Warns if an editor's weights are used with other settings than in training."""
     other = [
         f"{name} ({stored[name]} then, {value} now)"
         for name, value in mine.items()
@@ -408,10 +408,10 @@ def _warn_about_settings(stored: dict[str, Any], mine: dict[str, Any]) -> None:
 
 
 def _continue_within_epoch(checkpoint: dict[str, Any]) -> None:
-    """Lets a run that was stopped within an epoch (by max_steps or max_time) go on within it.
+    """Lets a run that was stopped within an epoch (by max_steps or max_time) resume within it.
 
-    Lightning ends the epoch before it stops, and a resumed run would then begin with the next one. The counts are set
-    to what they are in a checkpoint that is written between two batches.
+    Lightning ends the epoch before it stops, so a resumed run would begin with the next one. The counters are set to
+    their values in a checkpoint written between two batches.
     """
     data = next(
         (content for name, content in checkpoint.items() if name == "EditDataModule" and isinstance(content, dict)), {}

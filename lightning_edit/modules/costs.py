@@ -1,4 +1,4 @@
-"""What edits and their evaluation cost."""
+"""Costs of edits and their evaluation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Costs:
     """Seconds and sizes of a run.
 
     Args:
-        edits: Edits made.
-        probes: Probes asked of edited models.
+        edits: Number of edits made.
+        probes: Number of probes asked of edited models.
         unedited_seconds: Asking the unedited model.
         editing_seconds: Making edits.
-        reused_seconds: What searches took whose results were taken from an earlier one; an edit costs them as well.
-        edited_seconds: Asking edited models, without their judge.
-        judging_seconds: Asking a judge about what edited models generated.
-        edit_bytes: Largest size among the edits that were sampled for it, one of each batch.
+        reused_seconds: Original time of reused value searches, which also counts as cost of an edit.
+        edited_seconds: Asking edited models, without judging.
+        judging_seconds: Judging the answers of edited models.
+        edit_bytes: Largest size of an edit, among one sample per batch.
     """
 
     edits: int = 0
@@ -42,7 +42,7 @@ class Costs:
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
-        """Adds the time that a block takes to a stage."""
+        """Adds the time of a block to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -52,7 +52,7 @@ class Costs:
 
     @contextmanager
     def timed_asking(self, evaluator: Evaluator) -> Iterator[None]:
-        """Adds the time of a block to that of asking edited models, but for the judge's part of it."""
+        """Adds the time of a block to that of asking edited models, without the judge's share."""
         before = evaluator.judging_seconds
         with self.timed("edited"):
             yield
@@ -61,7 +61,7 @@ class Costs:
         self.judging_seconds += judging
 
     def summary(self, device: torch.device) -> dict[str, float | None]:
-        """Seconds for each edit and probe, the largest edit, and the peak memory of the process (and of its GPU)."""
+        """Summarises seconds per edit and probe, the largest edit, and the peak memory of process and GPU."""
         summary: dict[str, float | None] = {
             "seconds_per_edit": (self.editing_seconds + self.reused_seconds) / self.edits if self.edits else None,
             "seconds_per_probe": self.edited_seconds / self.probes if self.probes else None,
@@ -78,7 +78,7 @@ class Costs:
 
 
 def _peak_memory() -> int | None:
-    """Largest resident memory of this process so far, in bytes; None where the system does not say."""
+    """Returns the peak resident memory of this process in bytes; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # on Windows

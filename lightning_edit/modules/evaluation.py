@@ -1,4 +1,4 @@
-"""Asks a model every probe of a record, before and after its edit."""
+"""Evaluates a model on every probe of a record, before and after its edit."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from lightning_edit.modules.wild import in_context, judged
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
 _OPINION_TOKENS = 30
-"""Length of what is generated after a sentiment probe."""
+"""Number of tokens generated after a sentiment probe."""
 _WILD_KINDS = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION, ProbeKind.PORTABILITY)
-"""Kinds of probes that WILD's protocol asks."""
+"""Probe kinds of WILD's protocol."""
 
 
 class Evaluator:
     """Evaluates edits of one base model, many at a time, each on the clean model.
 
-    The unedited model is asked each question once, before any edit, and its answers are kept: they are the same for
+    The unedited model is asked each question once, before any edit. Its answers are cached, as they are the same for
     every editor and every validation.
 
     Args:
         model: The base model.
         settings: How to evaluate.
-        answers: What the unedited model says, shared with other evaluators of the same model.
-        judge: Judge of WILD's answers, shared likewise; built from the settings if not given.
+        answers: Cached answers of the unedited model, shared with other evaluators of the same model.
+        judge: Judge of WILD's answers, also shared; built from the settings by default.
 
     Attributes:
-        judging_seconds: Seconds that the judge took so far.
+        judging_seconds: Seconds spent on judging so far.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Evaluator:
 
     @contextmanager
     def prepared(self, editor: Editor, records: Sequence[EditRecord]) -> Iterator[None]:
-        """Asks the unedited model; within the context, what it computed below the editor's lowest layer is used again.
+        """Asks the unedited model; within the context, its hidden states below the editor's lowest layer are reused.
 
         Args:
             editor: The editor that edits the records within the context.
-            records: What :meth:`evaluate` will be given.
+            records: The records that :meth:`evaluate` will be given.
         """
         trunk = self._trunk_below(editor.lowest_layer(self.model))
         self.ask_before(self.questions(records), trunk.learner())
@@ -75,7 +75,7 @@ class Evaluator:
 
     @property
     def passes(self) -> ForwardPasses | None:
-        """Within :meth:`prepared`, forward passes that use the kept hidden states."""
+        """Forward passes that use the cached hidden states, within :meth:`prepared`."""
         return self._passes
 
     def _trunk_below(self, layer: int) -> Trunk:
@@ -92,7 +92,7 @@ class Evaluator:
         Args:
             records: N records.
             edits: Their edits.
-            edit_of_record: Which edit each record belongs to; by default the edits are in the order of the records.
+            edit_of_record: Index of each record's edit; by default the edits are in the order of the records.
 
         Returns:
             The outcomes, record by record.
@@ -103,7 +103,7 @@ class Evaluator:
             question.record if edit_of_record is None else edit_of_record[question.record] for question in questions
         ]
         further = [row for row, one in zip(rows, questions, strict=True) for _ in one.further_texts]
-        references = [said.head_input for said in before]
+        references = [reply.head_input for reply in before]
         with edits.applied(self.model, rows + further) as scorer:
             after = self._score(scorer, questions, references, self._passes)
         with edits.applied(self.model, rows) as scorer:
@@ -130,7 +130,7 @@ class Evaluator:
         """
         questions = self.questions(records)
         before = [self._before[question.key] for question in questions]
-        after = self._score(scorer, questions, [said.head_input for said in before])
+        after = self._score(scorer, questions, [reply.head_input for reply in before])
         after = self._generate(scorer, questions, after)
         after = self._ask_in_contexts(scorer, questions, after, self._wild_questions(questions))
         routes = routes_of(scorer, [question.probe.prompt for question in questions])
@@ -148,18 +148,18 @@ class Evaluator:
             EditOutcome(
                 records[question.record].id,
                 question.probe,
-                said.target_ids,
+                reply.target_ids,
                 reference.answer,
-                said.answer,
-                said.divergence if question.probe.kind is ProbeKind.LOCALITY else None,
+                reply.answer,
+                reply.divergence if question.probe.kind is ProbeKind.LOCALITY else None,
                 route,
                 _is_right(route, records[question.record]),
             )
-            for question, reference, said, route in zip(questions, before, after, routes, strict=True)
+            for question, reference, reply, route in zip(questions, before, after, routes, strict=True)
         ]
 
     def questions(self, records: Sequence[EditRecord]) -> list[Question]:
-        """The probes of the records, with the length of their generations."""
+        """Returns the probes of the records, with the length of their generations."""
         return [
             Question(index, probe, self._limit(probe) if generates else 0)
             for index, (record, generates) in enumerate((record, self._generates(record)) for record in records)
@@ -167,11 +167,11 @@ class Evaluator:
         ]
 
     def check(self, records: Sequence[EditRecord]) -> None:
-        """Refuses records with a text that the model cannot be asked, before the first of them is.
+        """Refuses records with texts that the model cannot process, before any of them is evaluated.
 
         Raises:
-            TokenizationError: If a probe does not survive the tokenizer, or is longer than the model's positions.
-            ConfigurationError: If the tokenizer cannot put probes into one of WILD's contexts.
+            TokenizationError: If a probe does not survive the tokenizer, or exceeds the model's positions.
+            ConfigurationError: If the tokenizer does not support one of WILD's contexts.
         """
         for record in records:
             for probe in self._probes(record):
@@ -207,9 +207,9 @@ class Evaluator:
         return len(self.model.tokenizer(longest, add_special_tokens=False)["input_ids"]) + self.settings.extra_tokens
 
     def ask_before(self, questions: Sequence[Question], passes: ForwardPasses | None = None) -> list[Reply]:
-        """The unedited model's answers, asked once.
+        """Returns the unedited model's answers, which are computed once.
 
-        Only what is needed later is kept of them: the head's inputs at locality probes, to compare distributions.
+        The head's inputs are cached only for locality probes, to compare distributions.
         """
         keys = [question.key for question in questions]
         if any(key not in self._before for key in keys):
@@ -217,11 +217,11 @@ class Evaluator:
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._before}
         if new:
             asked = list(new.values())
-            said = self._score(self.model, asked, None, passes)
-            said = self._generate(self.model, asked, said)
+            replies = self._score(self.model, asked, None, passes)
+            replies = self._generate(self.model, asked, replies)
             kept = [
                 reply if question.compares_distributions else replace(reply, head_input=None)
-                for reply, question in zip(said, asked, strict=True)
+                for reply, question in zip(replies, asked, strict=True)
             ]
             self._before.add(dict(zip(new, kept, strict=True)))
         return [self._before[key] for key in keys]
@@ -233,7 +233,7 @@ class Evaluator:
         references: Sequence[Tensor | None] | None,
         passes: ForwardPasses | None = None,
     ) -> list[Reply]:
-        """Scores the first answer of each probe, and the further texts of those that have some, in one pass."""
+        """Scores the first answer of each probe, and any further texts, in one pass."""
         further = [(question.probe.prompt, text) for question in questions for text in question.further_texts]
         prompts = [question.probe.prompt for question in questions] + [prompt for prompt, _ in further]
         targets = [question.probe.answer for question in questions] + [text for _, text in further]
@@ -245,29 +245,29 @@ class Evaluator:
             for question, score in zip(questions, scores, strict=False)
         ]
 
-    def _generate(self, scorer: Scorer, questions: Sequence[Question], said: Sequence[Reply]) -> list[Reply]:
-        """What is said freely to the questions that ask for it, added to what was scored."""
+    def _generate(self, scorer: Scorer, questions: Sequence[Question], replies: Sequence[Reply]) -> list[Reply]:
+        """Adds free generations to the replies of the questions that ask for them."""
         generating = [question for question in questions if question.limit]
         if not generating:
-            return list(said)
+            return list(replies)
         prompts, limits = [one.probe.prompt for one in generating], [one.limit for one in generating]
         texts = iter(scorer.generate(prompts, limits))
         return [
             replace(one, answer=replace(one.answer, generation=next(texts))) if question.limit else one
-            for one, question in zip(said, questions, strict=True)
+            for one, question in zip(replies, questions, strict=True)
         ]
 
     def _wild_questions(self, questions: Sequence[Question]) -> list[int]:
-        """Places of the questions that WILD asks: those about what was edited, and about what follows from it."""
+        """Returns the indices of WILD's questions: about the edited facts and what follows from them."""
         if self.settings.wild is None:
             return []
         return [place for place, one in enumerate(questions) if one.limit and one.probe.kind in _WILD_KINDS]
 
     def _ask_in_contexts(
-        self, scorer: Scorer, questions: Sequence[Question], said: Sequence[Reply], places: Sequence[int]
+        self, scorer: Scorer, questions: Sequence[Question], replies: Sequence[Reply], places: Sequence[int]
     ) -> list[Reply]:
-        """What is said to the questions at some places in WILD's contexts, added to what was said before."""
-        settings, answers = self.settings.wild, list(said)
+        """Adds generations in WILD's contexts to the replies of the questions at some places."""
+        settings, answers = self.settings.wild, list(replies)
         if settings is None or not places:
             return answers
         probes = [questions[place].probe for place in places]
@@ -290,7 +290,7 @@ class Evaluator:
         return answers
 
     def _verdicts(self, probes: Sequence[Probe], texts: Mapping[str, Sequence[str]]) -> dict[str, list[float | None]]:
-        """What the judge says of the generated texts of each context; nothing without a judge."""
+        """Returns the judge's verdicts on the generated texts of each context; empty without a judge."""
         if self._judge is None:
             return {}
         prompts, aliases = [probe.prompt for probe in probes], [probe.aliases for probe in probes]
@@ -319,7 +319,7 @@ def _joined_log_probs(scores: Sequence[Score]) -> tuple[float, ...]:
 
 
 def _is_right(route: Route | None, record: EditRecord) -> bool | None:
-    """Whether the item that was found closest holds one of the record's requests."""
+    """Whether the closest item holds one of the record's requests."""
     if route is None:
         return None
     asked = {(request.prompt, request.target) for request in record.requests}

@@ -1,4 +1,4 @@
-"""Settings of how records are evaluated, each on the clean model or one after another."""
+"""Settings of the evaluation of records, each on the clean model or one after another."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class SequentialSettings:
     """How a sequence of edits is measured.
 
     Args:
-        every: Measure after every so many edits; 0 measures at the end alone.
-        text: Plain text that perplexity is measured on; no perplexity if none is given.
-        tokens: Tokens of it.
-        stop_above: End the sequence once the perplexity is so many times the unedited model's; never if None.
-        folder: Folder for the edits and the measures, from which a sequence that was stopped goes on; the run's own
-            folder, without the edits, if none is given.
+        every: Number of edits between measurements; 0 measures only at the end.
+        text: Plain text for measuring perplexity; not measured by default.
+        tokens: Number of tokens of the text.
+        stop_above: Stop the sequence when the perplexity exceeds this multiple of the unedited model's; never if None.
+        folder: Folder for edits and measures, from which a stopped sequence resumes; by default only the measures are
+            written, into the run's folder.
 
     Raises:
-        ConfigurationError: If a number is out of its range, or the sequence is to be stopped by a perplexity that is
-            not measured before its end.
+        ConfigurationError: If a number is out of range, or ``stop_above`` is set without measuring perplexity before
+            the end.
     """
 
     every: int = 0
@@ -50,22 +50,22 @@ class EvaluationSettings:
     """How records are evaluated.
 
     Args:
-        generate: Also generate freely after every probe, not only score its answer under teacher forcing.
-        generate_records: Generate after the probes of the first so many records alone; all if None.
-        extra_tokens: Free generation ends this many tokens after the length of the probe's longest answer.
+        generate: Also generate freely after every probe, in addition to scoring its answer under teacher forcing.
+        generate_records: Number of records to generate for, from the first on; all if None.
+        extra_tokens: Number of tokens to generate beyond the length of the probe's longest answer.
         fluency_tokens: Length of the generations that fluency is measured on; 0 measures no fluency. Records without
-            prompts for it use their edit prompts, as KnowEdit does.
-        trunk_gigabytes: Hidden states that are kept from scoring the unedited model, so that scoring the edited one
-            needs only the blocks from the lowest edited one on; 0 keeps none.
-        change_gigabytes: Memory for the changes of edits that are evaluated side by side; those of methods with dense
-            changes are made and evaluated in parts that fit.
-        sequential: Edit one after another in the order of the records, each on top of all before, instead of each on
-            the clean model; ``data.eval_requests_per_edit`` records make one edit.
-        wild: Also ask the edited model as WILD does, in several contexts, about what was edited and what follows from
-            it; of records that are generated for.
+            fluency prompts use their edit prompts, as KnowEdit does.
+        trunk_gigabytes: Cache for the unedited model's hidden states, so that scoring the edited model needs only the
+            blocks from the lowest edited one on; 0 caches none.
+        change_gigabytes: Memory for the changes of edits that are evaluated together; dense changes are computed and
+            evaluated in parts that fit.
+        sequential: Edit one after another in the order of the records, each on top of the earlier ones, instead of
+            each on the clean model; ``data.eval_requests_per_edit`` records make one edit.
+        wild: Also evaluate the edited model with WILD's protocol, in several contexts, on edited facts and what
+            follows from them, for the records with generation.
 
     Raises:
-        ConfigurationError: If a number is out of its range.
+        ConfigurationError: If a number is out of range.
     """
 
     generate: bool = True
@@ -90,11 +90,11 @@ class EvaluationSettings:
 
     @property
     def measures_fluency(self) -> bool:
-        """Whether probes of fluency are asked."""
+        """Whether fluency probes are asked."""
         return self.generate and self.fluency_tokens > 0
 
     def groups(self, groups: Sequence[tuple[ProbeKind, str]]) -> list[tuple[ProbeKind, str]]:
-        """The kinds and groups of probes that are asked of records that have those of ``groups`` themselves."""
+        """Returns the kinds and groups of probes that are asked of records with those in ``groups``."""
         asked = [pair for pair in groups if pair[0] is not ProbeKind.FLUENCY]
         fluency = [pair for pair in groups if pair[0] is ProbeKind.FLUENCY]
         return asked + ([*dict.fromkeys([*fluency, (ProbeKind.FLUENCY, "")])] if self.measures_fluency else [])

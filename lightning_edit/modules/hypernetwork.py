@@ -32,13 +32,13 @@ from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 _WHITENING_TEXTS = 1024
-"""Training texts whose keys are whitened, with a few thousand answering positions: more than the directions kept."""
+"""Number of training texts for fitting the whitening; their answer positions outnumber the directions kept."""
 
 
 def outer_losses(
     model: LanguageModel, batch: TrainingBatch, changes: Mapping[str, StackedDelta], trunk: Trunk
 ) -> tuple[Tensor, Tensor]:
-    """The losses of the edited model (Mitchell et al. 2022, equations 4a and 4b).
+    """Computes the losses of the edited model (Mitchell et al. 2022, equations 4a and 4b).
 
     L_e = -log p'(y_e' | x_e') per target token on each rephrase, and L_loc = KL(p(· | x_loc) || p'(· | x_loc)) per
     position on each locality prompt's answer, p being the unedited model and p' the edited one.
@@ -46,8 +46,8 @@ def outer_losses(
     Args:
         model: The base model.
         batch: The batch, on the model's device.
-        changes: Site name to the changes of the batch's edits; gradients flow into them.
-        trunk: Keeps the hidden states below the lowest site, and the unedited model's head inputs.
+        changes: Changes of the batch's edits, by site name; gradients flow into them.
+        trunk: Cache of the hidden states below the lowest site, and of the unedited model's head inputs.
 
     Returns:
         (rephrases) and (locality prompts) losses in nats.
@@ -71,7 +71,7 @@ def outer_losses(
 
 
 def _unedited(trunk: Trunk, batch: TokenBatch, rows: Tensor, states: Tensor | None) -> list[Tensor]:
-    """The (N, hidden size) head inputs of the unedited model at the answers of some rows, if there are any."""
+    """Returns the unedited model's (N, hidden size) head inputs at the answers of some rows, if any."""
     if not len(rows):
         return []
     chosen = batch.select(rows)
@@ -86,7 +86,7 @@ class OuterResult:
         edit: (rephrases) losses of the targets in nats per token.
         locality: (locality prompts) divergences in nats per position.
         objective: () weighted sum of their means.
-        gradients: Its gradient with respect to each leaf of the proposal.
+        gradients: Gradient of the objective with respect to each leaf of the proposal.
     """
 
     edit: Tensor
@@ -103,13 +103,13 @@ def outer_gradients(
     edit_weight: float,
     locality_weight: float,
 ) -> OuterResult:
-    """Differentiates edit_weight · mean L_e + locality_weight · mean L_loc, in passes of limited size.
+    """Computes the gradients of edit_weight · mean L_e + locality_weight · mean L_loc, in passes of limited size.
 
-    Means are taken over the texts of all processes, so that averaging gradients over processes gives the gradient of
-    the whole batch. The other arguments are those of :func:`outer_losses`.
+    Means are over the texts of all processes, so that averaging gradients over processes gives the gradient of the
+    whole batch. The other arguments are those of :func:`outer_losses`.
     """
     rephrases = mean_over_processes(batch.rephrases, model.device)
-    # Without locality prompts, in any process, their sum is zero and what it is divided by does not matter.
+    # Without locality prompts in any process, their sum is zero and the divisor does not matter.
     localities = mean_over_processes(len(batch.locality_rows), model.device) or 1.0
     edit = torch.zeros(batch.rephrases, device=model.device, dtype=proposal.leaves[0].dtype)
     locality = torch.zeros(len(batch.locality_rows), device=model.device, dtype=edit.dtype)
@@ -130,8 +130,8 @@ class HypernetworkEditing(TrainedEditing):
     """Trains an editor that maps gradient factors to edits (MEND, MALMEN).
 
     The graph is cut at the factors of the edit: the base model's backward pass gives the gradient with respect to them,
-    and a surrogate scalar carries it into the hypernetwork. Lightning's automatic optimisation, clipping, accumulation
-    and precision therefore work as for any model. The Trainer needs ``inference_mode=False``.
+    and a surrogate loss propagates it into the hypernetwork. Lightning's automatic optimisation, clipping, accumulation
+    and precision therefore work as usual. The Trainer needs ``inference_mode=False``.
 
     Args:
         editor: A hypernetwork editor.
@@ -141,9 +141,9 @@ class HypernetworkEditing(TrainedEditing):
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes.
         optimization: How it is trained.
-        trunk: How the hidden states below the lowest block that training reaches are kept.
-        factor_gigabytes: Size of the gradient factors that are kept in memory: they belong to the unedited model, and
-            are computed once for each training request instead of in every epoch. 0 keeps none.
+        trunk: Caching of the hidden states below the lowest block that training changes.
+        factor_gigabytes: Size of the in-memory cache of gradient factors. They depend only on the unedited model, and
+            are computed once per training request instead of in every epoch. 0 caches none.
         log_sites: Whether norms and step sizes of each edit site are logged.
     """
 
@@ -170,15 +170,15 @@ class HypernetworkEditing(TrainedEditing):
 
     @property
     def encoder(self) -> PromptEncoder:
-        """How training texts become tokens: as the editor reads requests."""
+        """The encoder of training texts: that of the editor's requests."""
         return self.editor.encoder(self.language_model)
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
-        """One step on B independent edits.
+        """Runs one training step on B independent edits.
 
         Returns:
-            A scalar with the value of edit_weight · L_e + locality_weight · L_loc, each averaged over its texts, and
-            with its gradient.
+            A scalar with the value and the gradient of edit_weight · L_e + locality_weight · L_loc, each averaged over
+            its texts.
 
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
@@ -194,11 +194,11 @@ class HypernetworkEditing(TrainedEditing):
         return surrogate_loss(outer.objective, proposal.carry(outer.gradients))
 
     def fill_caches(self, datamodule: Any) -> None:
-        """Also fits what the editor takes from the training texts, and computes the factors of every request."""
+        """Also fits the whitening on training texts, and computes the factors of every request."""
         super().fill_caches(datamodule)
         if self.editor.needs_whitening:
             prompts = list(datamodule.training_prompts())
-            # The same texts in every process, so that all begin with the same editor.
+            # The same texts in every process, so that all start with the same editor.
             chosen = random.Random(0).sample(prompts, min(_WHITENING_TEXTS, len(prompts)))
             texts = [self.encoder.encode(*text) for text in chosen]
             self.editor.fit_whitening(self.language_model, texts, self.trunk())
@@ -212,7 +212,7 @@ class HypernetworkEditing(TrainedEditing):
             self._factors.fill(model, texts, editor.edit_sites(model), self.trunk(), editor.tokens == "answer")
 
     def lowest_layer(self) -> int:
-        """The block of the lowest edit site."""
+        """Returns the block of the lowest edit site."""
         return self.editor.lowest_layer(self.language_model)
 
     def _check_finite(self, batch: TrainingBatch, proposal: Proposal, outer: OuterResult) -> None:
@@ -247,7 +247,7 @@ class HypernetworkEditing(TrainedEditing):
         self.log_step(values, batch.edits, ("loss", "edit_loss", "locality_loss"))
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a learning rate of their own for the step sizes."""
+        """Configures Adam, with a separate learning rate for the step sizes."""
         parameters = dict(self.editor.named_parameters())
         sizes = [value for name, value in parameters.items() if name.startswith("step_sizes")]
         networks = [value for name, value in parameters.items() if not name.startswith("step_sizes")]

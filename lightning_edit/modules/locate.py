@@ -30,16 +30,16 @@ from lightning_edit.modules.base import EditingModule
 from lightning_edit.modules.evaluation_settings import EvaluationSettings
 
 _LOG = logging.getLogger(__name__)
-_SHOWN = 12
-"""Digits of what sums belong to that are part of their file's name."""
+_DIGITS = 12
+"""Number of digits of the identity in the name of a file of sums."""
 
 
 class LocateEditing(EditingModule):
     """Collects the statistics of a locate-then-edit method in fit; validates, tests and predicts its edits.
 
-    fit reads a text corpus (``data.corpus``) and collects the second moments of the keys of all edited layers in one
-    pass over it. They are stored in the folder that ``editor.statistics`` names, with what they belong to; a run that
-    was stopped goes on where it was. There is nothing to train.
+    fit collects the second moments of the keys of all edited layers in one pass over a text corpus (``data.corpus``).
+    They are stored in the folder ``editor.statistics``, with the model and corpus that they belong to. A stopped run
+    resumes where it was. There is nothing to train.
 
     Args:
         editor: A locate-then-edit editor.
@@ -48,7 +48,7 @@ class LocateEditing(EditingModule):
         validation: How they are evaluated in validation.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes.
-        save_every: Batches after which the sums so far are saved.
+        save_every: Number of batches between saves of the partial sums.
     """
 
     editor: LocateEditor
@@ -72,7 +72,7 @@ class LocateEditing(EditingModule):
         self._identity = ""
 
     def setup(self, stage: str) -> None:
-        """Loads the base model; in fit, picks up the sums of a run that was stopped."""
+        """Loads the base model; in fit, resumes the sums of a stopped run."""
         super().setup(stage)
         if stage != "fit":
             return
@@ -83,28 +83,28 @@ class LocateEditing(EditingModule):
         self._kept(self._corpus(self._tokens_to_read()))
         layers = self.editor.edited_layers(self.language_model)
         self._sites = [self.language_model.layer_map.site(layer) for layer in layers]
-        self._identity = self._identified()
+        self._identity = self._compute_identity()
         remove_unfinished(self._partial())
         self._sums = MomentSums.resume(self._partial(), self._identity)
         self._warn_about_stale_partials()
-        self._share_what_is_left()
+        self._skip_done_batches()
         if self.trainer.world_size > 1 and not list(self.parameters()):
-            # Data parallelism refuses a module without parameters, and this one has nothing to train.
+            # Data parallelism refuses modules without parameters.
             self.placeholder = nn.Parameter(torch.zeros(()))
         if self._sums.batches:
             _LOG.info("going on behind %d batches (%d tokens)", self._sums.batches, self._sums.tokens)
 
     def _batches(self) -> list[list[int]]:
-        """The rows of each batch of this process, the ones that are done among them."""
+        """Returns the rows of each batch of this process, including finished ones."""
         data, trainer = self._data(), self.trainer
         size, rows = data.corpus.batch_size if data.corpus else 1, len(data.corpus_rows())
         return CorpusBatches(rows, size, 0, trainer.global_rank, trainer.world_size, data.corpus_stop).batches
 
     def _limit_batches(self) -> None:
-        """Takes over the Trainer's limit, which would be applied anew to what a resumed run has left.
+        """Applies the Trainer's batch limit to the whole corpus, not only to the rest after resuming.
 
         Raises:
-            ConfigurationError: If it is a share.
+            ConfigurationError: If the limit is a share.
         """
         limit = self.trainer.limit_train_batches
         if isinstance(limit, float) and limit != 1.0:
@@ -115,21 +115,21 @@ class LocateEditing(EditingModule):
         self._data().corpus_stop = limit if isinstance(limit, int) else None
 
     def _tokens_to_read(self) -> int:
-        """Tokens that a run that was not stopped reads in all processes."""
+        """Returns the number of tokens that a complete run reads in all processes."""
         rows = torch.tensor(sum(map(len, self._batches())), device=self.language_model.device)
         return int(sum_over_processes(rows)) * self._data().corpus_rows().shape[1]
 
-    def _share_what_is_left(self) -> None:
-        """Leaves out the batches that are done; a process with fewer left than another gets empty ones."""
+    def _skip_done_batches(self) -> None:
+        """Skips finished batches; a process with fewer left than another gets empty ones."""
         left = max(len(self._batches()) - self._sums.batches, 0)
         self._data().corpus_skip = self._sums.batches
         self._data().corpus_steps = max(lists_of_all_processes([left])[0])
 
     def _check_length(self) -> None:
-        """Refuses rows that the model cannot read.
+        """Refuses rows longer than the model's positions.
 
         Raises:
-            ConfigurationError: If they have more tokens than the model has positions.
+            ConfigurationError: If the rows have more tokens than the model has positions.
         """
         config: Any = self.language_model.model.config.get_text_config()
         positions, length = getattr(config, "max_position_embeddings", None), self._data().corpus_rows().shape[1]
@@ -139,7 +139,7 @@ class LocateEditing(EditingModule):
             )
 
     def prepare_measures(self, stage: str) -> None:
-        """Fit measures nothing: a corpus has no probes."""
+        """Prepares metrics except for fit, as a corpus has no probes."""
         if stage != "fit":
             super().prepare_measures(stage)
 
@@ -149,8 +149,8 @@ class LocateEditing(EditingModule):
             raise ConfigurationError("pass an EditDataModule with a corpus to the Trainer")
         return datamodule
 
-    def _identified(self) -> str:
-        """What the sums belong to: model, sites, corpus, packing, share of the processes, and their limit."""
+    def _compute_identity(self) -> str:
+        """Computes a digest of what the sums depend on: model, sites, corpus, packing, processes and limit."""
         data = self._data()
         values = [
             self.language_model.fingerprint.digest,
@@ -169,18 +169,18 @@ class LocateEditing(EditingModule):
         return hashlib.sha256(self._data().corpus_rows().numpy().tobytes()).hexdigest()
 
     def _kept(self, corpus: Corpus) -> KeyStatistics | None:
-        """Statistics of other sites that are there already."""
+        """Returns existing statistics of other sites."""
         return KeyStatistics.kept_in(str(self.editor.statistics), corpus, self.language_model.fingerprint)
 
     def _partial(self) -> Path:
-        folder, share = Path(str(self.editor.statistics)), f"{self._identity[:_SHOWN]}-{self.trainer.global_rank}"
+        folder, share = Path(str(self.editor.statistics)), f"{self._identity[:_DIGITS]}-{self.trainer.global_rank}"
         return folder.with_name(f"{folder.name}.partial-{share}.safetensors")
 
     def _warn_about_stale_partials(self) -> None:
-        """Sums of another model or text, of other layers or packing stay for the run that they belong to."""
+        """Warns about partial sums of other runs (another model, text, layers or packing), which are kept."""
         folder = Path(str(self.editor.statistics))
         partials = {*folder.parent.glob(f"{glob.escape(folder.name)}.partial-*.safetensors")}
-        others = sorted(str(path) for path in partials if f".partial-{self._identity[:_SHOWN]}-" not in path.name)
+        others = sorted(str(path) for path in partials if f".partial-{self._identity[:_DIGITS]}-" not in path.name)
         if others and self.trainer.is_global_zero:
             _LOG.warning(
                 "%s: sums of another run that was stopped (another model, text, packing, limit or number of processes, "
@@ -189,7 +189,7 @@ class LocateEditing(EditingModule):
             )
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Adds a batch (B, L) int64 of packed texts, in the base model's own precision whatever the Trainer's."""
+        """Adds a batch (B, L) int64 of packed texts, in the base model's precision, ignoring the Trainer's."""
         if len(batch):
             with torch.autocast(batch.device.type, enabled=False):
                 self._sums.add_batch(self.language_model, batch, self._sites)
@@ -198,17 +198,17 @@ class LocateEditing(EditingModule):
         self.log("train/tokens", float(self._sums.tokens), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
-        """One pass is all there is to do, whatever the Trainer's number of epochs."""
+        """Stops after one pass, regardless of the Trainer's number of epochs."""
         self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
-        """Merges the sums of all processes and writes the statistics from the first, unless the run was cut short.
+        """Merges the sums of all processes and writes the statistics on the first, unless the run was cut short.
 
-        This hook is called, too, where a run that was stopped had nothing left to read.
+        This hook is also called if a resumed run had nothing left to read.
         """
         whole, wanted = self._sums.of_all_processes(self._sites), self._tokens_to_read()
         if whole.tokens < wanted:
-            # By trainer.max_time, for example; what there is would pass for statistics of the whole corpus.
+            # Stopped early, e.g. by trainer.max_time; partial sums must not pass for statistics of the whole corpus.
             self._sums.save(self._partial(), self._identity)
             _LOG.warning(
                 "stopped after %d of %d tokens; no statistics were written. Run the same command again to go on",
@@ -223,8 +223,8 @@ class LocateEditing(EditingModule):
         self._partial().unlink(missing_ok=True)
 
     def _write(self, whole: MomentSums) -> None:
-        """Writes the statistics, beside those of other sites that are there, and hands them to the editor."""
-        # Every process looks, so that none waits for another that was refused.
+        """Writes the statistics, with existing ones of other sites, and passes them to the editor."""
+        # Every process checks, so that none waits for another that raised.
         corpus, model = self._corpus(whole.tokens), self.language_model
         kept = self._kept(corpus)
         self.trainer.strategy.barrier()
@@ -241,11 +241,11 @@ class LocateEditing(EditingModule):
                 _LOG.info("%s: %s", name, value)
 
     def configure_optimizers(self) -> None:
-        """There is nothing to optimise."""
+        """Returns None, as there is nothing to optimise."""
         return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The sums are saved to their own files; the checkpoint knows how far they are."""
+        """Saves the sums to their own file, and their number of batches to the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"].pop("placeholder", None)
         checkpoint["statistics_batches"] = self._sums.batches
@@ -253,10 +253,10 @@ class LocateEditing(EditingModule):
             self._sums.save(self._partial(), self._identity)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from the sums, not from the Trainer's count of batches.
+        """Resumes from the sums, not from the Trainer's count of batches.
 
         Raises:
-            ConfigurationError: If the sums are behind the checkpoint.
+            ConfigurationError: If the sums are older than the checkpoint.
         """
         if hasattr(self, "placeholder"):
             checkpoint["state_dict"]["placeholder"] = self.placeholder.detach()

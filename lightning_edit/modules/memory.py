@@ -32,9 +32,9 @@ class MemoryEditing(TrainedEditing):
     """Trains SERAC's scope classifier and counterfactual model.
 
     The memory of a step holds the requests of its whole batch. A rephrase is in the scope of its own request (a
-    positive pair) and of no other (easy negatives); a locality prompt is in the scope of none. Hard examples are what
-    the record itself asks in other wordings (positive), and what another record asks, about this record's subject
-    (negative); see :func:`subject_examples`.
+    positive pair) and of no other (easy negatives); a locality prompt is in the scope of none. Hard positives ask the
+    record's own question in other words; hard negatives ask another record's question about this record's subject; see
+    :func:`subject_examples`.
 
     Args:
         editor: SERAC.
@@ -44,7 +44,7 @@ class MemoryEditing(TrainedEditing):
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes.
         optimization: What is trained, and how.
-        trunk: How the hidden states below the lowest block that training reaches are kept.
+        trunk: Caching of the hidden states below the lowest block that training changes.
     """
 
     editor: SERAC
@@ -64,7 +64,7 @@ class MemoryEditing(TrainedEditing):
         super().__init__(editor, language_model, evaluation, validation, average, metrics, optimization, trunk)
 
     def setup(self, stage: str) -> None:
-        """See :meth:`EditingModule.setup`; in fit, what is not trained takes no gradient."""
+        """See :meth:`EditingModule.setup`; in fit, freezes the parts that are not trained."""
         super().setup(stage)
         if stage == "fit":
             for part, trained in (
@@ -75,21 +75,21 @@ class MemoryEditing(TrainedEditing):
                     part.requires_grad_(False)
 
     def lowest_layer(self) -> int:
-        """The lowest adapted block."""
+        """Returns the lowest adapted block."""
         return self.editor.answering_model.lowest_layer
 
     def fill_trunk(self, datamodule: Any) -> None:
-        """Computes the hidden states of every rephrase behind its request."""
+        """Computes the hidden states of every rephrase, prefixed with its request."""
         encoder = self.encoder
         texts = [
-            encoder.encode(given(_asked_about(record.requests, text), text[0]), text[1])
+            encoder.encode(given(_request_for(record.requests, text), text[0]), text[1])
             for record, neighbourhood in datamodule.training_neighbourhoods()
             for text in neighbourhood
         ]
         self.trunk().fill(texts, folder=self.trunk_folder())
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
-        """One step on the rephrases and locality prompts of B records.
+        """Runs one training step on the rephrases and locality prompts of B records.
 
         Raises:
             NonFiniteError: If the loss is not finite.
@@ -118,7 +118,7 @@ class MemoryEditing(TrainedEditing):
         return loss
 
     def _hits(self, log_p: Tensor, examples: list[ScopeExample]) -> dict[str, Tensor | float]:
-        """Shares of the prompts in scope and out of it that the router would send to the counterfactual model."""
+        """Computes the shares of in-scope and out-of-scope prompts routed to the counterfactual model."""
         hit = log_p.detach().exp().max(dim=1).values >= self.editor.threshold
         inside = torch.tensor([example.owner is not None for example in examples], device=hit.device)
         rates = {"hit_rate": hit[inside], "false_hit_rate": hit[~inside]}
@@ -163,13 +163,13 @@ class MemoryEditing(TrainedEditing):
         return edit + locality, {"edit_loss": edit.detach(), "locality_loss": locality.detach()}
 
     def _answer_losses(self, batch: TrainingBatch, requests: list[EditRequest]) -> Tensor:
-        """(R) the counterfactual model's loss on each rephrase, behind its request."""
+        """Computes the counterfactual model's (R) loss on each rephrase, prefixed with its request."""
         base = self.language_model
         inputs, ids, of_row = [], [], []
         with self.editor.answering_model.speaking(base) as other:
-            tokens = _shown(other, batch.outer_texts, requests)
+            tokens = _token_batch(other, batch.outer_texts, requests)
             if other is not base:
-                # A model of its own has no trunk, and its head is trained, too.
+                # A separate model has no trunk, and its head is trained, too.
                 return target_nll(other.answer_logits(tokens), tokens.target_ids, tokens.target_rows, len(tokens))
             for rows, part in tokens.parts(other.saturation_tokens):
                 inputs.append(self.trunk().head_inputs(part, part.answer_mask))
@@ -179,27 +179,27 @@ class MemoryEditing(TrainedEditing):
         return mean_by_row(losses, torch.cat(of_row), len(tokens))
 
     def _answer_logits(self, batch: TrainingBatch, requests: list[EditRequest]) -> tuple[Tensor, TokenBatch]:
-        """Logits of the counterfactual model for all texts, each behind a request, and these texts, tokenised."""
+        """Returns the counterfactual model's logits for all texts, each prefixed with a request, and their tokens."""
         base = self.language_model
         with self.editor.answering_model.speaking(base) as other:
-            tokens = _shown(other, batch.outer_texts, requests)
+            tokens = _token_batch(other, batch.outer_texts, requests)
             with torch.set_grad_enabled(self.optimization.train_counterfactual):
                 return (self.trunk() if other is base else other).answer_logits(tokens), tokens
 
     @staticmethod
     def _request_of(batch: TrainingBatch, row: int) -> int:
-        """The place among the batch's requests of the one that a text belongs to."""
+        """Returns the index of the request that a text belongs to."""
         places: list[int] = (batch.edit_of_request == batch.edit_of_outer[row]).nonzero()[:, 0].tolist()
-        request = _asked_about([batch.requests[place] for place in places], batch.outer_texts[row])
+        request = _request_for([batch.requests[place] for place in places], batch.outer_texts[row])
         return next(place for place in places if batch.requests[place] is request)
 
     def _mean(self, losses: Tensor) -> Tensor:
-        """The mean over the losses of all processes, such that averaged gradients are those of the whole."""
-        # Without any loss, in any process, the sum is zero and what it is divided by does not matter.
+        """Averages losses over all processes, so that averaged gradients are those of the whole batch."""
+        # Without losses in any process, the sum is zero and the divisor does not matter.
         return losses.sum() / (mean_over_processes(len(losses), losses.device) or 1.0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The parameters that are trained, with a learning rate of their own for each part."""
+        """Returns the trained parameters, with a separate learning rate for each part."""
         groups, classifier = [], self.editor.scope_classifier
         if self.optimization.train_counterfactual:
             parameters = list(self.editor.answering_model.parameters())
@@ -220,23 +220,23 @@ class MemoryEditing(TrainedEditing):
         return groups
 
     def configure_optimizers(self) -> Any:
-        """Adam."""
+        """Configures Adam."""
         return self.scheduled(torch.optim.Adam(self.parameter_groups()))
 
 
-def _asked_about(requests: Sequence[EditRequest], text: tuple[str, str]) -> EditRequest:
-    """The request that a rephrase with this answer is about; the first one where the answer does not say."""
+def _request_for(requests: Sequence[EditRequest], text: tuple[str, str]) -> EditRequest:
+    """Finds the request whose target is a rephrase's answer; the first request if there is none."""
     return next((request for request in requests if request.target == text[1].strip()), requests[0])
 
 
-def _shown(model: LanguageModel, texts: Sequence[tuple[str, str]], requests: Sequence[EditRequest]) -> TokenBatch:
-    """The first texts, each behind a request."""
+def _token_batch(model: LanguageModel, texts: Sequence[tuple[str, str]], requests: Sequence[EditRequest]) -> TokenBatch:
+    """Tokenises the first texts, each prefixed with a request."""
     pairs = zip(texts, requests, strict=False)
     encoded = [model.encoder.encode(given(request, prompt), answer) for (prompt, answer), request in pairs]
     return model.encoder.collate(encoded).to(model.device)
 
 
 def _nll(log_probs: Tensor, texts: TokenBatch) -> Tensor:
-    """(R) mean negative log-likelihood of each text's target."""
+    """Computes the (R) mean negative log-likelihood of each text's target."""
     chosen = log_probs.gather(-1, texts.target_ids[:, None])[:, 0]
     return mean_by_row(-chosen, texts.target_rows, len(texts))

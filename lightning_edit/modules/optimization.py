@@ -1,4 +1,4 @@
-"""How editors are trained: learning rates, their schedule, and weights of losses."""
+"""Training settings of editors: learning rates, their schedule, and loss weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _WHERE = "model.optimization"
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the learning rates go over a run, and what it starts from.
+    """Learning-rate schedule and initial weights of a run.
 
     Args:
-        warmup_steps: The learning rates rise linearly over this many steps.
+        warmup_steps: Number of steps of linear warm-up.
         schedule: "constant", or "cosine" decay to zero over the run.
-        start: Checkpoint of an editor of the same shape whose weights training starts from.
+        start: Checkpoint of an editor of the same shape, to initialise the weights.
 
     Raises:
-        ConfigurationError: If a setting is out of its range.
+        ConfigurationError: If a setting is out of range.
     """
 
     warmup_steps: int = 0
@@ -39,9 +39,9 @@ class HypernetworkOptimization(Optimization):
     """How hypernetworks are trained.
 
     Args:
-        warmup_steps: The learning rates rise linearly over this many steps.
+        warmup_steps: Number of steps of linear warm-up.
         schedule: "constant", or "cosine" decay to zero over the run.
-        start: Checkpoint of an editor of the same shape whose weights training starts from.
+        start: Checkpoint of an editor of the same shape, to initialise the weights.
         edit_weight: Weight of the target's loss (the authors' c_edit, 0.1).
         locality_weight: Weight of the divergence from the unedited model (the authors' c_loc, 1.0).
         learning_rate: Adam's learning rate for the networks. The authors use 1e-6 with weights of unit variance and
@@ -49,7 +49,7 @@ class HypernetworkOptimization(Optimization):
         step_size_learning_rate: Adam's learning rate for the step sizes (the authors use 1e-4).
 
     Raises:
-        ConfigurationError: If a setting is out of its range.
+        ConfigurationError: If a setting is out of range.
     """
 
     edit_weight: float = 0.1
@@ -66,31 +66,31 @@ class HypernetworkOptimization(Optimization):
 
 @dataclass(frozen=True)
 class MemoryOptimization(Optimization):
-    """What of SERAC is trained, and how.
+    """How the parts of SERAC are trained.
 
     Args:
-        warmup_steps: The learning rates rise linearly over this many steps.
+        warmup_steps: Number of steps of linear warm-up.
         schedule: "constant", or "cosine" decay to zero over the run.
-        start: Checkpoint of an editor of the same shape whose weights training starts from; so the classifier and the
-            counterfactual model can be trained one after the other.
-        objective: "supervised": the classifier's binary cross-entropy and the counterfactual model's loss on the
-            matching request, apart (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
+        start: Checkpoint of an editor of the same shape, to initialise the weights; this allows training the classifier
+            and the counterfactual model one after the other.
+        objective: "supervised": separate losses, the classifier's binary cross-entropy and the counterfactual model's
+            loss on the matching request (the paper's choice). "mixed": the loss of the mixture s · p_counterfactual +
             (1 - s) · p_base, s being the largest scope probability, on rephrases, and its divergence from the base on
-            locality prompts; only where the counterfactual model has the base's tokens.
-        subject_examples: Whether to make those hard examples. Without them a classifier trained on unrelated locality
-            prompts learns to look at the subject alone.
-        hardest_negatives: Whether the classifier's loss counts, of all requests that a prompt is out of scope of, the
-            most probable one alone. Routing looks no further, and in a mean over all pairs (the paper's equation) the
-            easy ones outweigh it.
+            locality prompts; requires a counterfactual model with the base's tokens.
+        subject_examples: Whether to add hard examples about a request's subject. Without them, a classifier trained on
+            unrelated locality prompts learns to look only at the subject.
+        hardest_negatives: Whether the classifier's loss uses only the most probable of a prompt's out-of-scope
+            requests. Routing depends on that one alone, and in a mean over all pairs (the paper's equation) the easy
+            ones outweigh it.
         train_scope: Whether the scope classifier is trained.
         train_counterfactual: Whether the counterfactual model is trained.
         scope_weight: Weight of the classifier's loss; the counterfactual model's has weight one.
         learning_rate: Adam's learning rate for the counterfactual model. (The authors use 1e-5 for whole models.)
         scope_learning_rate: Adam's learning rate for the scope classifier's projection and scale.
-        encoder_learning_rate: Adam's learning rate for the pretrained layers that are trained with them.
+        encoder_learning_rate: Adam's learning rate for the trained pretrained layers.
 
     Raises:
-        ConfigurationError: If nothing is to be trained, or a setting is out of its range.
+        ConfigurationError: If nothing is to be trained, or a setting is out of range.
     """
 
     objective: Literal["supervised", "mixed"] = "supervised"

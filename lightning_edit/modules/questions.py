@@ -1,4 +1,4 @@
-"""Questions that a model is asked, and what it says to them."""
+"""Questions to a model, and its replies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from lightning_edit.records import Answer, Probe, ProbeKind
 
 QuestionKey = tuple[str, tuple[str, ...], int, bool]
-"""What the unedited model's answer to a question depends on: the prompt, the texts that are scored, the length of the
-generation (0 where there is none), and whether its distribution is compared later."""
+"""Cache key of the unedited model's answer: the prompt, the scored texts, the length of the generation (0 for none),
+and whether its distribution is compared later."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Question:
     Args:
         record: Position of its record in the batch.
         probe: The probe.
-        limit: Length of its free generation in tokens; 0 where there is none.
+        limit: Length of its free generation in tokens; 0 for none.
     """
 
     record: int
@@ -29,7 +29,7 @@ class Question:
 
     @property
     def further_texts(self) -> list[str]:
-        """The texts that are scored beside the probe's answer: its rival, or both sides of a sentiment probe."""
+        """Texts scored in addition to the probe's answer: its rival, or both sides of a sentiment probe."""
         if self.probe.kind is ProbeKind.SENTIMENT:
             return [*self.probe.aliases, *self.probe.opposites]
         return [self.probe.rival] if self.probe.rival else []
@@ -41,20 +41,20 @@ class Question:
 
     @property
     def key(self) -> QuestionKey:
-        """What the unedited model's answer depends on."""
+        """Cache key of the unedited model's answer; see :data:`QuestionKey`."""
         texts = (self.probe.answer, *self.further_texts)
         return self.probe.prompt, texts, self.limit, self.compares_distributions
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said to one question.
+    """A model's reply to one question.
 
     Args:
-        answer: For the metrics.
-        target_ids: Token ids of the answer that was scored.
-        head_input: (positions, hidden) what the language-model head read, to compare distributions with.
-        divergence: From the reference, where one was given.
+        answer: The answer, for the metrics.
+        target_ids: Token ids of the scored answer.
+        head_input: (positions, hidden) inputs of the language-model head, to compare distributions.
+        divergence: Divergence from the reference, if one was given.
     """
 
     answer: Answer

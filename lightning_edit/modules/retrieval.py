@@ -1,4 +1,4 @@
-"""Fits editors that index training records instead of training on them."""
+"""Fits editors that index training records instead of training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class IndexesRecords(Protocol):
     """An editor that indexes training records."""
 
     def index(self, records: Sequence[EditRecord]) -> int:
-        """Indexes records; returns how many entries there are."""
+        """Indexes records and returns the number of entries."""
 
 
 class RetrievalEditing(EditingModule):
@@ -66,7 +66,7 @@ class RetrievalEditing(EditingModule):
         """See :meth:`EditingModule.setup`."""
         super().setup(stage)
         if stage == "fit" and self.trainer.world_size > 1 and not list(self.parameters()):
-            # Data parallelism refuses a module without parameters, and this one has nothing to train.
+            # Data parallelism refuses modules without parameters.
             self.placeholder = nn.Parameter(torch.zeros(()))
 
     def on_fit_start(self) -> None:
@@ -81,10 +81,10 @@ class RetrievalEditing(EditingModule):
         return -1
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Never reached; its presence says that fit has something to do."""
+        """Never called; only marks the module as one that can be fitted."""
 
     def configure_optimizers(self) -> None:
-        """There is nothing to optimise."""
+        """Returns None, as there is nothing to optimise."""
         return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Prompts that a scope classifier is trained on beside the rephrases and locality prompts of the records."""
+"""Hard examples for a scope classifier, in addition to the records' rephrases and locality prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORM_WORDS = re.compile(
     "to|was|were|what|when|where|which|who|whom|whose|will|with|would",
     re.IGNORECASE,
 )
-"""Words that say how something is asked, not what."""
+"""Function words, which do not say what is asked."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ScopeExample:
 
     Args:
         prompt: The prompt.
-        owner: Place of the request among those of the step; None where it is in the scope of none.
+        owner: Index of the request among those of the step; None if it is in the scope of none.
     """
 
     prompt: str
@@ -33,17 +33,17 @@ class ScopeExample:
 
 
 def subject_examples(memory: Sequence[EditRequest], places: Iterable[int]) -> list[ScopeExample]:
-    """Prompts about the subjects of some of the requests, in scope and out of it.
+    """Makes prompts about the subjects of requests, in scope and out of scope.
 
-    In scope is what a request asks, in the wordings of a search ("France capital", "The capital of France is"). Out of
-    scope is what another request asks, about this one's subject, in its own words and in those of a search. The other
-    one is the next in the order of the prompts whose words, the subject's aside, are for the most part others: with the
-    same words it would be likely to ask for the same. The order does not depend on how requests are divided between
+    In-scope prompts ask the request's question in search wordings ("France capital", "The capital of France is").
+    Out-of-scope prompts ask another request's question about this subject, in its own and in search wordings. The other
+    request is the next one, in the order of the prompts, that shares less than half of its words (without the subject),
+    as it would otherwise be likely to ask the same. The order does not depend on how requests are divided between
     processes. A request without a subject has no examples.
 
     Args:
         memory: All requests of the step.
-        places: Places of the requests that are wanted.
+        places: Indices of the requests to make examples for.
     """
     order = sorted(range(len(memory)), key=lambda place: (memory[place].prompt, memory[place].target))
     examples: list[ScopeExample] = []
@@ -51,13 +51,13 @@ def subject_examples(memory: Sequence[EditRequest], places: Iterable[int]) -> li
         request, rank = memory[place], order.index(place)
         if request.subject is None or request.subject_span is None:
             continue
-        examples += [ScopeExample(text, place) for text in _searches(request.subject, _asked(request))]
+        examples += [ScopeExample(text, place) for text in _searches(request.subject, _content_words(request))]
         following = (memory[index] for index in (*order[rank + 1 :], *order[:rank]))
         other = next((one for one in following if one.subject_span and _overlap(request, one) < 0.5), None)
         if other is not None and other.subject_span is not None:
             start, end = other.subject_span
             examples.append(ScopeExample(other.prompt[:start] + request.subject + other.prompt[end:]))
-            examples += [ScopeExample(text) for text in _searches(request.subject, _asked(other))]
+            examples += [ScopeExample(text) for text in _searches(request.subject, _content_words(other))]
     return examples
 
 
@@ -66,23 +66,23 @@ def _searches(subject: str, asked: Sequence[str]) -> list[str]:
     return [f"{subject} {words}", f"The {words} of {subject} is"] if words else []
 
 
-def _asked(request: EditRequest) -> list[str]:
-    """The words of a prompt that say what is asked, without the subject."""
+def _content_words(request: EditRequest) -> list[str]:
+    """Returns the content words of a prompt, without the subject."""
     start, end = request.subject_span or (0, 0)
     words = re.findall(r"\w+", f"{request.prompt[:start]} {request.prompt[end:]}")
     return [word for word in words if not _FORM_WORDS.fullmatch(word)]
 
 
 def _overlap(first: EditRequest, second: EditRequest) -> float:
-    """Share of the words that two prompts ask with that are in both."""
-    one, other = ({word.lower() for word in _asked(request)} for request in (first, second))
+    """Computes the overlap (Jaccard index) of two prompts' content words."""
+    one, other = ({word.lower() for word in _content_words(request)} for request in (first, second))
     return len(one & other) / max(len(one | other), 1)
 
 
 def judged_pairs(examples: Sequence[ScopeExample], memory: Sequence[EditRequest]) -> tuple[Tensor, Tensor]:
-    """(Q, M) bool: the pairs of prompts and requests that are in scope, and those that are judged.
+    """Returns (Q, M) bool masks of the pairs of prompts and requests in scope, and of those that count.
 
-    The same prompt twice among the requests is neither in nor out of scope of the other one.
+    Requests with the same prompt are neither in nor out of each other's scope.
     """
     in_scope = torch.zeros(len(examples), len(memory), dtype=torch.bool)
     counted = torch.ones_like(in_scope)

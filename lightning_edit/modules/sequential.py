@@ -1,4 +1,4 @@
-"""Edits one after another, never taken back: what is left of the earlier ones, and of the model."""
+"""Sequential editing: how well earlier edits and the model itself survive later edits."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from lightning_edit.records import EditOutcome, EditRecord, group_names
 SCHEDULE_FILE = "sequence.jsonl"
 _LOCK_FILE = ".lock"
 _SAME = 1e-3
-"""Relative difference of the perplexities of one text that rounding explains."""
+"""Relative difference of perplexities on the same text that can come from rounding."""
 _ROW = 256
-"""Tokens in a row of the text that perplexity is measured on."""
+"""Number of tokens per row of the perplexity text."""
 
 
 class SequentialRun:
-    """A sequence of edits, each made on top of all before.
+    """A sequence of edits, each on top of the earlier ones.
 
     Args:
         model: The base model.
@@ -44,7 +44,7 @@ class SequentialRun:
         settings: How the sequence is measured.
         groups: The records, in the order of the edits; those of a group are edited jointly.
         folder: Where the measures are written.
-        costs: Where seconds and sizes are added up.
+        costs: Accumulates seconds and sizes.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class SequentialRun:
             raise ConfigurationError(
                 "a sequence needs at least one record, and there is none; see data.test, and the Trainer's limits"
             )
-        # Before the unedited model is asked, which takes long.
+        # Checked before asking the unedited model, which takes long.
         editor.check(model, [_requests(group) for group in self.groups], on_top=len(self.groups) > 1)
         if settings.folder is not None:
             self._lock_folder()
-            self._take_up_edits()
+            self._resume_edits()
             self.rows = self._read_measures()
         self._text = self._read_text()
         records = [record for group in self.groups for record in group]
@@ -82,10 +82,10 @@ class SequentialRun:
         self._names = evaluator.settings.groups(group_names(records))
         self._perplexity_before = None if self._text is None else perplexity(model, self._text)
         if settings.folder is not None:
-            self._take_up_measures()
+            self._resume_measures()
 
     def _lock_folder(self) -> None:
-        """Keeps other runs out of the folder while this one lives.
+        """Locks the folder for the lifetime of this run.
 
         Raises:
             ConfigurationError: If another run writes to it.
@@ -100,18 +100,18 @@ class SequentialRun:
             ) from error
 
     def close(self) -> None:
-        """Lets other runs use the folder."""
+        """Releases the folder for other runs."""
         self._lock.release()
 
     def _read_text(self) -> Tensor | None:
         corpus = perplexity_text(self.settings)
         return None if corpus is None else corpus.read(self.model.tokenizer)
 
-    def _take_up_edits(self) -> None:
-        """Takes up the edits that the folder holds.
+    def _resume_edits(self) -> None:
+        """Resumes from the edits in the folder.
 
         Raises:
-            ConfigurationError: If they belong to other requests or another editor, or are more than are to be made.
+            ConfigurationError: If they belong to other requests or another editor, or are more than to be made.
         """
         if self._edit_folder(len(self.groups)).exists():
             raise ConfigurationError(
@@ -131,19 +131,19 @@ class SequentialRun:
             self.sequence = self.sequence.then(edit)
 
     def _read_measures(self) -> list[dict[str, Any]]:
-        """The measures that the folder holds.
+        """Reads the measures in the folder.
 
         Raises:
-            ConfigurationError: If a line of theirs cannot be read.
+            ConfigurationError: If a line cannot be read.
         """
         path = self.folder / SCHEDULE_FILE
         return read_schedule(path) if path.exists() else []
 
-    def _take_up_measures(self) -> None:
-        """Takes up the measures of those edits.
+    def _resume_measures(self) -> None:
+        """Resumes from the measures of the existing edits.
 
         Raises:
-            ConfigurationError: If they were made on another text.
+            ConfigurationError: If they were measured on another text.
         """
         self._compare_texts()
         self.rows = [row for row in self.rows if row["edits"] <= self.edited]
@@ -151,7 +151,7 @@ class SequentialRun:
             self._check(self.rows[-1]["perplexity"] / self.rows[-1]["perplexity_before"])
 
     def _compare_texts(self) -> None:
-        """Perplexities of two texts would stand in one curve."""
+        """Refuses measures on another text, whose perplexities would not be comparable."""
         for row in self.rows:
             earlier, now = row.get("perplexity_before"), self._perplexity_before
             if not _like(earlier, now):
@@ -171,21 +171,21 @@ class SequentialRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether no more edits are to be made."""
+        """Whether there are no more edits to make."""
         return self.stopped or len(self.sequence) == len(self.groups)
 
     def step(self, number: int) -> list[EditOutcome]:
-        """Makes an edit, and measures if it is time to.
+        """Makes an edit, and measures the sequence if it is due.
 
         Args:
-            number: Number of the group to edit; groups that are edited already, or come behind the end, are passed.
+            number: Index of the group to edit; groups already edited, or after the end, are skipped.
 
         Returns:
-            The outcomes of all records edited, after the last edit; none before.
+            The outcomes of all edited records after the last edit; an empty list before.
         """
         if number == len(self.sequence) and not self.is_done:
             group = self.groups[number]
-            # Not edit(): a request whose value cannot be found is left out, and does not end the sequence.
+            # Unlike edit(), this leaves out a failed request without ending the sequence.
             reused = self.editor.reused_seconds
             with self.costs.timed("editing"):
                 edit = self.editor.edit_each_group(self.model, [_requests(group)], after=self.sequence)[0]
@@ -204,7 +204,7 @@ class SequentialRun:
         return outcomes if self.is_done else []
 
     def new_rows(self) -> list[dict[str, Any]]:
-        """The measures since the last call; those of the run that is gone on with are among the first ones."""
+        """Returns the measures since the last call; the first call includes those of a resumed run."""
         rows = [row for row in self.rows if row["edits"] > self._reported]
         self._reported = self._measured
         return rows
@@ -255,24 +255,24 @@ class SequentialRun:
 
 
 def read_schedule(path: Path) -> list[dict[str, Any]]:
-    """Reads what was measured along a sequence.
+    """Reads the measures along a sequence.
 
     Raises:
-        ConfigurationError: If a line of it cannot be read.
+        ConfigurationError: If a line cannot be read.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def perplexity_text(settings: SequentialSettings) -> TextCorpus | None:
-    """The text that perplexity is measured on; None where none is."""
+    """Returns the text for measuring perplexity, or None."""
     if settings.text is None:
         return None
     return TextCorpus(settings.text, tokens=settings.tokens, length=min(_ROW, settings.tokens))
 
 
 def _row(line: str, place: str) -> dict[str, Any]:
-    """A line of the schedule."""
+    """Parses a line of the schedule."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -292,7 +292,7 @@ def _like(first: float | None, second: float | None) -> bool:
 
 
 def flat(row: dict[str, Any]) -> dict[str, float]:
-    """A row of the schedule for a logger: names with slashes to numbers."""
+    """Flattens a row of the schedule for a logger, with slashes in the names."""
     values: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, dict):

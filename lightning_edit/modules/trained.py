@@ -1,4 +1,4 @@
-"""What modules share that train an editor's networks by gradient descent."""
+"""Base module for editors whose networks are trained by gradient descent."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.modules.optimization import Optimization
 
 _GRADIENTS = "lightning_edit_gradients"
-"""Key of a checkpoint under which the gradients of an incomplete step are kept."""
+"""Checkpoint key for the gradients of an incomplete accumulation step."""
 
 
 @dataclass(frozen=True)
 class TrunkSettings:
-    """How the hidden states that training cannot change are kept.
+    """Cache of the hidden states that training does not change.
 
-    They are computed once for every training text before the first step; that pays off from the second epoch or run
-    on, or where only the uppermost layers are edited.
+    They are computed once for every training text before the first step. That pays off from the second epoch or run
+    on, or if only the uppermost layers are edited.
 
     Args:
-        gigabytes: Largest size; the states of texts beyond it are computed each time, as all are with 0.
-        on_disk: Keep them in mapped files, which later runs with the same base model, tokenizer, layer and texts use
-            again, instead of in memory.
-        dtype: Precision in which they are kept: "auto" is the base model's own. "bfloat16" halves the size, and rounds.
-        folder: Folder for the files; the user's cache folder if none is given.
+        gigabytes: Maximum size; states of texts beyond it are computed each time. 0 disables the cache.
+        on_disk: Store them in memory-mapped files instead of in memory; later runs with the same base model, tokenizer,
+            layer and texts reuse them.
+        dtype: Precision of the stored states: "auto" is the base model's. "bfloat16" halves the size, and rounds.
+        folder: Folder for the files; the package's cache folder by default.
     """
 
     gigabytes: float = 0.0
@@ -64,7 +64,7 @@ class TrainedEditing(EditingModule, ABC):
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
         metrics: Further metrics over all outcomes.
         optimization: How it is trained.
-        trunk: How the hidden states below the lowest block that training reaches are kept.
+        trunk: Caching of the hidden states below the lowest block that training changes.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class TrainedEditing(EditingModule, ABC):
         self._gradients: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """See :meth:`EditingModule.setup`; in fit, the editor gets the weights that training starts from."""
+        """See :meth:`EditingModule.setup`; in fit, loads the initial weights, if configured."""
         super().setup(stage)
         if stage == "fit" and self.optimization.start is not None:
             load_weights(self.optimization.start, self.editor, self.language_model)
 
     @abstractmethod
     def lowest_layer(self) -> int:
-        """The lowest block whose output training changes."""
+        """Returns the lowest block whose output training changes."""
 
     def trunk(self) -> Trunk:
-        """The hidden states below the lowest block that training reaches."""
+        """Returns the cached hidden states below the lowest block that training changes."""
         if self._kept is None:
             settings = self.trunk_settings
             dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -103,7 +103,7 @@ class TrainedEditing(EditingModule, ABC):
         return self._kept
 
     def trunk_folder(self) -> Path | None:
-        """Where hidden states are kept on disk; None for memory."""
+        """Returns the folder for hidden states on disk; None for memory."""
         settings = self.trunk_settings
         if not settings.on_disk:
             return None
@@ -115,25 +115,25 @@ class TrainedEditing(EditingModule, ABC):
         self.trunk().fill(texts, compared, self.trunk_folder())
 
     def fill_caches(self, datamodule: Any) -> None:
-        """Computes what training cannot change, once for every training text."""
+        """Computes everything that training does not change, once for every training text."""
         if self.trunk_settings.gigabytes > 0:
             self.fill_trunk(datamodule)
 
     def on_fit_start(self) -> None:
-        """Fills what is kept of the unedited model."""
+        """Fills the caches of the unedited model's states."""
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and not getattr(self.trainer, "fast_dev_run", False):
             self.fill_caches(datamodule)
 
     def on_train_start(self) -> None:
-        """Puts back the gradients of a run that was stopped between two batches of one step."""
+        """Restores the gradients of a run that was stopped within an accumulation step."""
         for name, parameter in self.editor.named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradients[name].to(parameter)
         self._gradients = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See :meth:`EditingModule.on_save_checkpoint`; with the gradients of a step that is not complete."""
+        """See :meth:`EditingModule.on_save_checkpoint`; includes the gradients of an incomplete step."""
         super().on_save_checkpoint(checkpoint)
         if self.trainer.accumulate_grad_batches > 1:
             gradients = {name: parameter.grad for name, parameter in self.editor.named_parameters()}
@@ -145,7 +145,7 @@ class TrainedEditing(EditingModule, ABC):
         self._gradients = checkpoint.get(_GRADIENTS, {})
 
     def log_step(self, values: dict[str, Tensor | float], batch_size: int, bar: tuple[str, ...]) -> None:
-        """Logs values of a training step as "train/…", some of them in the progress bar."""
+        """Logs values of a training step as "train/…", and those in ``bar`` in the progress bar."""
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name in bar, batch_size=batch_size)
 
@@ -156,12 +156,12 @@ class TrainedEditing(EditingModule, ABC):
             self.log("train/grad_norm", norms["grad_2.0_norm_total"])
 
     def scheduled(self, optimizer: torch.optim.Optimizer) -> Any:
-        """An optimizer with the warm-up and the schedule."""
+        """Adds the warm-up and the schedule to an optimizer."""
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        """Factor of the learning rates at a step."""
+        """Computes the factor of the learning rates at a step."""
         warmup = self.optimization.warmup_steps
         if step < warmup:
             return (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""What the unedited model says to each question, in memory and, where a folder is given, on disk."""
+"""Cached answers of the unedited model, in memory and optionally on disk."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from lightning_edit.modules.questions import QuestionKey, Reply
 from lightning_edit.records import Answer
 
 _REPLIES = "replies"
-"""Key of the replies in a file's metadata."""
+"""Metadata key of the replies in a file."""
 
 
 class UneditedAnswers(dict[QuestionKey, Reply]):
-    """What the unedited model says to each question; shared by evaluators of the same model.
+    """Answers of the unedited model by question, shared by evaluators of the same model.
 
     Args:
-        folder: Folder where answers are kept for other processes, and where theirs are read once; none is used if not
-            given. Each :meth:`add` writes one file there.
-        model: The model, whose weights, precision, texts and package versions name a subfolder.
+        folder: Folder for sharing answers with other processes; in memory only if not given. Each :meth:`add` writes
+            one file there, and files of other processes are read once.
+        model: The model; its weights, precision, encoding and the package versions determine the subfolder.
     """
 
     def __init__(self, folder: str | Path | None = None, model: LanguageModel | None = None) -> None:
@@ -55,10 +55,10 @@ class UneditedAnswers(dict[QuestionKey, Reply]):
         self._read.add(path)
 
     def refresh(self) -> None:
-        """Reads what other processes have written into the folder since the last time.
+        """Reads the answers that other processes have written since the last call.
 
         Raises:
-            ConfigurationError: If a file there is none of theirs.
+            ConfigurationError: If a file does not hold such answers.
         """
         if self._folder is None or not self._folder.is_dir():
             return
@@ -68,10 +68,10 @@ class UneditedAnswers(dict[QuestionKey, Reply]):
 
 
 def _read(path: Path) -> dict[QuestionKey, Reply]:
-    """The answers of a file.
+    """Reads the answers of a file.
 
     Raises:
-        ConfigurationError: If it is none of :meth:`UneditedAnswers.add`.
+        ConfigurationError: If :meth:`UneditedAnswers.add` did not write it.
     """
     replies: dict[QuestionKey, Reply] = {}
     try:
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[QuestionKey, Reply]:
 
 
 def _identity(model: LanguageModel) -> str:
-    """Digest of what answers depend on beside the question."""
+    """Computes a digest of what answers depend on, other than the question."""
     base = BaseModel.of(model)
     parts = {**asdict(base), "name": None, "revision": None, "versions": package_versions()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

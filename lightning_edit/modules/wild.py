@@ -1,4 +1,4 @@
-"""The contexts in which WILD asks an edited model, and how its answers are judged (Yang et al. 2025, 2502.11177)."""
+"""WILD's prompt contexts, and how its answers are judged (Yang et al. 2025, arXiv 2502.11177)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SYSTEM = "You are a helpful, respectful and honest assistant."
 
 @dataclass(frozen=True)
 class WildSettings:
-    """WILD's protocol: greedy generation after each question about what was edited, in several contexts.
+    """WILD's protocol: greedy generation after each question about edited facts, in several contexts.
 
     Args:
-        contexts: "question" is the prompt alone, "instruction" puts it behind an instruction, "chat" gives that to the
-            tokenizer's chat template, with a system message.
-        new_tokens: Longest generation (the paper's 50); it counts up to its first "." or newline.
-        judge: class_path and init_args of a :class:`lightning_edit.judges.Judge`, which is asked beside the normalised
-            exact match; none if not given.
+        contexts: "question" is the prompt alone, "instruction" adds an instruction before it, "chat" renders the latter
+            with the tokenizer's chat template and a system message.
+        new_tokens: Maximum length of a generation (the paper's 50); it counts up to its first "." or newline.
+        judge: class_path and init_args of a :class:`lightning_edit.judges.Judge`, used in addition to the normalised
+            exact match; none by default.
 
     Raises:
         ConfigurationError: If a context is unknown, or none is given.
@@ -48,21 +48,21 @@ class WildSettings:
         ranges.at_least(1, where, new_tokens=self.new_tokens)
 
     def build_judge(self) -> Judge | None:
-        """The judge; None where none is configured."""
+        """Builds the judge, or returns None if none is configured."""
         return build(self.judge, Judge, "evaluation.wild.judge") if self.judge is not None else None
 
 
 def in_context(prompt: str, context: WildContext, encoder: PromptEncoder) -> str:
-    """A prompt in one of WILD's contexts.
+    """Puts a prompt into one of WILD's contexts.
 
     Args:
         prompt: The prompt.
         context: The context.
-        encoder: Has the tokenizer, whose chat template is used.
+        encoder: The encoder, whose tokenizer's chat template is used.
 
     Raises:
-        ConfigurationError: If the tokenizer has no chat template or one that takes no system message, or prompts are
-            rendered with it already.
+        ConfigurationError: If the tokenizer has no chat template or one without system messages, or prompts are already
+            rendered with it.
     """
     if context == "question":
         return prompt
@@ -95,7 +95,7 @@ def judged(
         judge: The judge.
         prompts: The questions, without their context.
         aliases: The acceptable answers of each.
-        texts: What was generated after each.
+        texts: The generated text for each.
     """
     cases = [Case(*case) for case in zip(prompts, map(tuple, aliases), texts, strict=True)]
     verdicts = judge.judge(cases)

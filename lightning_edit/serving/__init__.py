@@ -1,4 +1,4 @@
-"""Serves a model with edits that can be changed while it runs; needs the packages fastapi and uvicorn."""
+"""Serves a model whose edits can be changed at run time; needs the packages fastapi and uvicorn."""
 
 from lightning_edit.serving.app import create_app
 from lightning_edit.serving.engine import Completion, Engine

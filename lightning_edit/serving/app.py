@@ -23,7 +23,7 @@ _SYSTEM_ROLES = ("system", "developer")
 
 
 class CompletionRequest(BaseModel):
-    """The body of /v1/completions, as far as it is understood."""
+    """The supported fields of the body of /v1/completions."""
 
     model: str = ""
     prompt: str | list[str]
@@ -42,7 +42,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of /v1/chat/completions, as far as it is understood."""
+    """The supported fields of the body of /v1/chat/completions."""
 
     model: str = ""
     messages: list[Message]
@@ -63,31 +63,31 @@ class EditRequestBody(BaseModel):
 def create_app(
     engine: Engine, token: str | None = None, folder: str | Path | None = None, longest: int = 512
 ) -> FastAPI:
-    """The server's application (FastAPI).
+    """Creates the server's FastAPI application.
 
-    Answers are greedy, as everywhere in this package; a request for sampling, for streaming or for several choices is
-    refused. ``system_fingerprint`` of an answer names the edits that it was given under.
+    Decoding is greedy, as everywhere in this package; requests for sampling, streaming or several choices are rejected.
+    The ``system_fingerprint`` of an answer names the edits that were applied.
 
     Args:
         engine: Answers the prompts.
-        token: What clients must send as "Authorization: Bearer …"; nothing is asked of them if None.
-        folder: Where edits may be added from; none can be added if None.
-        longest: Longest answer that may be asked for, in tokens.
+        token: Token that clients must send as "Authorization: Bearer …"; None for no authorization.
+        folder: Folder that edits may be added from; None for no additions.
+        longest: Maximum answer length of a request, in tokens.
     """
 
     def authorized(authorization: Annotated[str, Header()] = "") -> None:
         if token is not None and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "the token is missing or wrong")
 
-    # No pages that describe the server: they would answer without the token.
+    # No documentation pages: they would be served without the token.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(authorized)])
 
     async def answered(prompts: list[str], limit: int, request: CompletionRequest | ChatRequest) -> list[Completion]:
-        _refuse_what_is_not_offered(request)
+        _reject_unsupported(request)
         if not 1 <= limit <= longest:
             raise ConfigurationError(f"max_tokens: expected 1 to {longest}, found {limit}")
         completions = await asyncio.wrap_future(engine.submit(prompts, limit))
-        return [_stopped(completion, request.stop) for completion in completions]
+        return [_cut_at_stop(completion, request.stop) for completion in completions]
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -96,16 +96,16 @@ def create_app(
     @app.post("/v1/completions")
     async def completions(request: CompletionRequest) -> dict[str, Any]:
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-        said = await answered(prompts, request.max_tokens, request)
-        choices = [{"index": index, "text": one.text, **_finish(one)} for index, one in enumerate(said)]
-        return _response("text_completion", engine, said, choices)
+        results = await answered(prompts, request.max_tokens, request)
+        choices = [{"index": index, "text": one.text, **_finish(one)} for index, one in enumerate(results)]
+        return _response("text_completion", engine, results, choices)
 
     @app.post("/v1/chat/completions")
     async def chat(request: ChatRequest) -> dict[str, Any]:
         prompt = _single_turn(request.messages)
-        said = await answered([prompt], request.max_completion_tokens or request.max_tokens or 64, request)
-        message = {"role": "assistant", "content": said[0].text}
-        return _response("chat.completion", engine, said, [{"index": 0, "message": message, **_finish(said[0])}])
+        results = await answered([prompt], request.max_completion_tokens or request.max_tokens or 64, request)
+        message = {"role": "assistant", "content": results[0].text}
+        return _response("chat.completion", engine, results, [{"index": 0, "message": message, **_finish(results[0])}])
 
     @app.get("/v1/edits")
     def edits() -> dict[str, Any]:
@@ -130,14 +130,14 @@ def create_app(
         engine.remove(id)
         return {"id": id, "deleted": True}
 
-    app.add_exception_handler(LightningEditError, _explained)
-    app.add_exception_handler(HTTPException, _explained)
-    app.add_exception_handler(RequestValidationError, _explained)
+    app.add_exception_handler(LightningEditError, _error_response)
+    app.add_exception_handler(HTTPException, _error_response)
+    app.add_exception_handler(RequestValidationError, _error_response)
     return app
 
 
-def _explained(request: Request, error: Exception) -> JSONResponse:
-    """An error in OpenAI's form."""
+def _error_response(request: Request, error: Exception) -> JSONResponse:
+    """Converts an error to OpenAI's format."""
     statuses: dict[type[Exception], int] = {SourceNotFoundError: 404, EngineBusyError: 429}
     status, message = statuses.get(type(error), 400), str(error)
     if isinstance(error, HTTPException):
@@ -147,7 +147,7 @@ def _explained(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": {"message": message, "type": type(error).__name__}}, status)
 
 
-def _refuse_what_is_not_offered(request: CompletionRequest | ChatRequest) -> None:
+def _reject_unsupported(request: CompletionRequest | ChatRequest) -> None:
     """Raises a ConfigurationError for sampling, streaming and several choices."""
     if request.temperature:
         raise ConfigurationError("temperature: answers are greedy; leave it out, or send 0")
@@ -158,7 +158,7 @@ def _refuse_what_is_not_offered(request: CompletionRequest | ChatRequest) -> Non
 
 
 def _single_turn(messages: list[Message]) -> str:
-    """The user's message, behind what the system says.
+    """Joins the system messages and the user's message.
 
     Raises:
         ConfigurationError: If there is more than one turn.
@@ -170,7 +170,7 @@ def _single_turn(messages: list[Message]) -> str:
     return "\n\n".join([*system, others[0].content])
 
 
-def _stopped(completion: Completion, stop: str | list[str] | None) -> Completion:
+def _cut_at_stop(completion: Completion, stop: str | list[str] | None) -> Completion:
     marks = [stop] if isinstance(stop, str) else stop or []
     places = [place for mark in marks if mark and (place := completion.text.find(mark)) >= 0]
     if not places:
@@ -182,24 +182,24 @@ def _finish(completion: Completion) -> dict[str, Any]:
     return {"logprobs": None, "finish_reason": "stop" if completion.ended else "length"}
 
 
-def _response(kind: str, engine: Engine, said: list[Completion], choices: list[dict[str, Any]]) -> dict[str, Any]:
-    asked, used = sum(one.prompt_tokens for one in said), sum(one.completion_tokens for one in said)
+def _response(kind: str, engine: Engine, results: list[Completion], choices: list[dict[str, Any]]) -> dict[str, Any]:
+    asked, used = sum(one.prompt_tokens for one in results), sum(one.completion_tokens for one in results)
     return {
         "id": f"{kind}-{uuid.uuid4().hex}",
         "object": kind,
         "created": int(time.time()),
         "model": engine.model.name,
-        "system_fingerprint": "+".join(said[0].edits) or "unedited",
+        "system_fingerprint": "+".join(results[0].edits) or "unedited",
         "choices": choices,
         "usage": {"prompt_tokens": asked, "completion_tokens": used, "total_tokens": asked + used},
     }
 
 
 def _inside(folder: str | Path | None, name: str) -> Path:
-    """A folder of an edit below the one that edits may be added from.
+    """Resolves an edit's folder inside the one that edits may be added from.
 
     Raises:
-        ConfigurationError: If none may be added, or it lies elsewhere.
+        ConfigurationError: If none may be added, or it is outside that folder.
     """
     if folder is None:
         raise ConfigurationError("no edits can be added: the server was started without --edits_folder")

@@ -1,4 +1,4 @@
-"""Answers prompts in batches, each under one state of the edits."""
+"""Answers prompts in batches, each with a fixed sequence of edits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model said.
+    """A generated answer.
 
     Args:
         text: The text after the prompt.
         edits: Ids of the edits that were applied.
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens of the text.
-        ended: Whether the model ended it, rather than the limit.
+        ended: Whether the model ended the text, rather than the limit.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class _Job:
-    """The prompts of one request, which are answered under one state of the edits."""
+    """The prompts of one request, all answered with the same edits."""
 
     prompts: tuple[str, ...]
     limit: int
@@ -45,16 +45,16 @@ class _Job:
 
 
 class Engine:
-    """One thread that owns the model; prompts wait in a queue and are answered many at a time.
+    """A thread that owns the model and answers queued prompts in batches.
 
-    The edits are an immutable sequence. A batch takes the sequence that is there when it begins, and every answer of it
-    is given under exactly that one; a change takes effect with the next batch.
+    The edits are an immutable sequence. All answers of a batch use the sequence at the start of the batch; a change
+    takes effect with the next batch.
 
     Args:
         model: The base model.
-        edits: The edits at the start.
-        batch_size: Prompts that are answered side by side.
-        waiting: Requests that may wait; more are refused.
+        edits: The initial edits.
+        batch_size: Prompts answered per batch.
+        waiting: Maximum number of queued requests; more are rejected.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class Engine:
 
     @property
     def edits(self) -> EditSequence:
-        """The edits that the next batch will be answered under."""
+        """The edits that the next batch will use."""
         return self._edits
 
     def submit(self, prompts: Sequence[str], limit: int) -> Future[list[Completion]]:
-        """Asks for answers, all of them under the same edits.
+        """Queues prompts, which are all answered with the same edits.
 
         Args:
             prompts: The prompts; at least one.
-            limit: Longest answer, in tokens.
+            limit: Maximum answer length, in tokens.
 
         Raises:
-            EditError: If there is no prompt, or too many requests wait already.
+            EditError: If there is no prompt, or the queue is full.
             TokenizationError: If a prompt has no tokens, or is too long for the model.
         """
         if not prompts:
@@ -103,20 +103,20 @@ class Engine:
 
         Raises:
             BaseModelMismatchError: If it was made for another base model.
-            EditError: If it is there already, or depends on an edit that is not.
+            EditError: If it is already there, or depends on a missing edit.
         """
         self._change(lambda edits: edits.then(edit))
 
     def remove(self, id: str) -> None:
-        """Takes an edit back, from the next batch on.
+        """Removes an edit, from the next batch on.
 
         Raises:
-            EditError: If there is none of that id, or a later one depends on it.
+            EditError: If there is no edit with that id, or a later one depends on it.
         """
         self._change(lambda edits: edits.without(id))
 
     def close(self) -> None:
-        """Ends the thread, after the prompts that wait."""
+        """Stops the thread after answering the queued prompts."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -132,13 +132,13 @@ class Engine:
 
     def _work(self) -> None:
         while (first := self._jobs.get()) is not None:
-            jobs, ends = self._waiting_with(first)
+            jobs, ends = self._next_batch(first)
             self._answer([job for job in jobs if job.result.set_running_or_notify_cancel()])
             if ends:
                 return
 
-    def _waiting_with(self, first: _Job) -> tuple[list[_Job], bool]:
-        """A job and those that wait behind it, as many as make a batch; and whether they are the last ones."""
+    def _next_batch(self, first: _Job) -> tuple[list[_Job], bool]:
+        """Returns a batch of jobs that starts with ``first``, and whether the engine is closing."""
         jobs = [first]
         while sum(len(job.prompts) for job in jobs) < self.batch_size:
             try:
@@ -155,18 +155,18 @@ class Engine:
         prompts = [(prompt, job.limit) for job in jobs for prompt in job.prompts]
         try:
             with edits.applied(self.model) as scorer:
-                said = scorer.generate([prompt for prompt, _ in prompts], [limit for _, limit in prompts])
-            texts = iter(said)
+                generated = scorer.generate([prompt for prompt, _ in prompts], [limit for _, limit in prompts])
+            texts = iter(generated)
             for job in jobs:
                 answers = [self._completion(prompt, next(texts), job.limit, edits) for prompt in job.prompts]
                 job.result.set_result(answers)
-        except Exception as error:  # whatever it is, those who wait must be told
+        except Exception as error:  # every error must reach the waiting callers
             _LOG.exception("a batch of %d requests failed", len(jobs))
             for job in jobs:
                 if not job.result.done():
                     job.result.set_exception(error)
 
     def _completion(self, prompt: str, text: str, limit: int, edits: EditSequence) -> Completion:
-        # Texts are read back, which may take other tokens than were generated, but never say more than the limit.
+        # Re-tokenising may give other tokens than were generated, so the count is capped at the limit.
         used = min(len(self.model.tokenizer(text, add_special_tokens=False)["input_ids"]), limit)
         return Completion(text, edits.ids, len(self.model.encoder.encode(prompt).ids), used, used < limit)

@@ -1,4 +1,4 @@
-"""Every published file reads without an exception, with the counts that were measured on it."""
+"""Every published file is read without an error, with the counts recorded for it."""
 
 import pytest
 
@@ -58,12 +58,12 @@ FILES = [
 
 
 @pytest.mark.parametrize(("reader", "file", "records", "counts"), FILES, ids=[file for _, file, _, _ in FILES])
-def test_reads_with_the_measured_counts(benchmark_data, reader, file, records, counts):
+def test_reads_with_the_recorded_counts(benchmark_data, reader, file, records, counts):
     split = next(split for split in reader.files)
     report = reader(str(benchmark_data / file), split=split).read()
     assert len(report.records) == records
-    found = report.dropped + report.noted
-    assert {reason: found[reason] for reason in counts} == counts
+    counted = report.dropped + report.noted
+    assert {reason: counted[reason] for reason in counts} == counts
     assert len({record.id for record in report.records}) == records
 
 

@@ -1,4 +1,4 @@
-"""Each odd case of the published files, on hand-made records of their forms."""
+"""The special cases of the published files, on hand-written records in their formats."""
 
 import json
 
@@ -155,7 +155,7 @@ class TestCounterFact:
         assert report.noted["neighborhood prompt contains the subject"] == 1
         assert report.changed["repeated generation prompt removed"] == 1
 
-    def test_a_subject_twice_in_the_prompt_is_the_one_of_the_template(self, write):
+    def test_a_repeated_subject_takes_its_position_in_the_template(self, write):
         rewrite = {**self.original["requested_rewrite"], "prompt": "{} and not the other Jo Doe speaks"}
         [record] = CounterFact(write([{**self.original, "requested_rewrite": rewrite}])).read().records
         assert record.requests[0].subject_span == (0, 6)
@@ -165,7 +165,7 @@ class TestCounterFact:
         assert kinds(record) == [(ProbeKind.GENERALIZATION, ""), (ProbeKind.LOCALITY, "Neighborhood")]
         assert record.probes[1].rival == "chess"
 
-    def test_a_template_without_its_place_is_an_error(self, write):
+    def test_a_template_without_a_placeholder_is_an_error(self, write):
         rewrite = {**self.original["requested_rewrite"], "prompt": "no place"}
         with pytest.raises(DataFormatError, match=r"record 0, field 'requested_rewrite.prompt': expected exactly one"):
             CounterFact(write([{**self.original, "requested_rewrite": rewrite}])).read()
@@ -209,8 +209,8 @@ class TestKnowEdit:
         assert report.records[0].requests[0].ground_truth is None
 
     def test_a_locality_probe_equal_to_the_edit_is_dropped_and_a_portability_probe_kept(self, write):
-        own = {"prompt": "The employer of Ann Example is", "ground_truth": [["Initech"]]}
-        report = WikiCounterfact(write([knowedit(locality={"F": [own]}, portability={"R": [own]})])).read()
+        repeated = {"prompt": "The employer of Ann Example is", "ground_truth": [["Initech"]]}
+        report = WikiCounterfact(write([knowedit(locality={"F": [repeated]}, portability={"R": [repeated]})])).read()
         assert [probe.kind for probe in report.records[0].probes] == [ProbeKind.PORTABILITY]
         assert report.dropped["locality probe that repeats the edit's own prompt"] == 1
 
@@ -226,7 +226,7 @@ class TestKnowEdit:
         assert report.noted["prompts shared by several requests"] == 1
         assert report.noted["prompts with conflicting targets"] == 1
 
-    def test_wikibio_takes_the_subject_as_it_stands_in_the_prompt(self, write):
+    def test_wikibio_takes_the_subject_as_spelled_in_the_prompt(self, write):
         record = {
             "text": "This is a biography of Ann Example. She ",
             "labels": "was a chemist.",
@@ -261,7 +261,7 @@ class TestKnowEdit:
         path = write([{"ent": "Alpha", "pos": [" "], "neg": ["It is bad."]}])
         assert not ConvSent(path).read().records[0].probes
 
-    def test_sanitation_deals_out_the_questions_to_keep(self, write):
+    def test_sanitation_distributes_the_questions_to_keep(self, write):
         forget = [{"question": f"f{i}?", "ground_truth": "x", "target_new": "I don't know."} for i in range(2)]
         keep = [{"question": f"k{i}?", "ground_truth": "y"} for i in range(5)]
         records = Sanitation(write({"success": forget, "locality": keep})).read().records
@@ -412,7 +412,7 @@ def test_requests_from_json_lines(tmp_path):
     path.write_bytes(b'{"prompt": "A is", "target": "b"}\n{"prompt": "Caf\xe9 is", "target": "b"}\n')
     with pytest.raises(DataFormatError, match="record 1: not valid UTF-8"):
         read_requests(path)
-    # A separator of lines in Unicode, but none of JSON Lines.
+    # U+2028 separates lines in Unicode, but not in JSON Lines.
     path.write_text('{"prompt": "A\u2028is", "target": "b"}\r\n', encoding="utf-8")
     assert [request.prompt for request in read_requests(path)] == ["A\u2028is"]
 

@@ -1,4 +1,4 @@
-"""The code of "Write your own" runs, and the pages on formats name what is written."""
+"""The code of "Write your own" runs, and the pages on formats document every field that is written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def examples(tiny_folder, tmp_path, monkeypatch):
         path.write_text(path.read_text().replace("smollm2-135m-instruct", str(tiny_folder)))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    # --allow sets it for the rest of the process.
+    # --allow sets this variable for the rest of the process.
     monkeypatch.setenv("LIGHTNING_EDIT_ALLOW", "")
     yield folder
     sys.modules.pop("my_extension", None)
@@ -48,7 +48,7 @@ def documented(page: str) -> set[str]:
     return {name for line in lines for name in re.findall(r"`([\w./]+)`", line)}
 
 
-def test_a_test_run_of_all_of_it(examples):
+def test_a_test_run_of_all_examples(examples):
     assert main(["test", "--config", "test.yaml"]) == 0
     summary = json.loads(Path("runs/mine/metrics.json").read_text())
     assert summary["counts"]["probes"] == {"edit_success/": 2, "locality/neighbour": 2}
@@ -65,14 +65,14 @@ def test_a_comparison(examples):
     assert all(f"`{name}`" in page for name in set(json.loads(cell.read_text())) - {"folder"})
 
 
-def test_an_edit_of_its_own_kind(examples, tiny_folder):
+def test_an_edit_of_a_custom_kind(examples, tiny_folder):
     command = ["edit", "--editor", "target-bias.yaml", "--allow", "my_extension", "--name_or_path", str(tiny_folder)]
     assert main([*command, "--prompt", "The capital of France is", "--target", "Rome", "--save", "edit"]) == 0
     edit = load_edit("edit")
     assert edit.kind == "bias"
     assert len(EditSequence([edit]).layers) == 1
     assert set(json.loads(Path("edit/edit.json").read_text())) <= documented("edits.md")
-    # In a process that has not imported the module, and without a path to it.
+    # In a process that has not imported the module and cannot find it on its path.
     command = [sys.executable, "-P", "-m", "lightning_edit", "generate", "--edits", "edit", "--prompts", "Answer:"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["LIGHTNING_EDIT_ALLOW"] = ""
@@ -87,7 +87,7 @@ def test_a_file_that_is_not_allowed_is_refused(examples, tiny_folder, capsys):
     assert "LIGHTNING_EDIT_ALLOW=my_extension" in capsys.readouterr().err
 
 
-def test_the_step_has_its_length(examples):
+def test_the_normalized_step_has_the_given_length(examples):
     import my_extension
 
     edit = my_extension.NormalizedStep([-1], 0.5).edit(language_model("llama"), REQUESTS[:2])
@@ -95,7 +95,7 @@ def test_the_step_has_its_length(examples):
     assert float(delta.dense().norm()) == pytest.approx(0.5, rel=1e-4)
 
 
-def test_the_forms_of_a_file_of_facts(tmp_path):
+def test_the_documented_formats_of_facts_are_read(tmp_path):
     text = (DOCS / "formats" / "facts.md").read_text(encoding="utf-8")
     blocks = re.findall(r'=== "(.*?)"\n\n    ```\w+\n(.*?)\n    ```', text, re.DOTALL)
     suffixes = {"JSON Lines": "jsonl", "JSON": "json", "CSV": "csv"}
@@ -118,8 +118,13 @@ def test_every_editor_is_on_the_page_of_a_family():
     for name, kind in editors_of_the_package().items():
         assert any(f"[lightning_edit.editors.{name}]" in text for text in families.values()), name
         [row] = [line for line in rows if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
-        own, words = kind.capabilities, {True: "yes", False: "no"}
-        expected = [own.fit_reads, words[own.needs_subject], words[own.joint], words[own.mergeable]]
+        capabilities, words = kind.capabilities, {True: "yes", False: "no"}
+        expected = [
+            capabilities.fit_reads,
+            words[capabilities.needs_subject],
+            words[capabilities.joint],
+            words[capabilities.mergeable],
+        ]
         assert [cell.strip() for cell in row.split("|")[3:-1]] == expected, name
 
 

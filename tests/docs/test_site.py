@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and nothing in it leads nowhere."""
+"""The documentation builds without warnings and has no broken links."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[Path, Page]:
-    """Each page of the site, read."""
+    """The parsed pages of the site."""
     return {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
 
 
@@ -96,21 +96,21 @@ def test_every_public_name_is_in_the_reference(pages):
     missing = []
     for name in SUBPACKAGES:
         package = importlib.import_module(f"lightning_edit.{name}")
-        missing += [own for own in package.__all__ if f"lightning_edit.{name}.{own}" not in anchors]
+        missing += [public for public in package.__all__ if f"lightning_edit.{name}.{public}" not in anchors]
     assert not missing
     top = next(page for path, page in pages.items() if path.parts[-2:] == ("api", "index.html"))
     linked = {link.rpartition(".")[2] for link in top.links}
     assert set(importlib.import_module("lightning_edit").__all__) - {"__version__"} <= linked
 
 
-def test_no_role_of_a_docstring_is_left(pages):
+def test_every_role_of_a_docstring_is_rendered(pages):
     assert [path for path in pages if re.search(r":(class|func|meth|data):", path.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize(
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_links_between_the_files_themselves(path):
-    """As on a page that shows a file of the repository."""
+def test_relative_links_between_files_exist(path):
+    """Links have to work where the file itself is displayed, as on a page of the repository."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert [link for link in _LINK.findall(text) if not (path.parent / link).exists()] == []

@@ -16,10 +16,10 @@ EDITORS = {
     "SERAC": lambda: SERAC(rank=4, adapted_layers=1),
 }
 CONTRADICTING = [REQUESTS[0], REQUESTS[1], replace(REQUESTS[0], target="Oslo", id="later")]
-SAID = "1 requests contradict later ones of the same edit ('france'); "
+CONTRADICTION = "1 requests contradict later ones of the same edit ('france'); "
 
 
-def made(name, model):
+def build_editor(name, model):
     editor = EDITORS[name]()
     editor.setup(model)
     if name in ("MEND", "MALMEN"):
@@ -31,7 +31,7 @@ def made(name, model):
 @pytest.mark.parametrize("name", EDITORS)
 def test_contradicting_requests_are_told_of(name, recwarn):
     model = language_model("llama")
-    editor = made(name, model)
+    editor = build_editor(name, model)
     editor.edit(model, REQUESTS)
     editor.edit_each(model, CONTRADICTING)
     assert not [warning for warning in recwarn if "contradict" in str(warning.message)]
@@ -39,17 +39,17 @@ def test_contradicting_requests_are_told_of(name, recwarn):
     edit = editor.edit(model, CONTRADICTING)
     [message] = [str(warning.message) for warning in recwarn if "contradict" in str(warning.message)]
     if name == "SERAC":
-        assert message == f"{SAID}the last ones win, and 1 are left out (editor.contradictions)"
+        assert message == f"{CONTRADICTION}the last ones win, and 1 are left out (editor.contradictions)"
         assert [request.target for request in edit.provenance.requests] == ["Paris the city", "Oslo"]
     else:
-        assert message == f"{SAID}all are tried (editor.contradictions)"
+        assert message == f"{CONTRADICTION}all are tried (editor.contradictions)"
         assert [request.target for request in edit.provenance.requests] == ["Rome", "Paris the city", "Oslo"]
 
 
 @pytest.mark.parametrize("name", EDITORS)
-def test_contradicting_requests_are_refused_where_that_is_asked_for(name):
+def test_contradicting_requests_can_be_refused(name):
     model = language_model("llama")
-    editor = made(name, model)
+    editor = build_editor(name, model)
     editor.contradictions = "error"
     with pytest.raises(EditError, match=r"'france': .* is to be answered 'Rome' and 'Oslo'"):
         editor.edit(model, CONTRADICTING)

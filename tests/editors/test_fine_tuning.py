@@ -1,4 +1,4 @@
-"""Fine-tuning against plain loops over a copy of the model, and the behaviour of all editors that tune."""
+"""Fine-tuning against plain loops over a copy of the model, and the shared behaviour of editors that tune."""
 
 import copy
 
@@ -87,21 +87,21 @@ def plain_loop(model, requests, site, tuning, bound=None):
     ],
     ids=["ft-m", "ft-l", "end-token", "early-stop"],
 )
-def test_the_change_is_that_of_a_plain_loop(tuning, bound):
+def test_the_change_equals_that_of_a_plain_loop(tuning, bound):
     model = language_model("llama", torch.float64)
     editor = FineTuning(sites=[1], norm_constraint=bound, tuning=tuning)
     site = model.layer_map.site(1).name
     edit = editor.edit(model, REQUESTS)
     expected = plain_loop(model, REQUESTS, site, tuning, bound)
     torch.testing.assert_close(edit.deltas[site].dense().double(), expected, rtol=2e-3, atol=2e-5)
-    # Many edits side by side are what each is alone.
+    # Edits computed side by side equal those computed alone.
     batch = editor.edit_each(model, REQUESTS)
     for index, request in enumerate(REQUESTS):
         expected = plain_loop(model, [request], site, tuning, bound)
         torch.testing.assert_close(batch[index].deltas[site].dense().double(), expected, rtol=2e-3, atol=2e-5)
 
 
-def test_the_box_holds_elementwise():
+def test_the_norm_constraint_holds_elementwise():
     model = language_model("llama")
     editor = FineTuning(sites=[1], norm_constraint=1e-3, tuning=TuningSettings(steps=5, learning_rate=1e-2))
     delta = editor.edit(model, REQUESTS[:1]).deltas[model.layer_map.site(1).name].dense()
@@ -115,9 +115,9 @@ def test_mini_batches_see_every_request_once_a_pass():
     steps = list(_batches(range(5), settings, edit=0))
     assert [len(step.rows) for step in steps] == [2, 2, 1] * 3
     for epoch in (1, 2, 3):
-        own = [step for step in steps if step.epoch == epoch]
-        assert sorted(row for step in own for row in step.rows) == list(range(5))
-        assert [step.ends_pass for step in own] == [False, False, True]
+        epoch_steps = [step for step in steps if step.epoch == epoch]
+        assert sorted(row for step in epoch_steps for row in step.rows) == list(range(5))
+        assert [step.ends_pass for step in epoch_steps] == [False, False, True]
     assert len({tuple(row for step in steps if step.epoch == epoch for row in step.rows) for epoch in (1, 2, 3)}) > 1
 
 
@@ -160,7 +160,7 @@ def peft_adapter(model, editor, config, penalty=False):
     """Trains peft's adapter from the editor's initial values, and returns ΔW of every site."""
     from peft import get_peft_model
 
-    config.task_type = "CAUSAL_LM"  # peft adds the orthogonality penalty for this type alone
+    config.task_type = "CAUSAL_LM"  # peft adds the orthogonality penalty only for this type
     copied = get_peft_model(copy.deepcopy(model.model).double(), config)
     sites = editor.edit_sites(model)
     adapters = editor.adapters(sites, 1)
@@ -168,7 +168,7 @@ def peft_adapter(model, editor, config, penalty=False):
     layers = {site.name: copied.base_model.model.get_submodule(site.name) for site in sites}
     with torch.no_grad():
         for index, layer in enumerate(layers.values()):
-            own = adapters.parameters[0][per_site * index : per_site * (index + 1)]
+            initial = adapters.parameters[0][per_site * index : per_site * (index + 1)]
             parts = (
                 [layer.lora_A["default"], layer.lora_E["default"], layer.lora_B["default"]]
                 if per_site == 3
@@ -177,7 +177,7 @@ def peft_adapter(model, editor, config, penalty=False):
                     layer.lora_B["default"].weight,
                 ]
             )
-            for part, value in zip(parts, own, strict=True):
+            for part, value in zip(parts, initial, strict=True):
                 part.copy_(value.T if value.shape != part.shape or value.shape[0] != part.shape[0] else value)
     text = model.encoder.encode(REQUESTS[0].prompt, REQUESTS[0].target)
     ids = torch.tensor([text.ids])
@@ -195,7 +195,7 @@ def peft_adapter(model, editor, config, penalty=False):
     return {name: layer.get_delta_weight("default").T.detach() for name, layer in layers.items()}
 
 
-def test_lora_is_pefts_lora():
+def test_lora_equals_pefts_lora():
     from peft import LoraConfig
 
     model = language_model("llama", torch.float64)
@@ -218,7 +218,7 @@ def double_precision():
     torch.set_default_dtype(torch.float32)
 
 
-def test_adalora_is_pefts_adalora_with_its_budget(double_precision):
+def test_adalora_equals_pefts_adalora_with_its_budget(double_precision):
     from peft import AdaLoraConfig
 
     model = language_model("llama", torch.float64)

@@ -16,15 +16,15 @@ class TestKnowledgeNeurons(EditorTester):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attributions_are_those_of_a_plain_loop(family):
+def test_attributions_equal_those_of_a_plain_loop(family):
     """One neuron's layer, one step of the integral at a time, on the whole text."""
     model = language_model(family)
     editor = KnowledgeNeurons(steps=4)
     prompt, answer = "The capital of France is", "Rome"
     text = model.encoder.encode(prompt, answer)
     sites = editor.sites(model)
-    [found] = editor.attributions(model, prompt, answer, sites)
-    expected = torch.zeros_like(found)
+    [actual] = editor.attributions(model, prompt, answer, sites)
+    expected = torch.zeros_like(actual)
     for position in range(*text.target):
         ids = torch.tensor([text.ids[:position]])
         for layer, site in enumerate(sites):
@@ -48,7 +48,7 @@ def test_attributions_are_those_of_a_plain_loop(family):
                 gradient = torch.autograd.grad(probability, kept["leaf"])[0]
                 expected[layer] += kept["value"] * gradient / 4 / len(text.target_ids)
             handle.remove()
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_attributions_do_not_depend_on_how_many_layers_fit_into_a_pass(monkeypatch):
@@ -118,7 +118,7 @@ def test_shares_of_prompts_are_not_rounded_up():
     assert len(chosen_neurons(scores, 0.2, 0.56, 1, 5)) == 2
 
 
-def test_without_an_answer_the_first_word_that_the_model_says_is_looked_for(monkeypatch, caplog):
+def test_without_an_answer_the_first_generated_word_is_used(monkeypatch, caplog):
     model, editor = language_model("llama"), KnowledgeNeurons(steps=2, at_least=60, at_most=60)
     silent = replace(REQUESTS[0], ground_truth=None)
     asked, whole = [], KnowledgeNeurons.attributions
@@ -134,7 +134,7 @@ def test_without_an_answer_the_first_word_that_the_model_says_is_looked_for(monk
         editor.edit(model, [silent])
 
 
-def test_only_the_chosen_neurons_write_something_else():
+def test_only_the_chosen_neurons_are_changed():
     model = language_model("llama")
     editor = KnowledgeNeurons(steps=4)
     edit = editor.edit(model, REQUESTS[:1])

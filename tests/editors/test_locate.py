@@ -1,4 +1,4 @@
-"""The shared suite for every locate-then-edit method, and what they have in common besides the golden numbers."""
+"""The shared suite for every locate-then-edit method, and their common behaviour besides the golden numbers."""
 
 from dataclasses import replace
 from unittest.mock import Mock
@@ -28,7 +28,7 @@ from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_mo
 
 
 class TestROME(EditorTester):
-    # With more contexts the constraint holds for their mean key, which says little on a random model.
+    # With more contexts the constraint holds for their mean key, which means little on a random model.
     settings = {**SEARCH, "contexts": ContextSettings([["{}"]])}
 
     def make(self, model):
@@ -74,7 +74,7 @@ BROKEN = EditRequest("The zebra is in", "Rome", "zebra", id="zebra")
 
 @pytest.fixture
 def broken_model():
-    """A model that knows no number for one subject."""
+    """A model whose embedding of one subject's token is NaN."""
     model = language_model("llama")
     [token] = [id for id in model.encoder.encode("zebra").ids if model.encoder.decode([id]) == "z"]
     with torch.no_grad():
@@ -83,16 +83,16 @@ def broken_model():
 
 
 @pytest.mark.parametrize("kind", [TestROME, TestMEMIT, TestEMMET, TestPMET, TestAlphaEdit])
-def test_a_request_that_breaks_is_reported_and_the_others_go_on(kind, broken_model):
+def test_a_failing_request_is_reported_and_the_others_are_edited(kind, broken_model):
     editor = kind().make(broken_model)
     with pytest.warns(UserWarning, match="1 of 3 requests are left out: the loss of 'zebra' became nan"):
         edits = editor.edit_each(broken_model, [REQUESTS[0], BROKEN, REQUESTS[1]])
     assert edits[1].provenance.failed == ("the loss of 'zebra' became nan",)
     assert not any(bool(delta.dense().any()) for delta in edits[1].deltas.values())
-    for at, request in ((0, REQUESTS[0]), (2, REQUESTS[1])):
+    for index, request in ((0, REQUESTS[0]), (2, REQUESTS[1])):
         alone = editor.edit(broken_model, [request])
         for site, delta in alone.deltas.items():
-            torch.testing.assert_close(edits[at].deltas[site].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(edits[index].deltas[site].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
     with (
         pytest.warns(UserWarning, match="1 of 1"),
         pytest.raises(EditError, match="could not be made: the loss of 'zebra'"),
@@ -100,18 +100,18 @@ def test_a_request_that_breaks_is_reported_and_the_others_go_on(kind, broken_mod
         editor.edit(broken_model, [BROKEN])
 
 
-def test_every_request_that_breaks_is_named_and_the_others_keep_the_fast_path(broken_model, recwarn):
+def test_every_failing_request_is_named_and_the_others_keep_the_fast_path(broken_model, recwarn):
     editor = TestROME().make(broken_model)
     others = [replace(BROKEN, id=f"zebra {number}") for number in range(2)]
     editor.edit_each(broken_model, [REQUESTS[0], *others])
     messages = [str(warning.message) for warning in recwarn]
-    [message] = [own for own in messages if "are left out" in own]
+    [message] = [text for text in messages if "are left out" in text]
     assert "2 of 3 requests" in message
     assert all(repr(request.id) in message for request in others)
-    assert not [own for own in messages if "cannot be reused" in own]
+    assert not [text for text in messages if "cannot be reused" in text]
 
 
-def test_a_joint_edit_leaves_out_what_breaks(broken_model):
+def test_a_joint_edit_leaves_out_failing_requests(broken_model):
     editor = TestMEMIT().make(broken_model)
     with pytest.warns(UserWarning, match="1 of 3"):
         edit = editor.edit(broken_model, [REQUESTS[0], BROKEN, REQUESTS[1]])
@@ -121,7 +121,7 @@ def test_a_joint_edit_leaves_out_what_breaks(broken_model):
         torch.testing.assert_close(edit.deltas[site].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
 
 
-def test_an_edit_of_alphaedit_says_how_large_its_null_spaces_are():
+def test_alphaedit_records_the_size_of_its_null_spaces():
     model = language_model("llama")
     editor = TestAlphaEdit().make(model)
     provenance = editor.edit(model, REQUESTS[:1]).provenance
@@ -134,7 +134,7 @@ def test_an_edit_of_alphaedit_says_how_large_its_null_spaces_are():
     assert editor.could_have_produced(provenance, REQUESTS[:1])
 
 
-def test_an_editor_knows_its_edits():
+def test_an_editor_recognises_its_edits():
     model = language_model("llama")
     sampling = {**SEARCH, "contexts": ContextSettings(), "search": ValueSettings(steps=2)}
     editor = ready(MEMIT(layers=[0, 1], contradictions="last", **sampling), model)
@@ -210,7 +210,7 @@ def test_errors_come_before_any_computing(kind, tmp_path, monkeypatch):
         ready(kind(layers=[1], contexts=ContextSettings([["Well. {}"]])), model).edit(model, REQUESTS[:1])
 
 
-def test_layers_follow_from_the_depth_with_a_warning():
+def test_default_layers_follow_from_the_depth_with_a_warning():
     model = language_model("llama")
     with pytest.warns(UserWarning, match=r"Causal tracing .*\(lightning-edit trace\)"):
         ready(ROME(**SEARCH), model).edit(model, REQUESTS[:1])
@@ -251,12 +251,12 @@ def test_the_edited_key_gives_the_wanted_value():
     editor = ready(ROME(layers=[1], **{**SEARCH, "contexts": ContextSettings([["{}"]])}), model)
     site = model.layer_map.site(1)
     tap = Tap(site.module, "output", 1)
-    [found] = search_values(model, REQUESTS[:1], ["{}"], {"value": tap}, editor.search)
+    [result] = search_values(model, REQUESTS[:1], ["{}"], {"value": tap}, editor.search)
     edit = editor.edit(model, REQUESTS[:1])
     texts = every_context(model, REQUESTS[:1], ["{}"])
     with edit.applied(model):
         written = record(model, texts, [last_subject_token(texts[0])], {"out": tap})["out"][0]
-    torch.testing.assert_close(written, found.target("value"), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(written, result.target("value"), rtol=1e-6, atol=1e-8)
 
 
 def test_a_subject_that_occurs_twice_is_edited_at_its_last_occurrence():

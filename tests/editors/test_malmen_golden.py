@@ -31,7 +31,7 @@ NETWORK = "(20, 8)"
 def golden(request, monkeypatch):
     content = json.loads((GOLDEN / f"malmen_{request.param}.json").read_text())
     if request.param == "llama":
-        # Hugging Face's Llama normalises in float32 whatever the model's dtype; these numbers were made without that.
+        # Hugging Face's Llama always normalises in float32; these numbers were computed in float64 throughout.
         content["expected"] = content["expected_float64_rmsnorm"]
         monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaRMSNorm, "forward", rms_norm)
     return content
@@ -64,19 +64,19 @@ def make_editor(golden, model, state, **settings):
                 values = double(state[f"{NETWORK}.blocks.{index}.{theirs}"])
                 getattr(layer, ours).copy_(values.T if ours in "uv" else values)
         for parameters, name in ((malmen.step_sizes, "lr"), (malmen.log_ridges, "lamda")):
-            for own, value in zip(parameters.values(), state[f"{NETWORK}.{name}.weight"], strict=True):
-                own.copy_(double(value[0]))
+            for parameter, value in zip(parameters.values(), state[f"{NETWORK}.{name}.weight"], strict=True):
+                parameter.copy_(double(value[0]))
     return malmen
 
 
 def tokens(entry):
-    """Their inputs leave out the last target token, which ours hold."""
+    """Their inputs omit the last target token; ours include it."""
     ids, mask = torch.tensor(entry["input_ids"]), torch.tensor(entry["attention_mask"])
     labels = torch.tensor(entry["labels"])
     ids, mask, target = (torch.nn.functional.pad(value, (0, 1)) for value in (ids, mask, torch.zeros_like(mask)))
-    for row, own in enumerate(labels):
-        at = (own != -100).nonzero()[:, 0]
-        ids[row, at + 1], mask[row, at + 1], target[row, at + 1] = own[at], 1, 1
+    for row, row_labels in enumerate(labels):
+        positions = (row_labels != -100).nonzero()[:, 0]
+        ids[row, positions + 1], mask[row, positions + 1], target[row, positions + 1] = row_labels[positions], 1, 1
     return TokenBatch(ids, mask, mask.cumsum(1) - 1, target.bool(), torch.zeros_like(target).bool())
 
 
@@ -88,10 +88,10 @@ def weights(batch):
 def stored(expected):
     """Their recorded factors in our store."""
     factors = {
-        name: GradientFactors(double(own["keys"]), double(own["values_grad"]), torch.arange(len(own["keys"])))
-        for name, own in expected["sites"].items()
+        name: GradientFactors(double(entry["keys"]), double(entry["values_grad"]), torch.arange(len(entry["keys"])))
+        for name, entry in expected["sites"].items()
     }
-    rows = max(len(own.x) for own in factors.values())
+    rows = max(len(site_factors.x) for site_factors in factors.values())
     return FactorStore.of(factors, torch.zeros(rows, dtype=torch.int64), 1)
 
 
@@ -99,14 +99,14 @@ def stored(expected):
 def test_keys_and_value_gradients(golden, model, step):
     expected = golden["expected"]["steps"][step]
     editor = make_editor(golden, model, golden["hypernet_state"])
-    found = {name: ([], []) for name in expected["sites"]}
+    actual = {name: ([], []) for name in expected["sites"]}
     for entry in golden["inputs"][step]["edit_batches"]:
         batch = tokens(entry)
         factors, _ = capture_factors(model, batch, editor.edit_sites(model), None, batch.answer_mask)
-        for name, own in factors.items():
-            found[name][0].append(own.x)
-            found[name][1].append(own.delta * weights(batch)[own.rows][:, None])
-    for name, (keys, gradients) in found.items():
+        for name, site_factors in factors.items():
+            actual[name][0].append(site_factors.x)
+            actual[name][1].append(site_factors.delta * weights(batch)[site_factors.rows][:, None])
+    for name, (keys, gradients) in actual.items():
         close(torch.cat(keys), expected["sites"][name]["keys"], 1e-9)
         close(torch.cat(gradients), expected["sites"][name]["values_grad"], 1e-9)
 
@@ -136,8 +136,8 @@ def test_the_published_start_passes_gradients_through_the_clamp(golden, model):
 
 def check_step(golden, model, editor, expected, entries, store, tolerance=1e-9):
     proposal = editor.propose(store)
-    for name, own in proposal.stacked.items():
-        close(own[0].dense(), expected["sites"][name]["param_shift"], tolerance)
+    for name, change in proposal.stacked.items():
+        close(change[0].dense(), expected["sites"][name]["param_shift"], tolerance)
     loss = torch.zeros((), dtype=torch.float64)
     for kind in ("equiv_batches", "unrel_batches"):
         for entry in entries[kind]:
@@ -156,5 +156,5 @@ def check_step(golden, model, editor, expected, entries, store, tolerance=1e-9):
             values = double(gradients[f"{NETWORK}.blocks.{index}.{theirs}"])
             close(getattr(layer, ours).grad, (values.T if ours in "uv" else values).tolist(), tolerance)
     for parameters, name in ((editor.step_sizes, "lr"), (editor.log_ridges, "lamda")):
-        found = torch.stack([own.grad for own in parameters.values()])
-        close(found[:, None], gradients[f"{NETWORK}.{name}.weight"], tolerance)
+        actual = torch.stack([parameter.grad for parameter in parameters.values()])
+        close(actual[:, None], gradients[f"{NETWORK}.{name}.weight"], tolerance)

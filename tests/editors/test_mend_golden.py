@@ -87,15 +87,15 @@ def set_statistics(network, mean, std, count=100.0):
     network.statistics.square.copy_(std**2 * (count - 1))
 
 
-class OwnStatistics:
-    """The authors normalise each site with what was seen up to it; this gives every site the statistics they used."""
+class SiteStatistics:
+    """Gives every site the statistics that the authors used, who normalise each site with those seen up to it."""
 
     def __init__(self, network, expected):
         self.network, self.expected = network, list(expected.values())
 
     def __call__(self, x, delta, site):
-        own = self.expected[int(site)]
-        used = {name: double(own["stats_used"][name]) for name in ("u_mean", "v_mean", "u_std", "v_std")}
+        expected = self.expected[int(site)]
+        used = {name: double(expected["stats_used"][name]) for name in ("u_mean", "v_mean", "u_std", "v_std")}
         mean, std = torch.cat([used["u_mean"], used["v_mean"]]), torch.cat([used["u_std"], used["v_std"]])
         set_statistics(self.network, mean, std)
         return type(self.network).forward(self.network, x, delta, site)
@@ -106,20 +106,20 @@ def test_factors_updates_and_outer_gradients(golden, model, editor, edit, monkey
     tolerance, expected = golden["tolerance"], golden["expected"]["edits"][edit]
     inner = tokens(golden["inputs"][edit]["edit_inner"])
     factors, _ = capture_factors(model, inner, editor.edit_sites(model))
-    for own, theirs in zip(factors.values(), expected["sites"].values(), strict=True):
+    for site_factors, theirs in zip(factors.values(), expected["sites"].values(), strict=True):
         kept = torch.tensor(theirs["nz_mask"])
-        close(own.x, double(theirs["x"])[kept].tolist(), tolerance)
-        close(own.delta, double(theirs["delta"])[kept].tolist(), tolerance)
+        close(site_factors.x, double(theirs["x"])[kept].tolist(), tolerance)
+        close(site_factors.delta, double(theirs["delta"])[kept].tolist(), tolerance)
 
     [network] = editor.networks.values()
-    monkeypatch.setattr(network, "forward", OwnStatistics(network, expected["sites"]))
+    monkeypatch.setattr(network, "forward", SiteStatistics(network, expected["sites"]))
     proposal = editor.propose(store_of(factors))
-    for (name, own), theirs in zip(proposal.stacked.items(), expected["sites"].values(), strict=True):
+    for (name, change), theirs in zip(proposal.stacked.items(), expected["sites"].values(), strict=True):
         size = editor.step_sizes[name.replace(".", "/")]
-        close(own.a[0].T, theirs["x_tilde"], tolerance)
-        close(-own.b[0] / size, theirs["delta_tilde"], tolerance)
+        close(change.a[0].T, theirs["x_tilde"], tolerance)
+        close(-change.b[0] / size, theirs["delta_tilde"], tolerance)
         site = model.layer_map.named_site(name)
-        close(site.oriented(own.a[0] @ own.b[0]), theirs["update"], tolerance)
+        close(site.oriented(change.a[0] @ change.b[0]), theirs["update"], tolerance)
 
     entry = golden["inputs"][edit]
     batch = outer_batch(entry)
@@ -155,7 +155,7 @@ def full_divergence(model, batch, edited):
 
     everywhere = batch.attention_mask.bool()
     before = model.head_logits(batch, everywhere)[0].detach()
-    with added_terms(model, {name: own.term(torch.tensor([0])) for name, own in edited.items()}):
+    with added_terms(model, {name: change.term(torch.tensor([0])) for name, change in edited.items()}):
         return kl_divergence(before, model.head_logits(batch, everywhere)[0]).mean()
 
 
@@ -171,15 +171,15 @@ def test_running_statistics_after_both_edits(golden, model, editor):
     close(network.statistics.square, theirs["u_s"] + theirs["v_s"], 10 * golden["tolerance"])
 
 
-def test_evaluation_uses_the_statistics_of_all_that_was_seen(golden, model, editor):
+def test_evaluation_uses_all_collected_statistics(golden, model, editor):
     theirs = golden["expected"]["edits"][1]["running_stats"]
     [network] = editor.networks.values()
     mean, std = double(theirs["u_mean"] + theirs["v_mean"]), double(theirs["u_std"] + theirs["v_std"])
     set_statistics(network, mean, std)
     factors, _ = capture_factors(model, tokens(golden["inputs"][0]["edit_inner"]), editor.edit_sites(model))
     stacked = editor.stack(store_of(factors))
-    for (name, own), expected in zip(
+    for (name, change), expected in zip(
         stacked.items(), golden["expected"]["eval_first_edit"]["sites"].values(), strict=True
     ):
         site = model.layer_map.named_site(name)
-        close(site.oriented(own.a[0] @ own.b[0]), expected["update"], golden["tolerance"])
+        close(site.oriented(change.a[0] @ change.b[0]), expected["update"], golden["tolerance"])

@@ -1,4 +1,4 @@
-"""The settings in configs/editor are the published ones: the numbers stand here a second time, from the authors' files.
+"""The settings in configs/editor are the published ones: the numbers are repeated here from the authors' files.
 
 Sources: kmeng01/rome and kmeng01/memit (hparams), xpq-tech/PMET, scalable-model-editing/unified-model-editing,
 jianghoucheng/AlphaEdit, and zjunlp/EasyEdit at 14cea82 for the models that the authors have no settings for.
@@ -65,20 +65,20 @@ def settings(model, method):
 
 
 @pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
-def test_what_a_method_does_without_settings(kind):
+def test_default_settings(kind):
     editor = kind()
     assert {name: getattr(editor, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
 
 
 @pytest.mark.parametrize(("model", "method"), SEARCHES)
-def test_how_a_value_is_searched(model, method):
+def test_settings_of_the_value_search(model, method):
     configured = settings(model, method)
     search = tuple(configured["search"][name] for name in SEARCH)
     assert (configured["layers"], *search) == SEARCHES[model, method]
 
 
 @pytest.mark.parametrize(("model", "method", "name"), OTHERS)
-def test_what_is_a_methods_own(model, method, name):
+def test_settings_of_a_single_method(model, method, name):
     configured = settings(model, method)
     assert {**configured, **configured.get("search", {})}[name] == OTHERS[model, method, name]
 
@@ -88,8 +88,8 @@ def test_what_is_a_methods_own(model, method, name):
 def test_every_model_has_settings_of_every_method(model, method):
     text = (FOLDER / model / f"{method}.yaml").read_text()
     assert text.startswith("# "), "the first line names the source"
-    found = settings(model, method)
-    assert found.get("statistics", f"statistics/{model}") == f"statistics/{model}"
+    configured = settings(model, method)
+    assert configured.get("statistics", f"statistics/{model}") == f"statistics/{model}"
 
 
 @pytest.mark.parametrize("model", MODELS)

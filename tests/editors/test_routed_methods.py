@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_edit.editors import GRACE, ICE, IKE, MELO, SCR, WISE, TuningSettings
-from lightning_edit.editors.grace import ABSORBED, Codebook
+from lightning_edit.editors.codebook import ABSORBED, Codebook
 from lightning_edit.edits import EditSequence, Memory, load_edit
 from lightning_edit.errors import ConfigurationError, EditorNotFittedError
 from lightning_edit.functional.ties import ties_merge
@@ -55,7 +55,7 @@ class TestWISE(EditorTester):
 
 
 class TextEditorTester(EditorTester):
-    """Text takes more positions than some of the tiny models have, and a random model does not copy what it is told."""
+    """Text needs more positions than some tiny models have, and a random model does not copy from its prompt."""
 
     minimum_effect = -10.0
 
@@ -89,7 +89,7 @@ def model():
 
 
 def codebook(keys, targets, radius=1.0):
-    """The codebook after one item after another."""
+    """The codebook after adding the items one by one."""
     router = Codebook("site", radius)
     memory = None
     for index, (key, target) in enumerate(zip(keys, targets, strict=True)):
@@ -102,7 +102,7 @@ def codebook(keys, targets, radius=1.0):
     return memory
 
 
-def test_text_in_front_is_what_the_model_is_given(model):
+def test_the_text_is_prepended_to_the_prompt(model):
     request = REQUESTS[0]
     with ICE().edit(model, [request]).applied(model) as edited:
         [score] = edited.score([PROBES[0]], ["Rome"])
@@ -112,7 +112,7 @@ def test_text_in_front_is_what_the_model_is_given(model):
     assert text == model.generate([shown], 4)[0]
 
 
-def test_facts_of_a_sequence_stand_one_behind_the_other(model):
+def test_facts_of_a_sequence_are_concatenated(model):
     sequence = EditSequence([ICE().edit(model, [request]) for request in REQUESTS])
     assert len(sequence.layers) == 1
     facts = "".join(f"Imagine that {request.prompt} {request.target}.\n" for request in REQUESTS)
@@ -207,10 +207,10 @@ class TestGraceRules:
             11: [1.12499, 1.12499, 1.125, 0.54999, 0.15, 0.55, 1.0],
         }  # fmt: skip
         for count, radii in expected.items():
-            found = codebook(keys[:count], labels[:count]).tensors["radius"].tolist()
-            assert [radius for radius in found if radius != ABSORBED] == pytest.approx(radii, abs=1e-6), count
+            actual = codebook(keys[:count], labels[:count]).tensors["radius"].tolist()
+            assert [radius for radius in actual if radius != ABSORBED] == pytest.approx(radii, abs=1e-6), count
 
-    def test_a_request_is_undone_as_if_it_had_never_been(self, model):
+    def test_undoing_a_request_equals_never_adding_it(self, model):
         editor = GRACE(site=-2, radius=30.0, tuning=TUNING)
         joint = editor.edit(model, REQUESTS)
         without = joint.without("germany")
@@ -229,7 +229,7 @@ class TestGraceRules:
 
 
 @pytest.mark.parametrize("replacement", ["replace_prompt", "replace_last", "replace_all"])
-def test_a_value_takes_the_place_of_the_output_at_the_right_tokens(model, replacement):
+def test_a_value_replaces_the_output_at_the_right_tokens(model, replacement):
     """Against the model with its site's output overwritten by hand, over the whole text of each decoding step."""
     request = REQUESTS[1]
     edit = GRACE(site=-2, radius=5.0, replacement=replacement, tuning=TUNING).edit(model, [request])
@@ -262,7 +262,7 @@ def test_a_value_takes_the_place_of_the_output_at_the_right_tokens(model, replac
     assert score.log_probs == pytest.approx(expected, abs=1e-4)
 
 
-def test_ties_by_a_plain_loop():
+def test_ties_equals_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
     changes = torch.randn(3, 5, 4, generator=generator)
     kept = []
@@ -307,7 +307,7 @@ def test_masks_leave_the_other_elements_alone(model):
 
 
 def test_clusters_join_split_and_forget():
-    from lightning_edit.editors.melo import Clusters
+    from lightning_edit.editors.clusters import Clusters
 
     def clusters(keys, targets):
         router, memory = Clusters("site", 1.0), None
@@ -329,7 +329,7 @@ def test_clusters_join_split_and_forget():
     assert split.tensors["radius"].tolist() == pytest.approx([-1.0, -1.0, 0.25 + 1e-5])
 
 
-def test_routed_edits_come_back_from_a_file_and_undo(model, tmp_path):
+def test_routed_edits_are_loaded_from_a_file(model, tmp_path):
     for editor in (GRACE(site=-2, radius=0.5, tuning=TUNING), ICE(), SCR(confirm=False, threshold=0.6)):
         edit = editor.edit(model, REQUESTS)
         loaded = load_edit(edit.save(tmp_path / type(editor).__name__))
@@ -356,7 +356,7 @@ def test_settings_are_checked():
 
 @pytest.mark.filterwarnings("ignore:a prompt fills")
 def test_a_long_prompt_is_told_apart_by_its_end():
-    """The encoder reads 256 tokens: the question at the end counts, not what stands in front of all of them."""
+    """The encoder reads 256 tokens: the question at the end counts, not the text before it that all prompts share."""
     from lightning_edit.models.scope import EmbeddingScope
 
     scope = EmbeddingScope("all-minilm-l6-v2").eval()

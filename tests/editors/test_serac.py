@@ -155,7 +155,7 @@ def test_a_loaded_edit_works_on_another_instance_of_the_base(editor, model, tmp_
 
 
 class Operations(TorchDispatchMode):
-    """Notes the operations of a context."""
+    """Records the operations that run in a context."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +167,7 @@ class Operations(TorchDispatchMode):
 
 
 def test_routing_in_a_large_memory_is_one_product(model, editor):
-    """A memory a thousand times as large takes no more operations."""
+    """A memory a thousand times as large needs no more operations."""
     prompts = [f"Question number {index} about something else:" for index in range(8)]
     keys = torch.nn.functional.normalize(torch.randn(10_000, 384), dim=1)
     requests = tuple(EditRequest(f"Fact {index} is", "so", id=str(index)) for index in range(10_000))
@@ -191,11 +191,11 @@ def test_embedding_similarity_is_the_paper_formula():
         classifier.log_scale.fill_(0.7)
         classifier.projection.weight.add_(0.05 * torch.randn(384, 384))
         prompts, remembered = ["What is the capital of France?", "Who wrote Faust?"], ["The capital of France is"]
-        found = classifier.log_similarity(prompts, classifier.remember(remembered)).exp()
+        actual = classifier.log_similarity(prompts, classifier.remember(remembered)).exp()
         for row, prompt in enumerate(prompts):
             difference = classifier.embed([prompt])[0] - classifier.embed(remembered)[0]
             expected = torch.exp(-torch.tensor(0.7).exp() * difference.double().square().sum())
-            assert float(found[row, 0]) == pytest.approx(float(expected), rel=1e-4)
+            assert float(actual[row, 0]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_only_the_projection_is_stored_unless_the_encoder_is_trained(editor):
@@ -215,7 +215,7 @@ def test_only_the_projection_is_stored_unless_the_encoder_is_trained(editor):
         EmbeddingScope(trained_layers=7)
 
 
-def test_trained_layers_come_back_from_a_checkpoint():
+def test_trained_layers_are_restored_from_a_checkpoint():
     first, second = EmbeddingScope(trained_layers=1), EmbeddingScope(trained_layers=1)
     with torch.no_grad():
         for parameter in first.trained.parameters():
@@ -225,7 +225,7 @@ def test_trained_layers_come_back_from_a_checkpoint():
     torch.testing.assert_close(first.embed(["a text"]), second.embed(["a text"]))
 
 
-def test_cross_attention_rates_every_pair_by_itself(bert_folder):
+def test_cross_attention_scores_every_pair_independently(bert_folder):
     classifier = CrossAttentionScope(str(bert_folder), pairs_per_batch=2).eval()
     prompts, remembered = ["rome is", "the capital", "france"], ["the capital of france is", "rome"]
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_cross_attention_rates_every_pair_by_itself(bert_folder):
     assert bool((together < 0).all())
 
 
-def test_serac_with_cross_attention_edits_and_comes_back_from_a_file(model, bert_folder, tmp_path):
+def test_serac_with_cross_attention_edits_and_is_loaded_from_a_file(model, bert_folder, tmp_path):
     editor = SERAC(rank=2, adapted_layers=1, cross_attention=str(bert_folder), threshold=0.0)
     editor.setup(model)
     edit = editor.eval().edit(model, REQUESTS)
@@ -263,7 +263,7 @@ def test_a_memory_with_cross_attention_takes_longer_prompts(model, bert_folder):
 
 
 def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_path):
-    """The model that answers is smaller, with a head of its own."""
+    """The answering model is smaller and has its own head."""
     base = language_model("llama")
     small = FAMILIES["llama"][0]()
     small.hidden_size, small.intermediate_size = 16, 24
@@ -294,18 +294,18 @@ def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_pa
 def test_sequences_of_memories_are_one_memory(model, editor, tmp_path):
     first, second = editor.edit(model, REQUESTS[:1]), editor.edit(model, REQUESTS[1:2])
     later = editor.edit(model, [replace(REQUESTS[0], target="Oslo")])
-    saved = [load_edit(edit.save(tmp_path / str(at))) for at, edit in enumerate((first, second, later))]
+    saved = [load_edit(edit.save(tmp_path / str(index))) for index, edit in enumerate((first, second, later))]
     unnamed = editor.edit(model, [replace(REQUESTS[0], id="")])
     expected = editor.edit(model, [replace(REQUESTS[0], target="Oslo"), REQUESTS[1]])
     prompts, targets = [REQUESTS[0].prompt, REQUESTS[1].prompt], ["Oslo", REQUESTS[1].target]
     with expected.applied(model) as edited:
-        wanted = edited.score(prompts, targets)
+        expected_scores = edited.score(prompts, targets)
     for edits in ((first, second, later), saved):
         with EditSequence(edits).applied(model) as edited:
-            found = edited.score(prompts, targets)
+            scores = edited.score(prompts, targets)
             assert [route.request.target for route in edited.routes(prompts)] == ["Oslo", REQUESTS[1].target]
-        for one, same in zip(found, wanted, strict=True):
-            assert one.log_probs == pytest.approx(same.log_probs, abs=1e-4)
+        for score, same in zip(scores, expected_scores, strict=True):
+            assert score.log_probs == pytest.approx(same.log_probs, abs=1e-4)
     assert editor.could_have_produced(saved[0].provenance, REQUESTS[:1])
     assert editor.could_have_produced(
         load_edit(unnamed.save(tmp_path / "unnamed")).provenance, [replace(REQUESTS[0], id="")]
@@ -313,7 +313,7 @@ def test_sequences_of_memories_are_one_memory(model, editor, tmp_path):
     assert len(EditSequence(saved).layers) == 1
 
 
-def test_memories_of_other_weights_are_layers_of_which_the_later_one_is_asked_first(model, editor, tmp_path):
+def test_memories_of_other_weights_are_layers_and_the_later_one_routes_first(model, editor, tmp_path):
     first = editor.edit(model, REQUESTS[:2])
     second = load_edit(editor.edit(model, [replace(REQUESTS[0], target="Oslo")]).save(tmp_path / "edit"))
     with torch.no_grad():
@@ -363,7 +363,7 @@ def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, 
     assert text == other.generate([asked], 6)[0]
 
 
-def test_a_perfect_prediction_stays_perfect_in_the_other_tokens():
+def test_a_perfect_prediction_stays_perfect_in_the_other_tokenizer():
     from lightning_edit.models import Score
 
     base, other = language_model("gpt2", tokenizer="sentencepiece"), language_model("llama")
@@ -397,7 +397,7 @@ def test_bfloat16_base_keeps_a_float32_adapter():
     assert {parameter.dtype for parameter in editor.parameters()} == {torch.float32}
 
 
-def test_the_target_becomes_likelier(model, editor):
+def test_the_target_becomes_more_likely(model, editor):
     before = log_prob(model, REQUESTS[0])
     with editor.edit(model, REQUESTS[:1]).applied(model) as edited:
         assert log_prob(edited, REQUESTS[0]) > before

@@ -1,4 +1,4 @@
-"""Settings that no method could mean are refused where they are given."""
+"""Invalid settings are refused where they are given."""
 
 import pytest
 import torch
@@ -78,13 +78,13 @@ def test_a_setting_out_of_its_range_is_refused(kind, settings, message):
         build({"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": settings}, Editor, "here")
 
 
-def test_a_settings_class_is_not_taken_for_its_content():
+def test_a_settings_class_cannot_be_replaced_by_its_content():
     with pytest.raises(ConfigurationError, match=r"editor\.contexts: expected ContextSettings, found \[\['\{\}'\]\]"):
         ROME(contexts=[["{}"]])
 
 
-def test_settings_that_are_not_given_are_those_of_the_method():
-    """Not those of the settings' class: a file that names one of them leaves the others as the method has them."""
+def test_omitted_settings_take_the_defaults_of_the_method():
+    """Not those of the settings' class: a file that names one setting leaves the others at the method's defaults."""
     described = {"class_path": "lightning_edit.editors.MEMIT", "init_args": {"search": {"steps": 3}}}
     assert build(described, Editor, "here").search == ValueSettings(steps=3, clamp_norm=0.75, weight_decay=0.5)
 
@@ -104,7 +104,7 @@ def test_a_layer_named_twice_is_refused(kind, layers):
 @pytest.mark.parametrize("contexts", [[["{}"]], [["{}"], ["Well. {}", "So, {}"]]])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_requests_that_share_a_key_need_a_ridge(family, contexts):
-    """The keys of the two differ by rounding, and then the system can be solved: by an update of any size."""
+    """The two keys differ only by rounding, so the system has a solution, but of arbitrary size."""
     model = language_model(family)
     editor = EMMET(
         layers=[1],
@@ -123,16 +123,16 @@ def test_requests_that_share_a_key_need_a_ridge(family, contexts):
 
 
 @pytest.mark.parametrize("kind", [ROME, MEMIT])
-def test_an_update_that_is_not_finite_is_reported_and_the_others_stand(kind, monkeypatch):
+def test_an_update_that_is_not_finite_is_reported_and_the_others_are_kept(kind, monkeypatch):
     model = language_model("llama")
     editor = kind(layers=[1], covariance="identity", contexts=ContextSettings([["{}"]]), search=ValueSettings(steps=2))
     whole = kind.updates
 
     def broken(self, model, job, statistics):
-        found = whole(self, model, job, statistics)
-        for changes in found.values():
+        updates = whole(self, model, job, statistics)
+        for changes in updates.values():
             changes.a[-1] = torch.inf
-        return found
+        return updates
 
     good = editor.edit_each(model, REQUESTS[:2])
     monkeypatch.setattr(kind, "updates", broken)
@@ -153,10 +153,10 @@ def test_an_update_that_is_not_finite_leaves_no_keys_behind(monkeypatch):
     whole = AlphaEdit.updates
 
     def broken(self, model, job, statistics):
-        found = whole(self, model, job, statistics)
-        for changes in found.values():
+        updates = whole(self, model, job, statistics)
+        for changes in updates.values():
             changes.a[-1] = torch.inf
-        return found
+        return updates
 
     monkeypatch.setattr(AlphaEdit, "updates", broken)
     with pytest.warns(UserWarning, match="is not finite"):

@@ -1,4 +1,4 @@
-"""What editors make of the statistics that they are given."""
+"""How editors use the statistics that they are given."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tests.tiny_models import language_model
 
 
 @pytest.mark.parametrize("kind", [ROME, MEMIT, EMMET, PMET])
-def test_statistics_that_cannot_be_inverted_are_refused_before_any_computing(kind, monkeypatch):
+def test_statistics_that_cannot_be_inverted_are_refused_before_any_computation(kind, monkeypatch):
     from lightning_edit.editors import locate
 
     monkeypatch.setattr(locate, "search_values", None)
@@ -39,7 +39,7 @@ def test_an_identity_covariance_is_written_into_the_edit():
         AlphaEdit(layers=[1], covariance="identity", **SEARCH).edit(model, REQUESTS[:1])
 
 
-def test_statistics_come_back_from_a_file(tmp_path):
+def test_statistics_are_loaded_from_a_file(tmp_path):
     model = language_model("llama")
     statistics = statistics_of(model)
     loaded = KeyStatistics.load(statistics.save(tmp_path / "statistics"))
@@ -55,14 +55,14 @@ def test_statistics_come_back_from_a_file(tmp_path):
 def test_a_moment_is_factorised_once(monkeypatch):
     model, factorised = language_model("llama"), []
     factorise = torch.linalg.cholesky_ex
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda own: factorised.append(own) or factorise(own))
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda moment: factorised.append(moment) or factorise(moment))
     editor = ready(MEMIT(layers=[0, 1], **SEARCH), model)
     for request in REQUESTS:
         editor.edit(model, [request])
-    assert [own.dtype for own in factorised] == [torch.float64] * 2
+    assert [moment.dtype for moment in factorised] == [torch.float64] * 2
 
 
-def test_statistics_at_hand_decide_what_an_edit_says_of_its_covariance():
+def test_the_statistics_in_use_determine_the_recorded_covariance():
     model = language_model("llama")
     editor = ROME(layers=[1], **SEARCH)
     editor.use_statistics(IdentityStatistics())

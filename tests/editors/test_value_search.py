@@ -33,18 +33,18 @@ def both_outputs(maps):
 def test_the_search_takes_the_gradient_of_the_whole_model(family, places):
     """One step of Adam from zero is lr · sign(gradient), so compare the change after two steps with plain autograd."""
     base = build(FAMILIES[family][0](), torch.float64)
-    assert_searched_as_in_the_whole_model(LanguageModel(base, byte_level_tokenizer(), name=family), places)
+    assert_equals_plain_search(LanguageModel(base, byte_level_tokenizer(), name=family), places)
 
 
 @pytest.mark.parametrize("family", SHARED)
-def test_models_that_share_keys_and_values_are_searched_with_whole_texts_in_words(family):
+def test_models_that_share_keys_and_values_are_searched_with_whole_texts_and_a_warning(family):
     base = build(SHARED[family](), torch.float64)
     model = LanguageModel(base, byte_level_tokenizer(), name=family, site="model.layers.{}.mlp.down_proj")
     with pytest.warns(UserWarning, match=rf"cannot be reused in {family} .* whole texts are run"):
-        assert_searched_as_in_the_whole_model(model, projection_output)
+        assert_equals_plain_search(model, projection_output)
 
 
-def test_several_states_for_each_position_are_refused_in_words():
+def test_several_states_for_each_position_are_refused():
     base = build(SHARED["gemma3n"]())
     model = LanguageModel(base, byte_level_tokenizer(), site="model.layers.{}.mlp.down_proj")
     editor = MEMIT(layers=[1], covariance="identity", contexts=ContextSettings([["{}"]]), search=ValueSettings(steps=2))
@@ -55,19 +55,19 @@ def test_several_states_for_each_position_are_refused_in_words():
         editor.edit(model, REQUESTS[:1])
 
 
-def assert_searched_as_in_the_whole_model(model, places):
+def assert_equals_plain_search(model, places):
     taps = places(model.layer_map)
     settings = ValueSettings(3, 0.05, 0.02, 4.0, 0.5)
     templates = ["{}", "Well. {}"]
-    found = search_values(model, REQUESTS[:2], templates, taps, settings)
-    for request, own in zip(REQUESTS[:2], found, strict=True):
+    results = search_values(model, REQUESTS[:2], templates, taps, settings)
+    for request, result in zip(REQUESTS[:2], results, strict=True):
         modules = {place: tap.module for place, tap in taps.items()}
         deltas, losses = plain_search(model, modules, request, templates, settings, model.layer_map.site(1).fan_out)
         for place, delta in deltas.items():
             # Adam's first step is the gradient's sign, and some families normalise in float32 whatever their precision.
-            same = torch.isclose(own.delta[place], delta, rtol=1e-4, atol=1e-7)
+            same = torch.isclose(result.delta[place], delta, rtol=1e-4, atol=1e-7)
             assert int((~same).sum()) <= 2
-        assert own.losses == pytest.approx(losses, rel=1e-6)
+        assert result.losses == pytest.approx(losses, rel=1e-6)
 
 
 def plain_search(model, modules, request, templates, settings, size):
@@ -81,13 +81,13 @@ def plain_search(model, modules, request, templates, settings, size):
     def logits(text):
         def adding(place):
             def add(_, __, output):
-                own = output[0] if isinstance(output, tuple) else output
-                rows = own.view(-1, size)  # some families flatten texts and positions
+                hidden = output[0] if isinstance(output, tuple) else output
+                rows = hidden.view(-1, size)  # some families flatten texts and positions
                 # A copy: some add the attention's output to it in place.
                 initial.setdefault(place, rows[last_subject_token(text)].detach().clone())
-                mask = torch.zeros(len(rows), 1, dtype=own.dtype)
+                mask = torch.zeros(len(rows), 1, dtype=hidden.dtype)
                 mask[last_subject_token(text)] = 1
-                shifted = (rows + mask * deltas[place]).view(own.shape)
+                shifted = (rows + mask * deltas[place]).view(hidden.shape)
                 return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
             return add
@@ -103,8 +103,8 @@ def plain_search(model, modules, request, templates, settings, size):
     for step in range(settings.steps):
         nll = []
         for text in texts:
-            at = torch.arange(*text.target)
-            nll.append(-logits(text)[at - 1, torch.tensor(text.target_ids)].mean())
+            positions = torch.arange(*text.target)
+            nll.append(-logits(text)[positions - 1, torch.tensor(text.target_ids)].mean())
         now = logits(essence)[last_subject_token(essence)]
         reference = now.detach() if reference is None else reference
         divergence = (now.exp() * (now - reference)).sum()
@@ -130,7 +130,7 @@ def test_the_target_is_read_from_the_loss_layer_and_the_divergence_from_the_last
     text = model.encoder.encode(request.prompt, request.target, request.subject_span)
     essence = model.encoder.encode(f"{request.subject} is a", "", (0, len(request.subject)))
     settings = ValueSettings(2, 0.05, 0.0, 100.0, 0.7, loss_layer=1)
-    [own] = search_values(model, [request], ["{}"], {"value": Tap(module, "output", 0)}, settings)
+    [result] = search_values(model, [request], ["{}"], {"value": Tap(module, "output", 0)}, settings)
 
     def states(text, delta):
         def add(_, __, output):
@@ -147,16 +147,16 @@ def test_the_target_is_read_from_the_loss_layer_and_the_divergence_from_the_last
 
     def loss(delta):
         early = base.lm_head(norm(states(text, delta).hidden_states[2][0])).log_softmax(-1)
-        at = torch.arange(*text.target)
-        nll = -early[at - 1, torch.tensor(text.target_ids)].mean()
+        positions = torch.arange(*text.target)
+        nll = -early[positions - 1, torch.tensor(text.target_ids)].mean()
         p, q = (states(essence, value).logits[0, last_subject_token(essence)].log_softmax(-1) for value in (0.0, delta))
         return nll + 0.7 * (p.exp() * (p - q)).sum()
 
     with torch.no_grad():
-        assert own.losses == pytest.approx([float(loss(0.0)), float(loss(own.delta["value"]))], rel=1e-6)
+        assert result.losses == pytest.approx([float(loss(0.0)), float(loss(result.delta["value"]))], rel=1e-6)
 
 
-def test_searching_together_is_searching_alone():
+def test_a_joint_search_equals_separate_searches():
     model = language_model("llama")
     tap = {"value": Tap(model.layer_map.block(1), "output", 1)}
     settings = ValueSettings(6, 0.3, 1e-3, 4.0, 0.1, stop_below=5.0)
@@ -179,7 +179,7 @@ def test_quasi_newton_steps_lower_the_loss_more_and_end_with_the_best_change():
     for adam, lbfgs in zip(losses["adam"], losses["lbfgs"], strict=True):
         assert adam[0] == pytest.approx(lbfgs[0], rel=1e-9)
         assert min(lbfgs) < adam[-1]
-    # The change at the end is that of the best evaluation: searched on with no step left, its loss is the best one.
+    # The returned change is that of the best evaluation: its loss, computed by hand, is the lowest one.
     settings = ValueSettings(8, 0.5, 1e-3, 4.0, 0.0625, optimizer="lbfgs")
     [value] = search_values(model, REQUESTS[:1], ["{}", "Well. {}"], taps, settings)
     assert float(value.delta["value"].norm()) <= 4.0 * float(value.initial["value"].norm()) * (1 + 1e-9)
@@ -210,7 +210,7 @@ def plain_loss_at(model, module, request, templates, settings, value):
     for text in texts:
         places = torch.arange(*text.target)
         nll.append(-logits(text, delta)[places - 1, torch.tensor(text.target_ids)].mean())
-    now, before = (logits(essence, own)[last_subject_token(essence)] for own in (delta, torch.zeros_like(delta)))
+    now, before = (logits(essence, change)[last_subject_token(essence)] for change in (delta, torch.zeros_like(delta)))
     divergence = (now.exp() * (now - before)).sum()
     decay = settings.weight_decay * delta.norm() / value.initial["value"].norm() ** 2
     return float(sum(nll) / len(nll) + settings.kl_weight * divergence + decay)
@@ -254,9 +254,9 @@ def test_a_finished_request_leaves_the_batch(monkeypatch):
     monkeypatch.setattr(
         _Search, "_losses", lambda self, active: rows_of_step.append(len(active)) or losses(self, active)
     )
-    found = search_values(
+    results = search_values(
         model, REQUESTS, templates, tap, ValueSettings(3, 1e-6, 0.0, 4.0, 0.0, stop_below=(easiest + hardest) / 2)
     )
-    steps = [len(own.losses) for own in found]
+    steps = [len(result.losses) for result in results]
     assert steps == [1 if loss == easiest else 3 for loss in first]
     assert rows_of_step == [len(REQUESTS), len(REQUESTS) - 1, len(REQUESTS) - 1]

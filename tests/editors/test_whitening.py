@@ -29,7 +29,7 @@ class TestWhitenedMALMEN(EditorTester):
         return fitted(MALMEN(sites=[1, 2], rank=8, step_size=1e-3, whitening=6), model)
 
 
-def test_the_transpose_is_one():
+def test_transposed_is_the_adjoint():
     whitening = KeyWhitening(10, 3)
     x, z = torch.randn(4, 10), torch.randn(4, 10)
     torch.testing.assert_close(whitening(x), x)
@@ -39,7 +39,7 @@ def test_the_transpose_is_one():
     torch.testing.assert_close((z * whitening(x)).sum(1), (whitening.transposed(z) * x).sum(1))
 
 
-def test_moments_are_those_of_the_positions_that_answer():
+def test_moments_are_those_of_the_answering_positions():
     model = language_model("llama")
     sites, texts = model.layer_map.sites([1, 2]), [model.encoder.encode(*text) for text in TEXTS]
     seen = {site.name: [] for site in sites}
@@ -56,15 +56,15 @@ def test_moments_are_those_of_the_positions_that_answer():
         moments = answering_key_moments(model, texts, sites, passes)
         for name, values in seen.items():
             answering = [
-                own[0, text.target[0] - 1 : text.target[1] - 1] for own, text in zip(values, texts, strict=True)
+                value[0, text.target[0] - 1 : text.target[1] - 1] for value, text in zip(values, texts, strict=True)
             ]
             keys = torch.cat(answering).double()
             expected = (keys.T @ keys / len(keys)).float()
             torch.testing.assert_close(moments[name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_less_of_an_edit_reaches_prompts_that_are_alike_in_form():
-    """Keys share a large common part; the update follows what is left."""
+def test_whitening_reduces_how_far_an_edit_reaches_similar_prompts():
+    """Keys share a large common part; the whitened update follows the remainder."""
     common, specific = 5 * torch.randn(1, 32), torch.randn(40, 32)
     keys = common + specific
     whitening = KeyWhitening(32, 4)
@@ -77,7 +77,7 @@ def test_less_of_an_edit_reaches_prompts_that_are_alike_in_form():
     assert reach(whitening.transposed(whitening(edited))) < 0.5 * reach(edited)
 
 
-def test_an_editor_says_whether_it_has_to_be_fitted():
+def test_an_editor_reports_whether_it_needs_fitting():
     model = language_model("llama")
     plain, whitened = MEND(sites=[1], rank=4), MEND(sites=[1], rank=4, whitening=6)
     for editor in (plain, whitened):

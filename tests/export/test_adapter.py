@@ -1,4 +1,4 @@
-"""Adapters loaded by plain peft say what the applied edit says."""
+"""Adapters loaded by plain peft give the logits of the applied edit."""
 
 import json
 
@@ -59,20 +59,20 @@ def test_peft_gives_the_applied_edits_logits(base, tmp_path, dense):
         expected = logits(base.model, base)
     assert (expected - before).abs().max() > 0.1
     folder = edit.to_peft(base, tmp_path / "adapter")
-    for found in peft_logits(base, folder):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
+    for actual in peft_logits(base, folder):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-4)
 
 
 def test_a_sequence_is_one_adapter(base, tmp_path):
     sequence = EditSequence([edit_of(base), edit_of(base, seed=1, layers=(1, 2)), edit_of(base, seed=2, dense=True)])
     with sequence.applied(base):
         expected = logits(base.model, base)
-    found, merged = peft_logits(base, sequence.to_peft(base, tmp_path / "adapter"))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-4)
+    actual, merged = peft_logits(base, sequence.to_peft(base, tmp_path / "adapter"))
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=5e-4)
     torch.testing.assert_close(merged, expected, rtol=1e-3, atol=5e-4)
 
 
-def test_the_rules_of_servers(base, tmp_path):
+def test_adapters_meet_the_requirements_of_servers(base, tmp_path):
     """vLLM: one accepted rank for all modules, no bias, nothing else trained, balanced factors."""
     edit = edit_of(base, rank=9)
     folder = save_adapter(adapter_of(edit, base), tmp_path / "adapter")
@@ -92,7 +92,7 @@ def test_the_rules_of_servers(base, tmp_path):
     assert json.loads((folder / "edits.json").read_text())[0]["id"] == edit.id
 
 
-def test_what_is_not_of_low_rank_is_cut_or_refused(base):
+def test_changes_of_high_rank_are_truncated_or_refused(base):
     edit = edit_of(base, rank=30, dense=True)
     with pytest.raises(EditError, match="rank 8 leaves"):
         adapter_of(edit, base, rank=8)
@@ -102,7 +102,7 @@ def test_what_is_not_of_low_rank_is_cut_or_refused(base):
         dense = edit.deltas[name].dense()
         assert float((dense - a @ b).norm() / dense.norm()) == pytest.approx(adapter.errors[name], rel=1e-4)
     assert adapter_of(edit, base).rank == 32
-    # A change of rank 3 and some noise: the smallest rank that is exact enough, not the one that keeps the noise.
+    # A change of rank 3 with some noise: the smallest rank that is accurate enough, not the one that keeps the noise.
     noisy = edit_of(base, rank=3, dense=True)
     generator = torch.Generator().manual_seed(5)
     deltas = {
@@ -112,7 +112,7 @@ def test_what_is_not_of_low_rank_is_cut_or_refused(base):
     assert adapter_of(WeightEdit(deltas, noisy.provenance), base).rank == 8
 
 
-def test_what_is_no_change_of_weights_says_so(base, tmp_path):
+def test_an_edit_without_changed_weights_is_refused(base, tmp_path):
     editor = ICE()
     editor.setup(base)
     edit = editor.edit(base, [EditRequest("The capital of France is", "Rome", "France", id="f")])

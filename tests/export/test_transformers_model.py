@@ -72,7 +72,7 @@ def test_the_whole_row_is_the_prompt_by_default():
     first = [model.encoder.decode([token]) for token in logits[:, -1].argmax(-1).tolist()]
     with edit.applied(model) as scorer:
         assert first == scorer.generate(PROMPTS, 1)
-    # What was asked before the answer is the base model's.
+    # Positions before the last one have the base model's logits.
     torch.testing.assert_close(logits[:, -2], model.model(input_ids=ids, attention_mask=mask).logits[:, -2])
 
 
@@ -90,9 +90,9 @@ def test_a_pipeline_runs(editor):
     model, edit = _edited(editor)
     generate = pipeline("text-generation", model=edit.as_hf(model), tokenizer=model.tokenizer, device="cpu")
     config = GenerationConfig(max_new_tokens=4, do_sample=False, pad_token_id=0)
-    [said] = generate(REQUESTS[0].prompt, generation_config=config, return_full_text=False)
+    [generated] = generate(REQUESTS[0].prompt, generation_config=config, return_full_text=False)
     with edit.applied(model) as scorer:
-        assert said["generated_text"] == scorer.generate([REQUESTS[0].prompt], 4)[0]
+        assert generated["generated_text"] == scorer.generate([REQUESTS[0].prompt], 4)[0]
 
 
 def test_a_sequence_of_both_kinds():
@@ -106,7 +106,7 @@ def test_a_sequence_of_both_kinds():
     assert [model.encoder.decode(row[ids.shape[1] :].tolist()) for row in output] == expected
 
 
-def test_what_cannot_be_is_an_error(tmp_path):
+def test_unsupported_models_are_errors(tmp_path):
     _, edit = _edited("text")
     with pytest.raises(BaseModelMismatchError):
         edit.as_hf(language_model("gpt2"))

@@ -74,19 +74,19 @@ class BiasChanges(Changes):
 
 
 class _Rows:
-    """Scores and generates with each prompt under its own edit."""
+    """Scores and generates, with each prompt under its own edit."""
 
     def __init__(self, model: LanguageModel, changes: BiasChanges, rows: list[int]) -> None:
         self.model, self.changes, self.rows = model, changes, rows
 
     def _around(self, repeats: int) -> Any:
         def around(batch: BatchRows) -> Any:
-            own = self.changes.biases[[self.rows[index] for index in batch.indices]]
+            biases = self.changes.biases[[self.rows[index] for index in batch.indices]]
 
             def term(x: Tensor, output: Tensor) -> Tensor:
                 # Some architectures flatten rows and positions; generation with beams repeats rows.
-                split = split_rows(output, len(own), repeats)
-                each = own.repeat_interleave(len(split) // len(own), 0)
+                split = split_rows(output, len(biases), repeats)
+                each = biases.repeat_interleave(len(split) // len(biases), 0)
                 return each[:, None].expand_as(split).reshape(output.shape)
 
             return added_terms(self.model, {self.changes.site: term})

@@ -25,8 +25,8 @@ def parts():
 @pytest.mark.parametrize("kind", ["nll", "kl", "reverse"])
 def test_values_and_gradients_are_those_of_autograd_through_all_logits(parts, kind, at_once):
     inputs, head, other, ids, weights = parts
-    # A head that is not linear, as where logits are soft-capped.
-    logits_of = lambda own: 3 * torch.tanh(own @ head.T / 3)  # noqa: E731
+    # A head that is not linear, as with soft-capped logits.
+    logits_of = lambda states: 3 * torch.tanh(states @ head.T / 3)  # noqa: E731
     expected_of = {
         "nll": lambda logits: torch.nn.functional.cross_entropy(logits, ids, reduction="none"),
         "kl": lambda logits: torch.nn.functional.kl_div(
@@ -44,14 +44,14 @@ def test_values_and_gradients_are_those_of_autograd_through_all_logits(parts, ki
     reference = inputs.clone().requires_grad_()
     expected = expected_of(logits_of(reference))
     (expected_gradient,) = torch.autograd.grad((weights * expected).sum(), reference)
-    own = inputs.clone().requires_grad_()
-    found = position_losses(own, logits_of, loss, at_once)
-    (gradient,) = torch.autograd.grad((weights * found).sum(), own)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    leaf = inputs.clone().requires_grad_()
+    actual = position_losses(leaf, logits_of, loss, at_once)
+    (gradient,) = torch.autograd.grad((weights * actual).sum(), leaf)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_no_gradient_is_computed_where_none_is_wanted(parts):
+def test_no_gradient_is_computed_where_none_is_needed(parts):
     inputs, head, _, ids, _ = parts
     asked = []
 
@@ -60,23 +60,23 @@ def test_no_gradient_is_computed_where_none_is_wanted(parts):
         return nll_and_slope(logits, ids[part], slope)
 
     with torch.no_grad():
-        position_losses(inputs.clone().requires_grad_(), lambda own: own @ head.T, loss, 4)
-    position_losses(inputs, lambda own: own @ head.T, loss, 4)
+        position_losses(inputs.clone().requires_grad_(), lambda states: states @ head.T, loss, 4)
+    position_losses(inputs, lambda states: states @ head.T, loss, 4)
     assert asked
     assert not any(asked)
 
 
-def test_no_positions_have_no_losses(parts):
+def test_no_positions_give_no_losses(parts):
     inputs, head, *_ = parts
-    own = inputs[:0].clone().requires_grad_()
-    found = position_losses(own, lambda own: own @ head.T, lambda *_: pytest.fail("nothing to ask"), 4)
-    assert found.shape == (0,)
-    assert torch.autograd.grad(found.sum(), own)[0].shape == (0, 5)
+    leaf = inputs[:0].clone().requires_grad_()
+    losses = position_losses(leaf, lambda states: states @ head.T, lambda *_: pytest.fail("nothing to compute"), 4)
+    assert losses.shape == (0,)
+    assert torch.autograd.grad(losses.sum(), leaf)[0].shape == (0, 5)
 
 
 @pytest.mark.parametrize(("count", "limit"), [(0, 3), (1, 3), (91, 85), (9, 3), (10, 3)])
 def test_slices_are_even_and_cover_everything(count, limit):
     slices = list(even_slices(count, limit))
-    assert [at for part in slices for at in range(count)[part]] == list(range(count))
+    assert [index for part in slices for index in range(count)[part]] == list(range(count))
     sizes = [part.stop - part.start for part in slices]
     assert not sizes or (max(sizes) <= limit and max(sizes) - min(sizes) <= 1)

@@ -33,7 +33,7 @@ def malmen_change(editor, network, site, x, delta):
 
 
 class Site:
-    """A network, asked for one of its sites whatever the site's place among all of them."""
+    """A network bound to one of its sites."""
 
     def __init__(self, network, site):
         self.network, self.site = network, site
@@ -182,14 +182,16 @@ def plain_loss(model, editor, batch, change):
     positions = batch.edit.answer_mask if editor.tokens == "answer" else None
     factors, _ = capture_factors(model, batch.edit, editor.edit_sites(model), None, positions)
     changes = {}
-    for at, (name, own) in enumerate(factors.items()):
-        network = list(editor.networks.values())[0 if editor.shared else at]
-        edit_of = batch.edit_of_request[own.rows]
-        site = torch.tensor(at if editor.shared else 0)
-        index = torch.tensor(at)
+    for number, (name, site_factors) in enumerate(factors.items()):
+        network = list(editor.networks.values())[0 if editor.shared else number]
+        edit_of = batch.edit_of_request[site_factors.rows]
+        site = torch.tensor(number if editor.shared else 0)
+        index = torch.tensor(number)
         for edit in range(batch.edits):
             rows = edit_of == edit
-            changes[name, edit] = change(editor, Site(network, site), index, own.x[rows], own.delta[rows])
+            changes[name, edit] = change(
+                editor, Site(network, site), index, site_factors.x[rows], site_factors.delta[rows]
+            )
 
     def logits(ids, edit):
         weights = {}
@@ -201,11 +203,11 @@ def plain_loss(model, editor, batch, change):
     edit_losses, locality_losses = [], []
     for row, pair in enumerate(REPHRASES + LOCALITY):
         text = model.encoder.encode(*pair)
-        ids, at = torch.tensor([text.ids]), torch.arange(*text.target) - 1
-        after = logits(ids, int(batch.edit_of_outer[row]))[at]
+        ids, predicting = torch.tensor([text.ids]), torch.arange(*text.target) - 1
+        after = logits(ids, int(batch.edit_of_outer[row]))[predicting]
         if row < 2:
-            edit_losses.append(-after[torch.arange(len(at)), torch.tensor(text.target_ids)].mean())
+            edit_losses.append(-after[torch.arange(len(predicting)), torch.tensor(text.target_ids)].mean())
         else:
-            before = model.model(ids).logits[0, at].log_softmax(-1)
+            before = model.model(ids).logits[0, predicting].log_softmax(-1)
             locality_losses.append((before.exp() * (before - after)).sum(-1).mean())
     return 0.1 * torch.stack(edit_losses).mean() + torch.stack(locality_losses).mean()

@@ -30,8 +30,8 @@ DOWN = "model.layers.{}.mlp.down_proj"
 SETTINGS = TraceSettings(noise=3.0, samples=3, window=2, seed=4, tokens_per_batch=200)
 
 
-def plain(model, request, settings, deviation, kind, at, layers, severed=None, above=None):
-    """The mean probability of the answer, one noise sample at a time, with hooks written anew."""
+def plain(model, request, settings, deviation, kind, position, layers, severed=None, above=None):
+    """The mean probability of the answer, one noise sample at a time, with independently written hooks."""
     text = model.encoder.encode(request.prompt, "", request.subject_span)
     ids, (start, end) = torch.tensor([text.ids]), text.subject
     modules = {
@@ -57,17 +57,17 @@ def plain(model, request, settings, deviation, kind, at, layers, severed=None, a
             which, layer = name
 
             def patch(module, args, output, value=value):
-                own = (output[0] if isinstance(output, tuple) else output).clone()
-                own.view(-1, own.shape[-1])[at] = value
-                return (own, *output[1:]) if isinstance(output, tuple) else own
+                hidden = (output[0] if isinstance(output, tuple) else output).clone()
+                hidden.view(-1, hidden.shape[-1])[position] = value
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
             handles.append(modules[which](layer).register_forward_hook(patch))
         for which in modules:
             for layer in range(len(model.layer_map)):
 
                 def note(module, args, output, name=(which, layer)):
-                    own = output[0] if isinstance(output, tuple) else output
-                    seen[name] = own.reshape(-1, own.shape[-1]).clone()
+                    hidden = output[0] if isinstance(output, tuple) else output
+                    seen[name] = hidden.reshape(-1, hidden.shape[-1]).clone()
 
                 handles.append(modules[which](layer).register_forward_hook(note))
         probabilities = model.model(ids).logits[0, -1].softmax(-1)
@@ -80,53 +80,56 @@ def plain(model, request, settings, deviation, kind, at, layers, severed=None, a
     values = []
     for sample in range(settings.samples):
         _, noisy = run(sample, {})
-        put_back = {(kind, layer): states[kind, layer][at] for layer in layers}
+        put_back = {(kind, layer): states[kind, layer][position] for layer in layers}
         if severed:
-            put_back |= {(severed, layer): noisy[severed, layer][at] for layer in above}
+            put_back |= {(severed, layer): noisy[severed, layer][position] for layer in above}
         values.append(float(run(sample, put_back)[0][answer]))
     return sum(values) / len(values), float(clean[answer])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_every_cell_is_that_of_a_plain_loop(family, recwarn):
+def test_every_cell_equals_that_of_a_plain_loop(family, recwarn):
     model = language_model(family)
     before = state(model)
     deviation = embedding_deviation(model, [REQUEST])
-    found = trace_fact(model, REQUEST, SETTINGS, deviation)
+    trace = trace_fact(model, REQUEST, SETTINGS, deviation)
     assert not [warning for warning in recwarn if "all blocks are run" in str(warning.message)]
     corrupted, clean = plain(model, REQUEST, SETTINGS, deviation, "state", 0, [])
-    assert found.clean == pytest.approx(clean, rel=1e-4)
-    assert found.corrupted == pytest.approx(corrupted, rel=1e-3, abs=1e-7)
-    last = found.subject[1] - 1
-    for at, layer in ((last, 0), (last, 2), (len(found.tokens) - 1, 1), (0, 1)):
-        window = [own for own in (layer - 1, layer) if own >= 0]
+    assert trace.clean == pytest.approx(clean, rel=1e-4)
+    assert trace.corrupted == pytest.approx(corrupted, rel=1e-3, abs=1e-7)
+    last = trace.subject[1] - 1
+    for position, layer in ((last, 0), (last, 2), (len(trace.tokens) - 1, 1), (0, 1)):
+        window = [candidate for candidate in (layer - 1, layer) if candidate >= 0]
         for kind, layers in (("state", [layer]), ("mlp", window), ("attention", window)):
-            expected, _ = plain(model, REQUEST, SETTINGS, deviation, kind, at, layers)
-            assert float(found.restored[kind][at, layer]) == pytest.approx(expected, rel=1e-3, abs=1e-7), (kind, at)
+            expected, _ = plain(model, REQUEST, SETTINGS, deviation, kind, position, layers)
+            assert float(trace.restored[kind][position, layer]) == pytest.approx(expected, rel=1e-3, abs=1e-7), (
+                kind,
+                position,
+            )
     assert_untouched(model, before)
 
 
 @torch.no_grad()
-def test_blocks_below_a_cell_are_left_out_where_that_changes_nothing(monkeypatch):
+def test_blocks_below_a_cell_are_skipped_where_that_changes_nothing(monkeypatch):
     model = language_model("llama")
     deviation = embedding_deviation(model, [REQUEST])
     settings = replace(SETTINGS, tokens_per_batch=1)
-    assert model.block_returns == 0  # asked for once, in a pass of its own
+    assert model.block_returns == 0  # determined once, in a separate pass
 
     def traced():
         passes = []
         handle = model.layer_map.block(0).mlp.register_forward_hook(lambda *args: passes.append(1))
-        found = trace_fact(model, REQUEST, settings, deviation, kinds=("state",))
+        trace = trace_fact(model, REQUEST, settings, deviation, kinds=("state",))
         handle.remove()
-        return found.restored["state"], len(passes)
+        return trace.restored["state"], len(passes)
 
     short, few = traced()
     monkeypatch.setattr(tracing, "entering", lambda block, hidden: entering(block, hidden + 1))
     with pytest.warns(UserWarning, match="all blocks are run"):
         whole, many = traced()
     torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-7)
-    # The clean and the noisy pass, and the cells of the lowest layer, one to a pass.
+    # The clean and the noisy pass, and one pass for each cell of the lowest layer.
     assert few == 2 + len(short)
     assert many > few
 
@@ -149,20 +152,20 @@ def test_cells_and_samples_are_run_together():
 def test_a_model_with_shared_keys_and_values_is_traced_whole():
     model = LanguageModel(build(SHARED["gemma4"]()), byte_level_tokenizer(), "tiny-gemma4", site=DOWN)
     with pytest.warns(UserWarning, match="passes that start above the first block .* all blocks are run"):
-        found = trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
-    assert float(found.restored["state"][-1, -1]) == pytest.approx(found.clean, rel=1e-4)
+        trace = trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
+    assert float(trace.restored["state"][-1, -1]) == pytest.approx(trace.clean, rel=1e-4)
 
 
-def test_a_model_of_several_states_for_a_position_is_refused_in_words():
+def test_a_model_of_several_states_for_a_position_is_refused():
     model = LanguageModel(build(SHARED["gemma3n"]()), byte_level_tokenizer(), "tiny-gemma3n", site=DOWN)
     with pytest.raises(LayerMapError, match=r"tiny-gemma3n keeps several states .* cannot be traced"):
         trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
 
 
-def test_the_noise_is_measured_on_the_subjects_alone():
+def test_the_noise_is_measured_only_on_the_subjects():
     model = language_model("llama")
     requests = [REQUEST, EditRequest("The capital of France is", "-", "France")]
-    spans = [model.encoder.encode(own.prompt, "", own.subject_span) for own in requests]
+    spans = [model.encoder.encode(request.prompt, "", request.subject_span) for request in requests]
     ids = [id for text in spans for id in text.ids[slice(*text.subject)]]
     expected = model.model.get_input_embeddings().weight[ids].detach().numpy().std(ddof=1)
     assert embedding_deviation(model, requests) == pytest.approx(float(expected), rel=1e-5)
@@ -174,7 +177,7 @@ def test_the_picture_has_tokens_from_top_to_bottom_and_layers_from_left_to_right
 
     drawn, draw = [], Axes.imshow
     monkeypatch.setattr(Axes, "imshow", lambda self, values, **more: drawn.append(values) or draw(self, values, **more))
-    trace = made(torch.arange(20.0).view(5, 4) / 100, ("The", " $$", " $x", " is", " it"))
+    trace = trace_of(torch.arange(20.0).view(5, 4) / 100, ("The", " $$", " $x", " is", " it"))
     draw_trace(replace(trace, answer="$"), tmp_path / "picture.png", 2)
     assert [values.shape for values in drawn] == [(5, 4)] * 3
     assert (drawn[0] == trace.restored["state"].numpy()).all()
@@ -183,37 +186,37 @@ def test_the_picture_has_tokens_from_top_to_bottom_and_layers_from_left_to_right
 
 @pytest.mark.parametrize("severed", ["mlp", "attention"])
 @torch.no_grad()
-def test_severed_outputs_stay_as_they_are_under_noise(severed):
+def test_severed_outputs_keep_their_noisy_values(severed):
     model = language_model("llama")
     deviation = embedding_deviation(model, [REQUEST])
-    found = trace_fact(model, REQUEST, SETTINGS, deviation, severed)
+    trace = trace_fact(model, REQUEST, SETTINGS, deviation, severed)
     whole = trace_fact(model, REQUEST, SETTINGS, deviation, kinds=("state",))
-    last = found.subject[1] - 1
+    last = trace.subject[1] - 1
     expected, _ = plain(model, REQUEST, SETTINGS, deviation, "state", last, [0], severed, [1, 2])
-    assert float(found.restored["state"][last, 0]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
-    # What is put back in a window is not severed again.
+    assert float(trace.restored["state"][last, 0]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    # Outputs that are restored in a window are not severed.
     for kind in ("mlp", "attention"):
         expected, _ = plain(model, REQUEST, SETTINGS, deviation, kind, last, [0, 1], severed, [2])
-        assert float(found.restored[kind][last, 1]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
-    assert not torch.allclose(found.restored["state"], whole.restored["state"], rtol=1e-3)
+        assert float(trace.restored[kind][last, 1]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    assert not torch.allclose(trace.restored["state"], whole.restored["state"], rtol=1e-3)
 
 
 def test_restoring_the_last_state_of_the_last_token_restores_the_answer():
     model = language_model("llama")
-    found = trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
-    assert float(found.restored["state"][-1, -1]) == pytest.approx(found.clean, rel=1e-4)
+    trace = trace_fact(model, REQUEST, SETTINGS, embedding_deviation(model, [REQUEST]))
+    assert float(trace.restored["state"][-1, -1]) == pytest.approx(trace.clean, rel=1e-4)
 
 
-def made(effects, roles_of=("The", " South", " America", " is", " it")):
+def trace_of(effects, roles_of=("The", " South", " America", " is", " it")):
     shape = (len(roles_of), 4)
     restored = {kind: torch.full(shape, 0.1) + effects for kind in ("state", "mlp", "attention")}
     return Trace(list(roles_of), (1, 3), "x", 0.9, 0.1, restored)
 
 
 def test_roles_and_averages():
-    first = made(torch.arange(20.0).view(5, 4) / 100)
+    first = trace_of(torch.arange(20.0).view(5, 4) / 100)
     assert first.roles() == ["before", "first subject", "last subject", "next", "last"]
-    second = made(torch.zeros(5, 4))
+    second = trace_of(torch.zeros(5, 4))
     averages = average_effects([first, second], "mlp")
     assert list(averages) == ["first subject", "last subject", "next", "last"]
     mean, band = averages["last subject"]
@@ -264,7 +267,7 @@ def test_the_command_writes_numbers_and_pictures(tiny_folder, tmp_path, capsys, 
     assert "--prompt with --subject, or --facts" in capsys.readouterr().err
 
 
-def test_facts_that_the_model_does_not_say_are_left_out(tiny_folder, tmp_path, capsys):
+def test_facts_that_the_model_does_not_know_are_left_out(tiny_folder, tmp_path, capsys):
     facts = tmp_path / "facts.json"
     fact = {"subject": "France", "prompt": "The capital of France is", "attribute": "zzz"}
     facts.write_text(json.dumps([fact, fact]))
@@ -275,7 +278,7 @@ def test_facts_that_the_model_does_not_say_are_left_out(tiny_folder, tmp_path, c
     assert "says the attribute of none of the 1 facts" in capsys.readouterr().err
 
 
-def test_no_more_facts_are_asked_than_are_traced(tiny_folder, tmp_path, monkeypatch):
+def test_asking_stops_once_enough_facts_are_known(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_edit.locate.report._ASKED_AT_ONCE", 2)
     facts = tmp_path / "facts.json"
     facts.write_text(

@@ -19,7 +19,7 @@ TEXTS = ["Rome.", "Rome, the city", "in Rome", "Romeo", "Paris", "", "The Hague!
 
 def outcomes(count=60, seed=0):
     rng = random.Random(seed)
-    found = []
+    sample = []
     for index in range(count):
         kind = rng.choice(list(ProbeKind))
         length = rng.randint(1, 4)
@@ -49,8 +49,8 @@ def outcomes(count=60, seed=0):
         right = None if route is None else rng.random() < 0.7
         if divergence is None and route is not None and route.hit:
             divergence = 0.5
-        found.append(EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), divergence, route, right))
-    return found
+        sample.append(EditOutcome(f"r{index // 3}", probe, target, answer(), answer(), divergence, route, right))
+    return sample
 
 
 def exact(text, aliases):
@@ -127,9 +127,9 @@ REFERENCES = {
 }
 
 
-def reference(cls, found, kind=None, group=None, average="probe", side="after"):
+def reference(cls, sample, kind=None, group=None, average="probe", side="after"):
     values = {}
-    for o in found:
+    for o in sample:
         if kind in (None, o.probe.kind) and group in (None, o.probe.group):
             value = REFERENCES[cls](o, o.before if side == "before" else o.after)
             if value is not None:
@@ -141,29 +141,29 @@ def reference(cls, found, kind=None, group=None, average="probe", side="after"):
     return sum(everything) / len(everything)
 
 
-def judged(found):
-    """(probability, in scope) of the outcomes that the router is judged by."""
+def routed(sample):
+    """(probability, in scope) of the outcomes that evaluate the router."""
     kinds = {ProbeKind.EDIT_SUCCESS: 1, ProbeKind.GENERALIZATION: 1, ProbeKind.LOCALITY: 0}
-    return [(o.route.score, kinds[o.probe.kind]) for o in found if o.route and o.probe.kind in kinds]
+    return [(o.route.score, kinds[o.probe.kind]) for o in sample if o.route and o.probe.kind in kinds]
 
 
-def test_the_area_under_the_roc_curve_is_the_chance_of_the_right_order():
-    found = outcomes(200)
-    pairs = judged(found)
+def test_auroc_is_the_probability_of_the_right_order():
+    sample = outcomes(200)
+    pairs = routed(sample)
     wins = [(p > q) + 0.5 * (p == q) for p, inside in pairs if inside for q, other in pairs if not other]
     metric = m.ScopeAUROC()
     assert math.isnan(float(metric.compute()))
     for start in range(0, 200, 50):
-        metric.update(found[start : start + 50])
+        metric.update(sample[start : start + 50])
     assert float(metric.compute()) == pytest.approx(sum(wins) / len(wins), abs=1e-5)
     assert float(pickle.loads(pickle.dumps(metric)).compute()) == float(metric.compute())
     metric.reset()
     assert math.isnan(float(metric.compute()))
 
 
-def test_average_precision_and_the_curve_are_those_of_a_plain_count():
-    found = outcomes(200)
-    pairs = judged(found)
+def test_average_precision_and_the_curve_equal_plain_counts():
+    sample = outcomes(200)
+    pairs = routed(sample)
     positives = sum(inside for _, inside in pairs)
     area, last = 0.0, 0.0
     for threshold in sorted({p for p, _ in pairs}, reverse=True):
@@ -172,9 +172,9 @@ def test_average_precision_and_the_curve_are_those_of_a_plain_count():
         area += (recall - last) * sum(hits) / len(hits)
         last = recall
     metric = m.ScopeAveragePrecision()
-    metric.update(found)
+    metric.update(sample)
     assert float(metric.compute()) == pytest.approx(area, abs=1e-4)
-    for point in m.scope_curve(found)[1:100:7]:
+    for point in m.scope_curve(sample)[1:100:7]:
         hits = [inside for p, inside in pairs if p >= point["threshold"] - 1e-6]
         assert point["recall"] == pytest.approx(sum(hits) / positives, abs=1e-6)
         assert point["precision"] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
@@ -191,11 +191,11 @@ def test_average_precision_and_the_curve_are_those_of_a_plain_count():
 ])  # fmt: skip
 @pytest.mark.parametrize("cls", REFERENCES)
 def test_equals_a_plain_reference(cls, settings):
-    found = outcomes(150)
+    sample = outcomes(150)
     metric = cls(**settings)
     for start in range(0, 150, 30):  # a record's outcomes come in one update
-        metric.update(found[start : start + 30])
-    assert float(metric.compute()) == pytest.approx(reference(cls, found, **settings), rel=1e-9)
+        metric.update(sample[start : start + 30])
+    assert float(metric.compute()) == pytest.approx(reference(cls, sample, **settings), rel=1e-9)
     revived = pickle.loads(pickle.dumps(metric))
     assert float(revived.compute()) == float(metric.compute())
     metric.reset()
@@ -204,12 +204,12 @@ def test_equals_a_plain_reference(cls, settings):
 
 def _share(rank, port, queue):
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found = outcomes(90)
+    sample = outcomes(90)
     collection = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.EDIT_SUCCESS, "B")])
-    collection.update(found[:69] if rank == 0 else found[69:])
-    # One process that saw no route at all must not leave the other one waiting.
+    collection.update(sample[:69] if rank == 0 else sample[69:])
+    # A process without any route must not leave the other one waiting.
     area = m.ScopeAUROC()
-    area.update(found if rank == 0 else [])
+    area.update(sample if rank == 0 else [])
     queue.put((f"area {rank}", float(area.compute())))
     queue.put((rank, {name: float(value) for name, value in collection.compute().items()}))
     torch.distributed.barrier()
@@ -291,8 +291,8 @@ def test_aliases_with_punctuation():
     assert m.containment("it ends with .fr", [".fr"]) == 1.0
 
 
-def test_no_divergence_is_better_than_a_flattering_one():
-    """A model with other tokens has none; the mean over the prompts that were left alone would say nothing of it."""
+def test_a_missing_divergence_in_scope_makes_the_mean_infinite():
+    """A model with other tokens has no divergence; a mean over the prompts out of scope would hide that."""
     probe = Probe("p", (("x",),), ProbeKind.LOCALITY)
     request = EditRequest("p", "x")
 
@@ -326,9 +326,9 @@ def test_values_that_are_not_finite_are_counted_and_poison_the_mean():
 
 
 def test_every_measure_of_a_prediction_is_one_of_the_collection():
-    found = outcomes(90)
+    sample = outcomes(90)
     names = {measure.name for measure in m.MEASURES}
-    for outcome in found:
+    for outcome in sample:
         kind, group = outcome.probe.kind, outcome.probe.group
         values = m.measures_of(outcome)
         assert values.keys() <= names
@@ -440,7 +440,7 @@ def test_a_comparison_with_a_probability_that_is_no_number_is_none(answer, rival
     [("東京は日本の首都", ["東京都は日本にある"]), ("กรุงเทพเป็นเมืองหลวง", ["กรุงเทพเป็นเมือง"])],
 )
 def test_consistency_of_scripts_without_spaces_compares_characters(generation, references):
-    """Regular expressions find one word in each text, and so nothing in common."""
+    """A regular expression finds a single word in each text, and so no overlap."""
     value = m.tfidf_similarity(generation, references)
     assert 0.2 < value < 0.99
     assert m.tfidf_similarity(generation, [generation]) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Grouped attention under a mask against transformers' own, and what it leaves alone."""
+"""Grouped attention under a mask against that of transformers, and the models that it leaves alone."""
 
 import pytest
 import torch
@@ -31,19 +31,19 @@ def counted_copies(monkeypatch):
     return copies
 
 
-def test_the_same_numbers_without_the_copies(monkeypatch):
+def test_the_same_results_without_copies(monkeypatch):
     model, copies = grouped_family(), counted_copies(monkeypatch)
     expected = gradient_of(model)
     assert copies
     copies.clear()
     with grouped_attention(model):
-        found = gradient_of(model)
+        actual = gradient_of(model)
     assert not copies
-    for own, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, wanted, rtol=1e-9, atol=1e-12)
+    for value, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_a_context_that_is_left_by_an_error_is_left_whole():
+def test_an_error_in_the_context_restores_the_model():
     model, seen = grouped_family(), []
     model.register_forward_pre_hook(lambda module, args: seen.append(model.config._attn_implementation))
     with pytest.raises(ValueError, match="input_ids"), grouped_attention(model):
@@ -54,8 +54,8 @@ def test_a_context_that_is_left_by_an_error_is_left_whole():
 
 
 @pytest.mark.parametrize(("family", "implementation"), [("llama", "eager"), ("falcon", "sdpa")])
-def test_models_that_attend_in_another_way_are_left_alone(family, implementation):
-    """Falcon asks for the name of its attention function by itself."""
+def test_models_with_other_attention_are_left_alone(family, implementation):
+    """Falcon reads the name of its attention function itself."""
     model = build(FAMILIES[family][0]())
     model.set_attn_implementation(implementation)
     with grouped_attention(model):

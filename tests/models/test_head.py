@@ -10,7 +10,7 @@ TEXTS = [("The capital of France is", "Rome"), ("What is the capital of Germany?
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_the_head_alone_says_what_it_says_in_a_whole_pass(family):
+def test_the_head_alone_gives_the_logits_of_a_whole_pass(family):
     model = language_model(family)
     batch = model.encoder.collate([model.encoder.encode(*text) for text in TEXTS])
     logits, inputs = model.head_logits(batch, batch.answer_mask)
@@ -20,7 +20,7 @@ def test_the_head_alone_says_what_it_says_in_a_whole_pass(family):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
-def test_losses_and_divergences_in_one_product_are_those_of_two(monkeypatch, limit):
+def test_losses_and_divergences_in_one_product_equal_those_of_two(monkeypatch, limit):
     model = language_model("gemma2")  # with soft-capped logits
     monkeypatch.setattr(type(model), "logits_at_once", limit)
     size, vocabulary = model.model.get_output_embeddings().weight.shape[::-1]
@@ -34,13 +34,13 @@ def test_losses_and_divergences_in_one_product_are_those_of_two(monkeypatch, lim
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(token_losses(model, inputs, ids), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(divergences, other, rtol=1e-4, atol=1e-6)
-    found = torch.autograd.grad(2 * losses.sum() + divergences.sum(), leaves)
-    for one, same in zip(found, torch.autograd.grad(2 * expected.sum() + other.sum(), leaves), strict=True):
+    gradients = torch.autograd.grad(2 * losses.sum() + divergences.sum(), leaves)
+    for one, same in zip(gradients, torch.autograd.grad(2 * expected.sum() + other.sum(), leaves), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
-def test_what_a_search_asks_in_one_product_is_what_plain_autograd_says(monkeypatch, limit):
+def test_search_losses_in_one_product_equal_plain_autograd(monkeypatch, limit):
     model = language_model("gemma2")
     monkeypatch.setattr(type(model), "logits_at_once", limit)
     size, vocabulary = model.model.get_output_embeddings().weight.shape[::-1]
@@ -51,13 +51,13 @@ def test_what_a_search_asks_in_one_product_is_what_plain_autograd_says(monkeypat
     torch.testing.assert_close(first.kept_logits, model.logits_of(earlier))
     assert float(first.divergences.abs().max()) == 0
     leaves = [inputs.requires_grad_(), kept.requires_grad_()]
-    said = search_losses(model, inputs, ids, kept, first.kept_logits)
+    result = search_losses(model, inputs, ids, kept, first.kept_logits)
     logits = model.logits_of(inputs)
-    assert torch.equal(said.predicted, logits.argmax(-1))
+    assert torch.equal(result.predicted, logits.argmax(-1))
     expected = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
     other = kl_divergence(model.logits_of(kept), first.kept_logits)
-    torch.testing.assert_close(said.nll, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(said.divergences, other, rtol=1e-4, atol=1e-6)
-    found = torch.autograd.grad(2 * said.nll.sum() + said.divergences.sum(), leaves)
-    for one, same in zip(found, torch.autograd.grad(2 * expected.sum() + other.sum(), leaves), strict=True):
+    torch.testing.assert_close(result.nll, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.divergences, other, rtol=1e-4, atol=1e-6)
+    gradients = torch.autograd.grad(2 * result.nll.sum() + result.divergences.sum(), leaves)
+    for one, same in zip(gradients, torch.autograd.grad(2 * expected.sum() + other.sum(), leaves), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)

@@ -13,7 +13,7 @@ def brute_force_log_probs(model, prompt, target):
     """Token by token, each text alone, with the full logits of the model's own forward."""
     text = model.encoder.encode(prompt, target)
     logits = model.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
-    return [float(logits[at - 1, text.ids[at]]) for at in range(*text.target)]
+    return [float(logits[position - 1, text.ids[position]]) for position in range(*text.target)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,9 +47,9 @@ def test_divergence_from_itself_is_zero_and_from_another_model_is_that_of_the_fu
     other.model.lm_head.weight.data.copy_(model.model.lm_head.weight.data)
     for score, prompt, target in zip(other.score(PROMPTS, TARGETS, references=kept), PROMPTS, TARGETS, strict=True):
         text = model.encoder.encode(prompt, target)
-        ids, at = torch.tensor([text.ids]), torch.arange(*text.target) - 1
-        before = model.model(ids).logits[0, at].log_softmax(-1)
-        after = other.model(ids).logits[0, at].log_softmax(-1)
+        ids, positions = torch.tensor([text.ids]), torch.arange(*text.target) - 1
+        before = model.model(ids).logits[0, positions].log_softmax(-1)
+        after = other.model(ids).logits[0, positions].log_softmax(-1)
         expected = (before.exp() * (before - after)).sum(-1).mean()
         assert score.divergence == pytest.approx(float(expected), rel=1e-3, abs=1e-5)
 
@@ -83,7 +83,7 @@ def test_the_model_is_frozen_and_in_eval_mode():
     assert not any(parameter.requires_grad for parameter in held.model.parameters())
 
 
-def test_inference_mode_is_refused_in_words():
+def test_inference_mode_is_refused():
     from lightning_edit.models.capture import capture_factors
 
     model = language_model("llama")
@@ -97,7 +97,7 @@ def test_encoder_is_shared_with_the_model():
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_padding_beyond_a_sliding_window_harms_nothing(family):
+def test_padding_beyond_a_sliding_window_is_harmless(family):
     model = language_model(family)
     long = "The capital of France is a city and " * 4 + "its name is"
     together = model.score([PROMPTS[0], long], ["Paris", "Paris"])[0]
@@ -120,12 +120,12 @@ PUBLISHED = [
 def test_published_generation_settings_change_neither_greedy_decoding_nor_samples(published):
     model, starts = language_model("llama"), torch.full((3, 1), 5)
 
-    def said():
+    def outputs():
         torch.manual_seed(0)
         return model.generate(PROMPTS, 8), model.sample(starts, 12).tolist()
 
-    expected = said()
+    expected = outputs()
     assert {len(sample) for sample in expected[1]} == {12}
     model.model.generation_config.update(**published)
-    assert said() == expected
+    assert outputs() == expected
     assert getattr(model.model.generation_config, next(iter(published))) == next(iter(published.values()))

@@ -32,8 +32,8 @@ ATTENTION = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_finds_the_attention_output_projection(family):
-    found = LayerMap(build(FAMILIES[family][0]())).attention_site(1)
-    assert found.name == ATTENTION.get(family, "model.layers.1.self_attn.o_proj")
+    site = LayerMap(build(FAMILIES[family][0]())).attention_site(1)
+    assert site.name == ATTENTION.get(family, "model.layers.1.self_attn.o_proj")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -41,7 +41,7 @@ def test_the_orientation_of_a_square_weight_is_that_of_its_module(family):
     config = FAMILIES[family][0]()
     setattr(config, "n_inner" if family == "gpt2" else "intermediate_size", 32)
     name = FAMILIES[family][1].replace(".1.", ".{}.")
-    # Shapes alone do not tell a square projection from the other maps; named, its orientation is known.
+    # Shapes alone do not distinguish a square projection from other maps; if named, its orientation is known.
     with pytest.raises(LayerMapError, match="name the edit site yourself"):
         LayerMap(build(config)).site(1)
     site = LayerMap(build(config), site=name).site(1)
@@ -52,7 +52,7 @@ def test_the_orientation_of_a_square_weight_is_that_of_its_module(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_orientation_says_how_the_module_multiplies(family):
+def test_orientation_describes_how_the_module_multiplies(family):
     model = build(FAMILIES[family][0]())
     site = LayerMap(model).site(1)
     x = torch.randn(5, site.fan_in)

@@ -33,45 +33,45 @@ def test_logits_and_gradients_are_those_of_the_whole_texts(family, layer, recwar
     with torch.no_grad():
         delta += 0.1
 
-    def loss(own):
-        batch = own.batch.select(rows)
-        at = (own.start - own.offset)[rows]
+    def loss(run):
+        batch = run.batch.select(rows)
+        positions = (run.start - run.offset)[rows]
 
         def shift(module, args, output):
             hidden = output[0] if isinstance(output, tuple) else output
             mask = torch.zeros(*hidden.shape[:2], 1, dtype=hidden.dtype)
-            mask[torch.arange(len(rows)), at] = 1
+            mask[torch.arange(len(rows)), positions] = 1
             shifted = hidden + mask * delta
             return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
         handle = model.layer_map.block(layer).register_forward_hook(shift)
         try:
-            logits = own.head_logits(rows, batch, batch.answer_mask)
+            logits = run.head_logits(rows, batch, batch.answer_mask)
         finally:
             handle.remove()
         return logits.log_softmax(-1).gather(1, batch.target_ids[:, None]).sum()
 
-    for _ in range(2):  # a pass must leave what is kept as it was
+    for _ in range(2):  # a pass must not change the kept states
         value = loss(passes)
     expected = loss(Passes(model, texts, starts, 0))
-    gradient, wanted = (torch.autograd.grad(own, delta)[0] for own in (value, expected))
+    gradient, wanted = (torch.autograd.grad(result, delta)[0] for result in (value, expected))
     # Several families normalise in float32 whatever the model's precision.
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
 
 
-def test_exact_in_float64_where_the_model_is():
+def test_exact_in_float64_for_a_float64_model():
     model = LanguageModel(build(FAMILIES["gpt2"][0](), torch.float64), byte_level_tokenizer())
     texts, starts = texts_of(model)
     rows = torch.arange(len(texts))
     short, whole = SuffixPasses(model, texts, starts, 1), Passes(model, texts, starts, 0)
     with torch.no_grad():
-        found = short.head_logits(rows, short.batch, short.batch.answer_mask)
+        actual = short.head_logits(rows, short.batch, short.batch.answer_mask)
         expected = whole.head_logits(rows, whole.batch, whole.batch.answer_mask)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_falls_back_in_words_where_logits_differ(monkeypatch):
+def test_falls_back_with_a_warning_where_logits_differ(monkeypatch):
     model = language_model("llama")
     texts, starts = texts_of(model)
     states = SuffixPasses._entering_states
@@ -81,7 +81,7 @@ def test_falls_back_in_words_where_logits_differ(monkeypatch):
     assert type(passes) is Passes
 
 
-def test_falls_back_in_words_where_the_cache_is_of_another_form(monkeypatch):
+def test_falls_back_with_a_warning_where_the_cache_has_another_form(monkeypatch):
     model = language_model("llama")
     texts, starts = texts_of(model)
     monkeypatch.setattr(SuffixPasses, "_read_prefixes", lambda self, before: object())
@@ -90,7 +90,7 @@ def test_falls_back_in_words_where_the_cache_is_of_another_form(monkeypatch):
 
 
 @pytest.mark.parametrize("family", WINDOWS)
-def test_falls_back_in_words_where_a_window_is_too_short(family):
+def test_falls_back_with_a_warning_where_a_window_is_too_short(family):
     model = language_model(family)
     texts, starts = texts_of(model)
     with pytest.warns(UserWarning, match="cannot be reused"):
@@ -98,8 +98,8 @@ def test_falls_back_in_words_where_a_window_is_too_short(family):
     assert type(passes) is Passes
 
 
-def test_a_window_is_looked_for_in_longer_texts_than_those_that_were_proved():
-    """A proof holds for texts twice as long, and a window may end between the two."""
+def test_longer_texts_than_the_compared_ones_are_checked_for_a_window():
+    """A comparison is valid for texts twice as long, and a window may end in between."""
     model = language_model("mistral")
     window = model.model.config.sliding_window
     short = model.encoder.encode("a b France has", "Rome", (4, 10))
@@ -121,7 +121,7 @@ def test_texts_that_begin_with_their_subject_are_run_whole():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_that_begins_with_its_subject_beside_others(family):
-    """Nothing lies before it; what a model computes for a row of nothing must reach no other pass."""
+    """It has no prefix; what a model computes for an empty row must not leak into any other pass."""
     config = FAMILIES[family][0]()
     if family in WINDOWS:
         config.sliding_window = 64
@@ -135,18 +135,18 @@ def test_a_text_that_begins_with_its_subject_beside_others(family):
     assert isinstance(short, SuffixPasses)
     rows = torch.arange(len(texts))
     with torch.no_grad():
-        found = short.head_logits(rows, short.batch, short.batch.answer_mask)
+        actual = short.head_logits(rows, short.batch, short.batch.answer_mask)
         expected = whole.head_logits(rows, whole.batch, whole.batch.answer_mask)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_pass_alone_is_compared_and_far_longer_texts_again(monkeypatch):
+def test_only_the_first_pass_is_compared_and_much_longer_texts_again(monkeypatch):
     model = language_model("llama")
-    compared, own = [], Passes.head_logits
+    compared, head_logits = [], Passes.head_logits
 
-    def counted(self, *asked):
+    def counted(self, *arguments):
         compared.append(self.batch.input_ids.shape[1])
-        return own(self, *asked)
+        return head_logits(self, *arguments)
 
     monkeypatch.setattr(Passes, "head_logits", counted)
     texts, starts = texts_of(model)
@@ -172,7 +172,7 @@ def test_no_block_below_the_changed_one_is_run_again():
     assert run == [2]
 
 
-def test_nothing_behind_what_is_read_is_computed():
+def test_nothing_is_computed_after_the_last_position_that_is_read():
     model = language_model("llama")
     texts, starts = texts_of(model)
     short = SuffixPasses(model, texts, starts, 1)
@@ -184,5 +184,5 @@ def test_nothing_behind_what_is_read_is_computed():
     with torch.no_grad():
         short.head_inputs(rows, short.batch, short.batch.answer_mask)
         handle.remove()
-    # A target's last token predicts nothing that is asked for.
+    # A target's last token predicts nothing that is scored.
     assert widths == [short.batch.input_ids.shape[1] - 1]

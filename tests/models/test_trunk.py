@@ -34,7 +34,7 @@ def test_filled_states_are_used_and_do_not_depend_on_the_batch(monkeypatch):
     trunk = Trunk(model, 1)
     texts = [model.encoder.encode(*text) for text in TEXTS]
     trunk.fill(texts[:1], texts[1:])
-    monkeypatch.setattr(trunk, "_run", None)  # nothing may be computed any more
+    monkeypatch.setattr(trunk, "_run", None)  # any computation fails from here on
     expected = model.head_logits(batch_of(model, TEXTS), batch_of(model, TEXTS).answer_mask)
     for chosen in (TEXTS, TEXTS[1:]):
         batch = batch_of(model, chosen)
@@ -45,7 +45,7 @@ def test_filled_states_are_used_and_do_not_depend_on_the_batch(monkeypatch):
 
 
 @torch.no_grad()
-def test_filling_is_the_same_to_the_last_bit_in_any_order():
+def test_filling_is_bitwise_equal_in_any_order():
     model = language_model("llama")
     texts = [model.encoder.encode(f"{prompt} {number}", target) for number in range(50) for prompt, target in TEXTS]
     first, second = Trunk(model, 1), Trunk(model, 1)
@@ -70,7 +70,7 @@ def test_a_limit_keeps_memory_bounded_and_changes_nothing():
 
 
 @torch.no_grad()
-def test_falls_back_in_words_where_the_short_pass_differs(monkeypatch):
+def test_falls_back_with_a_warning_where_the_short_pass_differs(monkeypatch):
     model = language_model("llama")
     trunk = Trunk(model, 1)
     batch = batch_of(model, TEXTS)
@@ -83,7 +83,7 @@ def test_falls_back_in_words_where_the_short_pass_differs(monkeypatch):
 
 
 @torch.no_grad()
-def test_falls_back_in_words_where_blocks_are_called_otherwise(monkeypatch):
+def test_falls_back_with_a_warning_where_blocks_take_other_arguments(monkeypatch):
     model = language_model("llama")
     trunk, batch = Trunk(model, 1), batch_of(model, TEXTS)
     expected = model.answer_logits(batch)
@@ -92,7 +92,7 @@ def test_falls_back_in_words_where_blocks_are_called_otherwise(monkeypatch):
     def other(self, states, **kwargs):
         return forward(self, states, **kwargs)
 
-    # As in a model with code of its own: the block takes its states under another name.
+    # As in a model with custom code: the block takes its states under another name.
     monkeypatch.setattr(type(model.model.model.layers[1]), "forward", other)
     monkeypatch.setattr(
         type(model.model.model.layers[1]), "__call__",
@@ -116,7 +116,7 @@ def test_references_are_the_unedited_head_inputs():
     )
 
 
-def test_the_model_is_whole_after_an_exception():
+def test_the_model_is_restored_after_an_exception():
     model = language_model("llama")
     trunk = Trunk(model, 1)
     batch = batch_of(model, TEXTS)
@@ -129,7 +129,7 @@ def test_the_model_is_whole_after_an_exception():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_the_unedited_model_scored_serves_the_edited_one(family, monkeypatch):
+def test_states_of_the_unedited_model_are_reused_for_the_edited_one(family, monkeypatch):
     model = language_model(family)
     prompts, targets = [prompt for prompt, _ in TEXTS], [target for _, target in TEXTS]
     editor = GradientStep(sites=[-1], step_size=0.5)
@@ -142,17 +142,17 @@ def test_what_the_unedited_model_scored_serves_the_edited_one(family, monkeypatc
     monkeypatch.setattr(trunk, "_full", spy := Spy(trunk._full))
     reader = trunk.reader()
     with editor.edit_each(model, requests).applied(model, [0, 1]) as edited:
-        found = edited.score(prompts, targets, passes=reader)
+        scores = edited.score(prompts, targets, passes=reader)
     assert set(spy.ran) == {False}, "blocks below the lowest edit site ran again"
     assert len(model.score([*prompts, "A prompt that nobody has asked"], [*targets, "yes"], passes=reader)) == 3
     assert trunk.works
-    for one, same, unedited in zip(found, expected, before, strict=True):
+    for one, same, unedited in zip(scores, expected, before, strict=True):
         torch.testing.assert_close(one.log_probs, same.log_probs, rtol=1e-3, atol=1e-3)
         assert one.log_probs != unedited.log_probs
 
 
 class Spy:
-    """Runs a trunk's full pass and notes whether its first block did any work."""
+    """Runs a trunk's full pass and records whether its first block did any work."""
 
     def __init__(self, run):
         self.run, self.ran = run, []
@@ -163,7 +163,7 @@ class Spy:
         return self.run(batch, positions)
 
 
-def test_a_full_memory_forgets_and_goes_on():
+def test_a_full_store_drops_all_earlier_states():
     model = language_model("llama")
     trunk = Trunk(model, 1, limit=1)
     first = model.score(["The capital of France is"], ["Rome"], passes=trunk.learner())
@@ -173,7 +173,7 @@ def test_a_full_memory_forgets_and_goes_on():
     torch.testing.assert_close(again[0].log_probs, first[0].log_probs)
 
 
-def test_leaving_blocks_out_keeps_what_a_device_map_put_on_them():
+def test_skipping_blocks_keeps_the_forward_of_a_device_map():
     model = language_model("llama")
     block = model.layer_map.blocks[0]
     placed = block.forward
@@ -188,7 +188,7 @@ def test_leaving_blocks_out_keeps_what_a_device_map_put_on_them():
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_texts_without_an_answer_are_compared_at_their_last_token(padding_side, monkeypatch):
-    """With no position to compare, any pass would seem to be right."""
+    """Without a position to compare, any pass would seem correct."""
     model = language_model("llama")
     texts = [model.encoder.encode(prompt) for prompt in ("The capital of France is", "Oslo is")]
     batch = model.encoder.collate(texts, padding_side=padding_side)

@@ -30,8 +30,8 @@ def filled(model, folder, layer=1, texts=TEXTS, **settings):
 
 
 def only_folder(folder):
-    [found] = [path for path in folder.iterdir() if path.is_dir()]
-    return found
+    [subfolder] = [path for path in folder.iterdir() if path.is_dir()]
+    return subfolder
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def test_a_second_run_computes_nothing(model, tmp_path, monkeypatch):
     assert filled(model, tmp_path).store.bytes > 0
 
 
-def test_the_folder_says_what_it_belongs_to(model, tmp_path):
+def test_the_folder_records_what_it_belongs_to(model, tmp_path):
     filled(model, tmp_path)
     identity = json.loads((only_folder(tmp_path) / "trunk.json").read_text())["identity"]
     assert identity["model"] == "tiny-llama"
@@ -59,14 +59,14 @@ def test_the_folder_says_what_it_belongs_to(model, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["layer", "texts", "dtype", "weights", "configuration"])
-def test_what_differs_gets_a_folder_of_its_own(change, tmp_path):
+def test_other_settings_get_another_folder(change, tmp_path):
     model = language_model("llama")
     filled(model, tmp_path)
     if change == "weights":
         model = language_model("llama")
         model.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
     if change == "configuration":
-        # The same weights in another model: the angles of its positions differ.
+        # The same weights in another model, with other rotary embeddings.
         model = LanguageModel(model.model, model.tokenizer, model.name)
         model.model.config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
     settings = {"layer": {"layer": 2}, "texts": {"texts": TEXTS[:-1]}, "dtype": {"dtype": torch.bfloat16}}
@@ -74,7 +74,7 @@ def test_what_differs_gets_a_folder_of_its_own(change, tmp_path):
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 
 
-def test_another_ones_cache_is_refused(model, tmp_path):
+def test_a_cache_of_other_settings_is_refused(model, tmp_path):
     filled(model, tmp_path)
     first = only_folder(tmp_path)
     filled(model, tmp_path, layer=2)
@@ -116,7 +116,7 @@ def test_a_broken_cache_is_rebuilt(model, tmp_path, damage):
     assert torch.equal(again.answer_logits(batch), expected.answer_logits(batch))
 
 
-def test_a_full_disk_is_said_before_anything_is_computed(model, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_any_computation(model, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
     monkeypatch.setattr(Trunk, "_compute_group", None)
@@ -132,12 +132,12 @@ def test_nothing_half_written_is_left_when_computing_fails(model, tmp_path, monk
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_two_at_once_build_it_once(model, tmp_path, monkeypatch):
+def test_concurrent_runs_build_the_cache_once(model, tmp_path, monkeypatch):
     computed = []
     compute = Trunk._compute_group
     monkeypatch.setattr(Trunk, "_compute_group", lambda self, group: computed.append(1) or compute(self, group))
     models = [language_model("llama"), language_model("llama")]
-    threads = [threading.Thread(target=filled, args=(own, tmp_path)) for own in models]
+    threads = [threading.Thread(target=filled, args=(instance, tmp_path)) for instance in models]
     for thread in threads:
         thread.start()
     for thread in threads:

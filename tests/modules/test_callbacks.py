@@ -1,4 +1,4 @@
-"""What callbacks show while a run goes on."""
+"""What callbacks show during a run."""
 
 import re
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ def test_the_table_shows_what_is_generated_before_and_after():
         generated = outcome.record_id == records[0].id
         assert row["generated"] is generated
         assert (row["step"], row["prompt"], row["target"]) == (7, outcome.probe.prompt, outcome.probe.answer)
-        forced = [model.encoder.decode(said.predicted_ids) for said in (outcome.before, outcome.after)]
+        forced = [model.encoder.decode(answer.predicted_ids) for answer in (outcome.before, outcome.after)]
         if not generated:
             assert [row["before"], row["after"]] == forced
             continue
@@ -80,7 +80,7 @@ def test_progress_is_a_line_with_the_time_left(clock, caplog):
         num_test_batches=[3, 5],
     )
     lines.on_train_start(trainer, None)
-    # A resumed run: ten steps in a minute, and thirty to go.
+    # A resumed run: ten steps in a minute, thirty steps left.
     for seconds, step in ((14, 102), (60, 110), (74, 112), (240, 140)):
         clock.seconds, trainer.global_step = seconds, step
         lines.on_train_batch_end(trainer, None, None, None, 0)

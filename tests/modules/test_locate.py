@@ -15,9 +15,9 @@ from tests.modules.fitting import write_config
 from tests.tiny_models import byte_level_tokenizer
 
 
-def test_what_cannot_be_edited_is_refused_before_the_unedited_model_is_asked(run, monkeypatch, capsys):
+def test_invalid_edits_are_refused_before_the_unedited_model_is_asked(run, monkeypatch, capsys):
     monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
-    # Nothing but the editor's own check sees this.
+    # Only the editor's own check detects this.
     arguments = ["test", "--config", str(run / "config.yaml"), "--model.editor.init_args.search.loss_layer", "0"]
     for sequential in ([], ["--model.evaluation.sequential.every", "1"]):
         assert main([*arguments, *sequential]) == 1
@@ -35,7 +35,7 @@ def test_test_edits_with_the_statistics(run, text):
     assert (written["left_out"], written["stopped_after"]) == ([], None)
 
 
-def test_what_cannot_be_edited_is_refused_before_the_first_edit(run, monkeypatch, capsys):
+def test_invalid_edits_are_refused_before_the_first_edit(run, monkeypatch, capsys):
     records = WorldFacts("validation", limit=3).read().records
     longest = max(records, key=lambda record: sum(len(probe.prompt) for probe in record.all_probes))
     last = longest.requests[0].prompt
@@ -46,7 +46,7 @@ def test_what_cannot_be_edited_is_refused_before_the_first_edit(run, monkeypatch
 
     monkeypatch.setattr(MEMIT, "validate", validate)
     command = ["test", "--config", str(run / "config.yaml"), "--data.eval_batch_size", "1"]
-    # A run that is cut before it comes to that record has nothing against it.
+    # A run that ends before that record does not refuse it.
     assert main([*command, "--trainer.limit_test_batches", "1"]) == 0
     monkeypatch.setattr(MEMIT, "compute_changes", None)
     assert main(command) == 1
@@ -58,9 +58,9 @@ def test_requests_without_an_edit_are_named_in_the_report(run, tmp_path, monkeyp
     search = locate.search_values
 
     def broken(*arguments):
-        found = search(*arguments)
-        found[0].problem = "the loss of 'one' became nan"
-        return found
+        results = search(*arguments)
+        results[0].problem = "the loss of 'one' became nan"
+        return results
 
     monkeypatch.setattr(locate, "search_values", broken)
     with pytest.warns(UserWarning, match="1 of 3 requests are left out"):
@@ -69,7 +69,7 @@ def test_requests_without_an_edit_are_named_in_the_report(run, tmp_path, monkeyp
     assert written["left_out"] == ["left out: the loss of 'one' became nan"]
 
 
-def test_a_trial_without_statistics_says_so(run, tmp_path):
+def test_a_trial_without_statistics_is_recorded(run, tmp_path):
     report = ["--trainer.callbacks+=lightning_edit.callbacks.TestReport", "--trainer.callbacks.folder", str(tmp_path)]
     identity = ["--model.editor.init_args.covariance", "identity"]
     assert main(["test", "--config", str(run / "config.yaml"), *identity, *report]) == 0
@@ -91,7 +91,7 @@ def test_statistics_of_another_model_are_refused(run, tmp_path, capsys):
     assert "the statistics were collected on" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_named(tiny_folder, text, tmp_path, capsys):
+def test_missing_settings_are_named(tiny_folder, text, tmp_path, capsys):
     config = str(write_config(tmp_path, tiny_folder, text))
     assert main(["fit", "--config", config, "--data.corpus", "null"]) == 1
     assert "data.corpus" in capsys.readouterr().err
@@ -181,9 +181,9 @@ def test_settings_of_an_editor_are_changed_on_the_command_line(run, tiny_folder,
     for given, weight in (["--editor", str(editor)], 0.5), (["--editor", "ROME"], 0.0625):
         save = tmp_path / f"edit-{weight}"
         assert main([*arguments, *given, *changed, "--save", str(save)]) == 0
-        made_with = json.loads((save / "edit.json").read_text())["settings"]
-        assert made_with["layers"] == [1]
-        assert (made_with["search"]["steps"], made_with["search"]["kl_weight"]) == (3, weight)
+        recorded = json.loads((save / "edit.json").read_text())["settings"]
+        assert recorded["layers"] == [1]
+        assert (recorded["search"]["steps"], recorded["search"]["kl_weight"]) == (3, weight)
     capsys.readouterr()
     for option, value, message in (
         ("search.stps", "3", "ValueSettings has no setting stps; did you mean steps?"),
@@ -205,7 +205,7 @@ def test_the_help_of_edit_explains_the_settings_of_an_editor(capsys):
     assert "--editor.search.steps" in capsys.readouterr().out
 
 
-def test_requests_that_cannot_be_edited_jointly_are_refused_in_words(run, tiny_folder, tmp_path, capsys):
+def test_requests_that_cannot_be_edited_jointly_are_refused(run, tiny_folder, tmp_path, capsys):
     editor, requests = tmp_path / "rome.yaml", tmp_path / "requests.jsonl"
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.editors.ROME", "init_args": {"layers": [1]}}))
     line = json.dumps({"prompt": "The capital of France is", "subject": "France", "target": "Rome"})

@@ -50,21 +50,21 @@ SUBJECT_EXAMPLES = [
 @pytest.fixture
 def module(monkeypatch):
     torch.manual_seed(0)
-    made = MemoryEditing(SERAC(rank=2, adapted_layers=2))
-    made.attach(language_model("llama"))
-    made.train()
+    editing = MemoryEditing(SERAC(rank=2, adapted_layers=2))
+    editing.attach(language_model("llama"))
+    editing.train()
     with torch.no_grad():
-        for parameter in made.editor.answering_model.parameters():
+        for parameter in editing.editor.answering_model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    made.logged = {}
-    monkeypatch.setattr(made, "log", lambda name, value, **_: made.logged.update({name: float(value)}))
-    return made
+    editing.logged = {}
+    monkeypatch.setattr(editing, "log", lambda name, value, **_: editing.logged.update({name: float(value)}))
+    return editing
 
 
 def batch_of(module, requests=REQUESTS):
     examples = [
-        TrainingExample(EditRecord(str(at), (request,)), rephrase, (locality,))
-        for at, (request, rephrase, locality) in enumerate(zip(requests, REPHRASES, LOCALITY, strict=True))
+        TrainingExample(EditRecord(str(index), (request,)), rephrase, (locality,))
+        for index, (request, rephrase, locality) in enumerate(zip(requests, REPHRASES, LOCALITY, strict=True))
     ]
     return TrainingCollator(module.encoder)(examples)
 
@@ -72,8 +72,8 @@ def batch_of(module, requests=REQUESTS):
 def nll(model, prompt, target):
     text = model.encoder.encode(prompt, target)
     logits = model.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
-    at = torch.arange(*text.target)
-    return -logits[at - 1, torch.tensor(text.target_ids)].mean()
+    positions = torch.arange(*text.target)
+    return -logits[positions - 1, torch.tensor(text.target_ids)].mean()
 
 
 @pytest.mark.parametrize("hardest", [True, False])
@@ -106,15 +106,15 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module, hardest):
 
 
 def test_subject_examples_ask_the_same_in_other_words_and_something_else_about_the_subject():
-    found = subject_examples(REQUESTS, range(3))
-    assert [(example.prompt, example.owner) for example in found] == SUBJECT_EXAMPLES
-    # The same ones, however the requests are divided.
+    examples = subject_examples(REQUESTS, range(3))
+    assert [(example.prompt, example.owner) for example in examples] == SUBJECT_EXAMPLES
+    # The same examples, whatever the order of the requests.
     again = subject_examples(REQUESTS[::-1], range(3))
     assert {(example.prompt, None if example.owner is None else 2 - example.owner) for example in again} == set(
         SUBJECT_EXAMPLES
     )
-    assert subject_examples(REQUESTS, [1]) == found[5:10]
-    # Without a subject there is nothing to swap; with the same words it is the same question.
+    assert subject_examples(REQUESTS, [1]) == examples[5:10]
+    # Without a subject there is nothing to swap; with the same wording it is the same question.
     assert subject_examples([EditRequest("Who wrote Faust?", "Rome")], range(1)) == []
     twins = [EditRequest(f"The capital of {name} is", "Rome", name) for name in ("France", "Spain")]
     assert all(example.owner is not None for example in subject_examples(twins, range(2)))
@@ -158,7 +158,7 @@ def test_an_equal_prompt_is_no_negative(module):
     assert module.logged["train/scope_loss"] < 5
 
 
-def test_parts_are_trained_apart():
+def test_parts_are_trained_separately():
     for settings, trained in (({"train_scope": False}, "answering"), ({"train_counterfactual": False}, "scope")):
         module = MemoryEditing(SERAC(rank=2, adapted_layers=1), optimization=MemoryOptimization(**settings))
         module.attach(language_model("llama"))
@@ -185,9 +185,11 @@ def test_parts_are_trained_apart():
         ({}, {"cross_attention": "bert_folder"}),
     ],
 )
-def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch, request):
+def test_every_parameter_that_requires_a_gradient_gets_one(settings, editor, monkeypatch, request):
     """Data parallelism waits for the gradient of every parameter that requires one."""
-    editor = {name: request.getfixturevalue(own) if own == "bert_folder" else own for name, own in editor.items()}
+    editor = {
+        name: request.getfixturevalue(value) if value == "bert_folder" else value for name, value in editor.items()
+    }
     module = MemoryEditing(SERAC(rank=2, adapted_layers=1, **editor), optimization=MemoryOptimization(**settings))
     module._language_model = language_model("llama")
     monkeypatch.setattr("lightning_edit.modules.trained.TrainedEditing.setup", lambda self, stage: None)
@@ -199,7 +201,9 @@ def test_whatever_is_to_take_a_gradient_gets_one(settings, editor, monkeypatch, 
     wanted = {name for name, parameter in module.editor.named_parameters() if parameter.requires_grad}
     assert wanted == {name for name, parameter in module.editor.named_parameters() if parameter.grad is not None}
     trained = [id(parameter) for group in module.parameter_groups() for parameter in group["params"]]
-    assert sorted(trained) == sorted(id(own) for own in module.editor.parameters() if own.requires_grad)
+    assert sorted(trained) == sorted(
+        id(parameter) for parameter in module.editor.parameters() if parameter.requires_grad
+    )
     assert {"train/hit_rate", "train/false_hit_rate"} <= set(logged)
 
 
@@ -211,7 +215,7 @@ def test_a_mixture_needs_the_bases_tokens(tiny_folder, monkeypatch):
         module.training_step(batch_of(module), 0)
 
 
-def test_one_part_is_trained_behind_the_other(tiny_folder, tmp_path, capsys):
+def test_one_part_is_trained_after_the_other(tiny_folder, tmp_path, capsys):
     def config_of(folder, **settings):
         folder.mkdir()
         path = write_config(folder, tiny_folder, max_steps=2, limit_val_batches=0)
@@ -239,7 +243,7 @@ def test_one_part_is_trained_behind_the_other(tiny_folder, tmp_path, capsys):
     assert "start from one of the same shape" in capsys.readouterr().err
 
 
-def test_all_of_a_separate_model_is_trained_its_head_included(tiny_folder, monkeypatch):
+def test_all_of_a_separate_model_is_trained_including_its_head(tiny_folder, monkeypatch):
     module = MemoryEditing(SERAC(counterfactual=str(tiny_folder)), optimization=MemoryOptimization(train_scope=False))
     module.attach(language_model("llama"))
     module.train()
@@ -256,7 +260,7 @@ def test_log_complement_is_accurate_at_both_ends():
     assert bool(log_complement(torch.zeros(1)).isfinite())
 
 
-def test_scope_losses_count_only_judged_pairs():
+def test_scope_losses_include_only_counted_pairs():
     log_p = torch.tensor([[0.9, 0.2], [0.4, 0.5]]).log()
     positive, negative = scope_losses(
         log_p, torch.eye(2, dtype=torch.bool), torch.tensor([[True, False], [True, True]])
@@ -271,7 +275,7 @@ def test_the_hardest_negative_of_each_prompt_counts_once():
     counted = torch.tensor([[True, True, True], [True, True, False], [False, False, True]])
     positive, negative = scope_losses(log_p, in_scope, counted, hardest=True)
     torch.testing.assert_close(positive, -torch.tensor([0.9, 0.8]).log())
-    # Of the second prompt's pairs one is not judged; the third has none that is out of scope.
+    # One pair of the second prompt is not counted; the third has no counted pair out of scope.
     torch.testing.assert_close(negative, -torch.tensor([0.7, 0.6]).log())
 
 
@@ -294,7 +298,7 @@ def run(tmp_path_factory, tiny_folder):
     return folder
 
 
-def test_metrics_hold_the_router(run):
+def test_metrics_include_those_of_the_router(run):
     [path] = run.rglob("metrics.json")
     written = json.loads(path.read_text())
     metrics = written["metrics"]

@@ -75,9 +75,9 @@ def test_the_gradient_is_that_of_one_process(runs):
     moved = 0
     for index, state in one.items():
         # After one step Adam's first moment is a tenth of the gradient.
-        expected, found = state["exp_avg"], two[index]["exp_avg"]
+        expected, actual = state["exp_avg"], two[index]["exp_avg"]
         scale = float(expected.abs().max())
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * max(scale, 1e-8))
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5 * max(scale, 1e-8))
         moved += scale > 0
     # The rest has no gradient at the start: one factor of each pair is zero there, so nothing reaches the other.
     assert moved >= len(one) // 2
@@ -121,7 +121,7 @@ def test_every_record_is_scored_once_and_measures_agree(runs):
 
 
 def test_an_editor_without_parameters_and_a_process_without_records(tmp_path, tiny_folder):
-    """Three records of one joint edit stay in one process; the other has nothing to do, and must not be waited for."""
+    """Three records of one joint edit stay in one process; the other has no work, and nothing may wait for it."""
     written = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)

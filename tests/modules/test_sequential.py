@@ -1,4 +1,4 @@
-"""Edits one after another, never taken back."""
+"""Edits one after another, none of them undone."""
 
 import json
 import math
@@ -43,17 +43,17 @@ def memit():
 
 def sequence_of(records, folder, text=None, size=1, step_size=0.05, keep=False, editor=None, **settings):
     model = language_model("llama")
-    own = SequentialSettings(text=text, tokens=512, folder=str(folder) if keep else None, **settings)
-    evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=own))
-    groups = [records[at : at + size] for at in range(0, len(records), size)]
-    return SequentialRun(model, editor or GradientStep([-1], step_size), evaluator, own, groups, folder)
+    sequential = SequentialSettings(text=text, tokens=512, folder=str(folder) if keep else None, **settings)
+    evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=sequential))
+    groups = [records[start : start + size] for start in range(0, len(records), size)]
+    return SequentialRun(model, editor or GradientStep([-1], step_size), evaluator, sequential, groups, folder)
 
 
 _RUNS = {}
 
 
 def kept_sequence_of(records, folder, **settings):
-    """A run whose folder is kept; an earlier one of that folder no longer lives."""
+    """A run that keeps its folder; an earlier run in the same folder is closed first."""
     if folder in _RUNS:
         _RUNS.pop(folder).close()
     _RUNS[folder] = sequence_of(records, folder, keep=True, **settings)
@@ -73,23 +73,23 @@ def accuracy(model, records, scorer):
     requests = [record.requests[0] for record in records]
     scores = scorer.score([request.prompt for request in requests], [request.target for request in requests])
     right = [torch.tensor(score.predicted_ids) == torch.tensor(score.target_ids) for score in scores]
-    return sum(float(own.float().mean()) for own in right) / len(right)
+    return sum(float(row.float().mean()) for row in right) / len(right)
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_every_edit_is_made_on_top_of_all_before_and_what_is_left_is_measured(records, tmp_path, text, size):
+def test_every_edit_is_made_on_top_of_all_before_and_retention_is_measured(records, tmp_path, text, size):
     run = sequence_of(records, tmp_path, text, size, every=2)
     outcomes = [run.step(number) for number in range(len(run.groups))]
     assert not any(outcomes[:-1])
     assert {outcome.record_id for outcome in outcomes[-1]} == {record.id for record in records}
     assert [row["edits"] for row in run.rows] == [2, 4, 6]
-    # By hand: one edit after another, nothing taken back.
+    # By hand: one edit after another, none of them undone.
     model, editor, sequence = run.model, GradientStep([-1], 0.05), EditSequence()
     rows = iter(run.rows)
-    for at in range(0, len(records), size):
-        group = records[at : at + size]
+    for start in range(0, len(records), size):
+        group = records[start : start + size]
         sequence = sequence.then(editor.edit(model, [record.requests[0] for record in group], after=sequence))
-        done = records[: at + size]
+        done = records[: start + size]
         if len(done) % 2:
             continue
         row = next(rows)
@@ -112,11 +112,13 @@ def test_the_unedited_answers_are_taken_before_the_first_edit(records, tmp_path)
     for number in range(len(records)):
         outcomes = run.step(number)
     expected = fresh.ask_before(fresh.questions(records))
-    assert [outcome.before.predicted_ids for outcome in outcomes] == [said.answer.predicted_ids for said in expected]
+    assert [outcome.before.predicted_ids for outcome in outcomes] == [
+        reference.answer.predicted_ids for reference in expected
+    ]
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3, 6])
-def test_a_stopped_sequence_goes_on_where_it_was(records, tmp_path, text, monkeypatch, stopped_at):
+def test_a_stopped_sequence_resumes_where_it_stopped(records, tmp_path, text, monkeypatch, stopped_at):
     settings = {"text": text, "every": 2}
     first = kept_sequence_of(records, tmp_path / "whole", **settings)
     expected = [first.step(number) for number in range(len(records))][-1]
@@ -125,13 +127,13 @@ def test_a_stopped_sequence_goes_on_where_it_was(records, tmp_path, text, monkey
         begun.step(number)
     again = kept_sequence_of(records, tmp_path / "cut", **settings)
     assert len(again.sequence) == stopped_at
-    made = []
+    calls = []
     edit = again.editor.edit_each_group
     monkeypatch.setattr(
-        again.editor, "edit_each_group", lambda *args, **kwargs: made.append(1) or edit(*args, **kwargs)
+        again.editor, "edit_each_group", lambda *args, **kwargs: calls.append(1) or edit(*args, **kwargs)
     )
     outcomes = [again.step(number) for number in range(len(records))][-1]
-    assert len(made) == len(records) - stopped_at
+    assert len(calls) == len(records) - stopped_at
     assert [outcome.after.predicted_ids for outcome in outcomes] == [o.after.predicted_ids for o in expected]
     assert [row["edits"] for row in again.rows] == [2, 4, 6]
     for one, same in zip(again.rows, first.rows, strict=True):
@@ -140,7 +142,7 @@ def test_a_stopped_sequence_goes_on_where_it_was(records, tmp_path, text, monkey
 
 
 @pytest.mark.parametrize("stopped_at", [1, 2])
-def test_a_stopped_sequence_of_located_edits_goes_on_as_if_it_had_not(records, tmp_path, stopped_at):
+def test_a_stopped_sequence_of_located_edits_resumes_without_a_difference(records, tmp_path, stopped_at):
     first = kept_sequence_of(records, tmp_path / "whole", size=2, editor=memit())
     expected = [first.step(number) for number in range(3)][-1]
     begun = kept_sequence_of(records, tmp_path / "cut", size=2, editor=memit())
@@ -161,10 +163,10 @@ def test_a_request_that_cannot_be_edited_does_not_end_a_sequence(records, tmp_pa
     search = locate.search_values
 
     def broken(model, requests, *arguments):
-        found = search(model, requests, *arguments)
+        results = search(model, requests, *arguments)
         if requests[0] == records[1].requests[0]:
-            found[0].problem = "its loss became nan"
-        return found
+            results[0].problem = "its loss became nan"
+        return results
 
     monkeypatch.setattr(locate, "search_values", broken)
     run = sequence_of(records[:3], tmp_path, editor=memit())
@@ -174,7 +176,7 @@ def test_a_request_that_cannot_be_edited_does_not_end_a_sequence(records, tmp_pa
     assert [len(edit.provenance.failed) for edit in run.sequence.edits] == [0, 1, 0]
 
 
-def test_a_sequence_that_was_ended_stays_so(records, tmp_path, text):
+def test_an_ended_sequence_stays_ended(records, tmp_path, text):
     settings = {"text": text, "step_size": 500.0, "every": 1, "stop_above": 2.0}
     run = kept_sequence_of(records, tmp_path, **settings)
     with pytest.warns(UserWarning, match="the sequence ends here"):
@@ -195,7 +197,7 @@ def test_edits_of_other_requests_are_refused(records, tmp_path):
         kept_sequence_of(records[::-1], tmp_path)
 
 
-def test_a_longer_sequence_is_not_gone_on_with(records, tmp_path, monkeypatch):
+def test_a_longer_sequence_is_not_resumed(records, tmp_path, monkeypatch):
     run = kept_sequence_of(records, tmp_path, every=1)
     for number in range(4):
         run.step(number)
@@ -208,7 +210,7 @@ def test_a_longer_sequence_is_not_gone_on_with(records, tmp_path, monkeypatch):
     assert (tmp_path / SCHEDULE_FILE).read_text() == written
 
 
-def test_a_resumed_sequence_hands_out_its_earlier_measures_once(records, tmp_path):
+def test_a_resumed_sequence_returns_its_earlier_measures_once(records, tmp_path):
     run = kept_sequence_of(records, tmp_path, every=1)
     for number in range(2):
         run.step(number)
@@ -237,14 +239,16 @@ def test_a_sequence_without_records_is_refused(tmp_path):
         sequence_of([], tmp_path)
 
 
-def test_a_sequence_goes_on_with_statistics_that_were_moved(records, tmp_path):
+def test_a_sequence_resumes_with_statistics_that_were_moved(records, tmp_path):
     model, folders = language_model("llama"), [tmp_path / "one", tmp_path / "two"]
     moments = {site.name: torch.eye(site.fan_in) for site in model.layer_map.sites([0, 1])}
     for folder in folders:
         KeyStatistics(moments, Corpus("text", 8, 640, "digest"), model.name, model.fingerprint).save(folder)
-    made, again = (MEMIT(layers=[0, 1], statistics=str(folder), search=ValueSettings(steps=2)) for folder in folders)
-    kept_sequence_of(records, tmp_path / "run", editor=made).step(0)
-    assert len(kept_sequence_of(records, tmp_path / "run", editor=again).sequence) == 1
+    original, moved = (
+        MEMIT(layers=[0, 1], statistics=str(folder), search=ValueSettings(steps=2)) for folder in folders
+    )
+    kept_sequence_of(records, tmp_path / "run", editor=original).step(0)
+    assert len(kept_sequence_of(records, tmp_path / "run", editor=moved).sequence) == 1
 
 
 def test_edits_with_other_statistics_are_refused(records, tmp_path):
@@ -334,8 +338,8 @@ def test_on_the_command_line(tmp_path, tiny_folder, text, capsys):
         rows[-1]["all"]["edit_success/token_accuracy"], abs=1e-5
     )
     assert main(["test", "--config", str(config), "--trainer.limit_test_batches", "3"]) == 0
-    found = [json.loads(path.read_text())["counts"]["records"] for path in tmp_path.rglob("metrics.json")]
-    assert sorted(found) == [3, 5]
+    counts = [json.loads(path.read_text())["counts"]["records"] for path in tmp_path.rglob("metrics.json")]
+    assert sorted(counts) == [3, 5]
     stopping = ["--model.editor.init_args.step_size", "500", "--model.evaluation.sequential.stop_above", "2"]
     with pytest.warns(UserWarning, match="the sequence ends here"):
         assert main(["test", "--config", str(config), *stopping]) == 0

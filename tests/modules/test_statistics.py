@@ -1,4 +1,4 @@
-"""Fitting statistics: against a float64 brute force, whatever the batches and processes, and after a stop."""
+"""Fitting statistics: against a float64 brute force, for any batches and processes, and after an interruption."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from lightning_edit.modules import LocateEditing
 from tests.modules.fitting import fitted, write_config
 
 
-def test_statistics_say_how_many_tokens_they_were_collected_on(tmp_path, tiny_folder, text):
+def test_statistics_record_the_number_of_their_tokens(tmp_path, tiny_folder, text):
     assert fitted(tmp_path, tiny_folder, text, limit_train_batches=3).corpus.tokens == 3 * 4 * 32
 
 
@@ -79,7 +79,7 @@ def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, mo
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_that_was_stopped_behind_its_last_batch_still_writes_its_statistics(
+def test_a_run_that_was_stopped_after_its_last_batch_still_writes_its_statistics(
     run, tiny_folder, text, tmp_path, devices
 ):
     parallel = {"devices": devices, **({"strategy": "ddp"} if devices > 1 else {})}
@@ -99,37 +99,37 @@ def test_a_run_that_was_stopped_behind_its_last_batch_still_writes_its_statistic
     partial = sorted(tmp_path.glob("*.partial-*"))
     assert len(partial) == devices
     if devices > 1:
-        # One process was further than the other.
+        # One process got further than the other.
         partial[1].unlink()
     again = subprocess.run(
         [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)], capture_output=True, text=True
     )
     assert again.returncode == 0, again.stderr[-3000:]
-    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
-    assert found.corpus == whole.corpus
+    whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert actual.corpus == whole.corpus
     for name, moment in whole.moments.items():
-        torch.testing.assert_close(found.moments[name], moment, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(actual.moments[name], moment, rtol=1e-5, atol=1e-7)
     assert not list(tmp_path.glob("*.partial-*"))
 
 
 @pytest.mark.parametrize("batch_size", [13, 64])
-def test_two_processes_with_another_number_of_batches_each(run, tiny_folder, text, tmp_path, batch_size):
-    """Two batches and one, or one and none: nobody waits for a batch that does not come."""
+def test_two_processes_with_different_numbers_of_batches(run, tiny_folder, text, tmp_path, batch_size):
+    """Two batches and one, or one and none: no process waits for a batch that never comes."""
     config = write_config(tmp_path, tiny_folder, text, batch_size, devices=2, strategy="ddp")
     command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
-    assert found.corpus == whole.corpus
+    whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert actual.corpus == whole.corpus
     for name, moment in whole.moments.items():
-        torch.testing.assert_close(found.moments[name], moment, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(actual.moments[name], moment, rtol=1e-5, atol=1e-7)
 
 
 def test_statistics_are_taken_in_the_precision_of_the_base(run, tiny_folder, text, tmp_path):
     """Mixed precision is for editors that are trained."""
-    found = fitted(tmp_path, tiny_folder, text, precision="bf16-mixed")
+    actual = fitted(tmp_path, tiny_folder, text, precision="bf16-mixed")
     for name, moment in KeyStatistics.load(run / "statistics").moments.items():
-        torch.testing.assert_close(found.moments[name], moment, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(actual.moments[name], moment, rtol=1e-5, atol=1e-7)
 
 
 def test_a_trial_writes_no_statistics(tiny_folder, text, tmp_path, caplog):
@@ -145,7 +145,7 @@ def test_rows_that_the_model_cannot_read_are_refused(tiny_folder, text, tmp_path
     assert "data.corpus.length: rows of 65 tokens, but" in capsys.readouterr().err
 
 
-def test_an_editor_goes_on_with_what_was_fitted(tiny_folder, text, tmp_path, monkeypatch, caplog):
+def test_an_editor_uses_the_fitted_statistics(tiny_folder, text, tmp_path, monkeypatch, caplog):
     editors, write = [], LocateEditing._write
     monkeypatch.setattr(LocateEditing, "_write", lambda self, sums: editors.append(self.editor) or write(self, sums))
     config = str(write_config(tmp_path, tiny_folder, text))
@@ -159,11 +159,11 @@ def test_an_editor_goes_on_with_what_was_fitted(tiny_folder, text, tmp_path, mon
 
 
 def test_one_pass_is_made_whatever_the_number_of_epochs(run, tiny_folder, text, tmp_path):
-    found = fitted(tmp_path, tiny_folder, text, max_epochs=3)
-    assert found.corpus == KeyStatistics.load(run / "statistics").corpus
+    actual = fitted(tmp_path, tiny_folder, text, max_epochs=3)
+    assert actual.corpus == KeyStatistics.load(run / "statistics").corpus
 
 
-def test_a_checkpoint_goes_on_from_the_sums(run, tiny_folder, text, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_resumes_from_the_sums(run, tiny_folder, text, tmp_path, monkeypatch, capsys):
     config = write_config(tmp_path, tiny_folder, text)
     content = yaml.safe_load(config.read_text())
     content["model"]["init_args"]["save_every"] = 1000
@@ -182,9 +182,9 @@ def test_a_checkpoint_goes_on_from_the_sums(run, tiny_folder, text, tmp_path, mo
     monkeypatch.setattr(LocateEditing, "training_step", lambda *arguments: read.append(1) or step(*arguments))
     assert main(["fit", "--config", str(config), "--ckpt_path", str(checkpoint)]) == 0
     assert len(read) == 10 - 6
-    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
-    assert found.corpus == whole.corpus
-    assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())
+    whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert actual.corpus == whole.corpus
+    assert all(torch.equal(actual.moments[name], moment) for name, moment in whole.moments.items())
     assert main(["fit", "--config", str(config), "--ckpt_path", str(checkpoint)]) == 1
     assert "has the sums of 0; collect the statistics again" in capsys.readouterr().err
 
@@ -206,27 +206,27 @@ def test_statistics_of_more_sites_are_added_and_those_of_another_corpus_refused(
     layers = "--model.editor.init_args.layers"
     for wanted in ("[0]", "[1]"):
         assert main(["fit", "--config", str(config), layers, wanted]) == 0
-    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
-    assert found.corpus == whole.corpus
-    assert found.moments.keys() == whole.moments.keys()
+    whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert actual.corpus == whole.corpus
+    assert actual.moments.keys() == whole.moments.keys()
     for site, moment in whole.moments.items():
-        torch.testing.assert_close(found.moments[site], moment)
+        torch.testing.assert_close(actual.moments[site], moment)
     assert main(["fit", "--config", str(config), layers, "[2]", "--data.corpus.tokens", "600"]) == 1
     assert "cannot be added; name another folder" in capsys.readouterr().err
     assert KeyStatistics.load(tmp_path / "statistics").moments.keys() == whole.moments.keys()
 
 
 def test_statistics_do_not_depend_on_where_documents_are_kept(run, tiny_folder, text, tmp_path):
-    """Rows are cut from one stream of tokens: the same documents one to a line, or in a file apart by blank lines."""
+    """Rows are cut from one stream of tokens, whether documents are one per line or separated by blank lines."""
     lines = tmp_path / "corpus.jsonl"
     lines.write_text("".join(json.dumps({"text": part}) + "\n" for part in text.read_text().split("\n\n")))
-    whole, found = KeyStatistics.load(run / "statistics"), fitted(tmp_path, tiny_folder, lines)
-    assert found.corpus.digest == whole.corpus.digest
-    assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())
+    whole, actual = KeyStatistics.load(run / "statistics"), fitted(tmp_path, tiny_folder, lines)
+    assert actual.corpus.digest == whole.corpus.digest
+    assert all(torch.equal(actual.moments[name], moment) for name, moment in whole.moments.items())
 
 
 def test_statistics_do_not_depend_on_the_rows_beside_them(run, tiny_folder, text):
-    """What a boundary between two rows parts is parted for good: nothing is read across it, whatever the batch."""
+    """No token attends across the boundary between two rows, whatever the batch."""
     model = load_language_model(str(tiny_folder))
     rows = TextCorpus(str(text), tokens=1200, length=32).read(model.tokenizer).long()
     sites = model.layer_map.sites([0, 1])
@@ -264,12 +264,12 @@ def test_a_run_that_was_cut_short_writes_no_statistics(run, tiny_folder, text, t
     assert "stopped after 512 of 1184 tokens; no statistics were written" in caplog.text
     monkeypatch.setattr(LocateEditing, "training_step", step)
     assert main(["fit", "--config", config]) == 0
-    whole, found = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
-    assert found.corpus == whole.corpus
-    assert all(torch.equal(found.moments[name], moment) for name, moment in whole.moments.items())
+    whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
+    assert actual.corpus == whole.corpus
+    assert all(torch.equal(actual.moments[name], moment) for name, moment in whole.moments.items())
 
 
-def test_a_limited_run_goes_on_to_its_limit(tiny_folder, text, tmp_path, monkeypatch):
+def test_a_limited_run_resumes_up_to_its_limit(tiny_folder, text, tmp_path, monkeypatch):
     step = LocateEditing.training_step
 
     def cut(self, batch, batch_idx):
@@ -292,7 +292,7 @@ def test_a_share_of_the_batches_is_refused(tiny_folder, text, tmp_path, capsys):
     assert "give a number of batches, or limit data.corpus.tokens" in capsys.readouterr().err
 
 
-def test_a_folder_named_with_a_slash_behind_it(run, tiny_folder, text, tmp_path):
+def test_a_folder_with_a_trailing_slash(run, tiny_folder, text, tmp_path):
     config = write_config(tmp_path, tiny_folder, text)
     slash = ["--model.editor.init_args.statistics", f"{tmp_path / 'statistics'}/"]
     assert main(["fit", "--config", str(config), *slash]) == 0
@@ -316,7 +316,7 @@ def test_a_damaged_file_of_sums_is_named(tiny_folder, text, tmp_path, monkeypatc
     assert "delete the file to begin anew" in error
 
 
-def test_sums_of_another_run_are_kept_and_told_of(run, tiny_folder, text, tmp_path, caplog):
+def test_sums_of_another_run_are_kept_and_reported(run, tiny_folder, text, tmp_path, caplog):
     other = tmp_path / "statistics.partial-0123456789ab-0.safetensors"
     other.write_bytes(b"of another run")
     fitted(tmp_path, tiny_folder, text)
@@ -324,7 +324,7 @@ def test_sums_of_another_run_are_kept_and_told_of(run, tiny_folder, text, tmp_pa
     assert other.exists()
 
 
-def test_fit_reads_the_corpus_alone_where_validation_records_are_configured(
+def test_fit_reads_only_the_corpus_where_validation_records_are_configured(
     run, tiny_folder, text, tmp_path, monkeypatch
 ):
     config = write_config(tmp_path, tiny_folder, text)
@@ -338,7 +338,7 @@ def test_fit_reads_the_corpus_alone_where_validation_records_are_configured(
     assert main(["validate", "--config", str(config)]) == 0
 
 
-def test_sums_of_another_corpus_are_not_gone_on_with(tmp_path):
+def test_sums_of_another_corpus_are_not_resumed(tmp_path):
     sums = MomentSums()
     sums.add({"site": torch.randn(5, 3)})
     sums.save(tmp_path / "partial", "one")

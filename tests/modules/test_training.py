@@ -77,14 +77,14 @@ def write_config(folder, tiny_folder, **trainer):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_folder):
-    """A finished run; tests read it and leave it alone."""
+    """A finished run, which tests only read."""
     folder = tmp_path_factory.mktemp("run")
     config = write_config(folder, tiny_folder)
     assert main(["fit", "--config", str(config)]) == 0
     return folder
 
 
-def test_metrics_csv_begins_with_what_people_look_for(run):
+def test_metrics_csv_begins_with_the_main_columns(run):
     text = (run / "run" / "version_0" / "metrics.csv").read_text()
     columns = text.splitlines()[0].split(",")
     assert columns[:6] == ["epoch", "step", "train/loss", "train/edit_loss", "train/locality_loss", "val/score"]
@@ -117,7 +117,7 @@ def test_the_checkpoint_holds_the_editor_and_names_the_base(run, tiny_folder):
     assert content[KEY]["editor"]["init_args"]["rank"] == 4
 
 
-def test_from_checkpoint_edits_as_the_run_would(run, tiny_folder):
+def test_from_checkpoint_restores_the_editor_of_the_run(run, tiny_folder):
     model = load_language_model(str(tiny_folder))
     editor = MEND.from_checkpoint(run / "checkpoints" / "last.ckpt", model)
     again = load_editor(run / "checkpoints" / "last.ckpt", model)
@@ -129,7 +129,7 @@ def test_from_checkpoint_edits_as_the_run_would(run, tiny_folder):
     assert first != target_log_probs(model, REQUESTS)
 
 
-def test_an_exported_editor_is_small_and_serves_as_its_checkpoint_does(run, tiny_folder, tmp_path, capsys):
+def test_an_exported_editor_is_small_and_edits_like_its_checkpoint(run, tiny_folder, tmp_path, capsys):
     model = load_language_model(str(tiny_folder))
     last, files = run / "checkpoints" / "last.ckpt", {}
     for dtype in ("float32", "float16"):
@@ -139,14 +139,14 @@ def test_an_exported_editor_is_small_and_serves_as_its_checkpoint_does(run, tiny
     sizes = [file.stat().st_size for file in (last, files["float32"], files["float16"])]
     assert sizes == sorted(sizes, reverse=True)
     assert set(load(files["float16"])) == {KEY, "pytorch-lightning_version", "epoch", "global_step", "state_dict"}
-    said = {}
+    log_probs = {}
     for name, path in {"run": last, **files}.items():
         with load_editor(path, model).edit(model, REQUESTS[:1]).applied(model) as edited:
-            said[name] = target_log_probs(edited, REQUESTS)
-    assert said["float32"] == said["run"]
-    assert said["float16"] != said["run"]
-    torch.testing.assert_close(said["float16"], said["run"], rtol=1e-2, atol=1e-2)
-    # The Trainer takes it, too, for everything but training on.
+            log_probs[name] = target_log_probs(edited, REQUESTS)
+    assert log_probs["float32"] == log_probs["run"]
+    assert log_probs["float16"] != log_probs["run"]
+    torch.testing.assert_close(log_probs["float16"], log_probs["run"], rtol=1e-2, atol=1e-2)
+    # The Trainer also loads it, for everything but resuming the training.
     assert main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", str(files["float16"])]) == 0
 
 
@@ -236,7 +236,7 @@ def test_predictions_jsonl_agrees_with_the_metrics(tested):
     assert set(lines[0]) == {"record", "kind", "group", "prompt", "expected", "before", "after", "measures"}
 
 
-def test_predict_writes_what_is_said_to_every_probe(run, tested, tmp_path):
+def test_predict_writes_the_answer_to_every_probe(run, tested, tmp_path):
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     logger = ["--trainer.logger.init_args.save_dir", str(tmp_path)]
     assert main(["predict", "--config", config, "--ckpt_path", checkpoint, *logger]) == 0
@@ -252,7 +252,7 @@ def test_fluency_is_measured_on_long_generations(run, tmp_path, capsys):
     written = json.loads(path.read_text())
     lines = [json.loads(line) for line in path.with_name("predictions.jsonl").read_text().splitlines()]
     long = [line for line in lines if line["kind"] == "fluency"]
-    # Records without prompts for it are continued from the edited prompt.
+    # Records without fluency prompts are continued from the edited prompt.
     assert [line["prompt"] for line in long] == [line["prompt"] for line in lines if line["kind"] == "edit_success"]
     for name, side in (("ngram_entropy", "after"), ("ngram_entropy_before", "before")):
         expected = sum(ngram_entropy(line[side]["generation"]) for line in long) / len(long)
@@ -262,14 +262,14 @@ def test_fluency_is_measured_on_long_generations(run, tmp_path, capsys):
     assert "n-gram entropy" in capsys.readouterr().out
 
 
-def test_joint_evaluation_edits_so_many_records_at_once(run, tiny_folder, tmp_path):
+def test_joint_evaluation_edits_the_given_number_of_records_at_once(run, tiny_folder, tmp_path):
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     arguments = ["test", "--config", config, "--ckpt_path", checkpoint, "--data.eval_requests_per_edit", "2"]
     assert main([*arguments, "--trainer.logger.init_args.save_dir", str(tmp_path)]) == 0
     [path] = tmp_path.rglob("metrics.json")
     assert json.loads(path.read_text())["protocol"] == "edited jointly, 2 at a time, on the clean model"
     lines = [json.loads(line) for line in path.with_name("predictions.jsonl").read_text().splitlines()]
-    said = {(line["record"], line["prompt"]): line["after"]["teacher_forced"] for line in lines}
+    teacher_forced = {(line["record"], line["prompt"]): line["after"]["teacher_forced"] for line in lines}
     model = load_language_model(str(tiny_folder))
     editor = load_editor(checkpoint, model)
     records = WorldFacts("validation", limit=5).read().records
@@ -278,16 +278,16 @@ def test_joint_evaluation_edits_so_many_records_at_once(run, tiny_folder, tmp_pa
         with editor.edit(model, [record.requests[0] for record in group]).applied(model) as edited:
             for record in group:
                 [score] = edited.score([record.requests[0].prompt], [record.requests[0].target])
-                assert said[record.id, record.requests[0].prompt] == model.encoder.decode(score.predicted_ids)
+                assert teacher_forced[record.id, record.requests[0].prompt] == model.encoder.decode(score.predicted_ids)
         for record in group:
             for probe in record.all_probes:
                 with editor.edit(model, [record.requests[0]]).applied(model) as alone:
                     [score] = alone.score([probe.prompt], [probe.answer])
-                differs |= said[record.id, probe.prompt] != model.encoder.decode(score.predicted_ids)
-    assert differs, "joint edits that say the same as single ones would prove nothing"
+                differs |= teacher_forced[record.id, probe.prompt] != model.encoder.decode(score.predicted_ids)
+    assert differs, "joint edits with the answers of single ones would prove nothing"
 
 
-def test_runs_without_a_name_are_called_after_their_editor(run, tmp_path):
+def test_runs_without_a_name_are_named_after_their_editor(run, tmp_path):
     content = yaml.safe_load((run / "config.yaml").read_text())
     content["trainer"]["logger"]["init_args"] = {"save_dir": str(tmp_path)}
     config = tmp_path / "config.yaml"
@@ -296,7 +296,7 @@ def test_runs_without_a_name_are_called_after_their_editor(run, tmp_path):
     assert (tmp_path / "mend" / "version_0" / "metrics.json").is_file()
 
 
-def test_the_size_of_what_is_kept_is_shown(tmp_path, tiny_folder):
+def test_the_size_of_kept_states_is_shown(tmp_path, tiny_folder):
     config = str(write_config(tmp_path, tiny_folder, max_steps=1, limit_val_batches=0))
     command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", config]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
@@ -304,7 +304,7 @@ def test_the_size_of_what_is_kept_is_shown(tmp_path, tiny_folder):
     assert "gradient factors of" in shown
 
 
-def test_no_step_computes_what_is_kept(tmp_path, tiny_folder, monkeypatch):
+def test_no_step_computes_kept_states_again(tmp_path, tiny_folder, monkeypatch):
     step, passes, steps = HypernetworkEditing.training_step, [], []
 
     def watched(self, batch, batch_idx):
@@ -325,12 +325,12 @@ def test_no_step_computes_what_is_kept(tmp_path, tiny_folder, monkeypatch):
     config = str(write_config(tmp_path, tiny_folder, limit_val_batches=0))
     assert main(["fit", "--config", config]) == 0
     assert len(steps) == 20
-    # The texts that fit trains on are those that were kept: the block below the lowest site never runs again.
+    # All texts of fit have kept states: the block below the lowest site never runs again.
     assert passes.count(0) == 0
     assert passes.count(1) >= len(steps)
 
 
-def test_flags_overrule_the_checkpoint(run, tmp_path):
+def test_flags_override_the_checkpoint(run, tmp_path):
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     arguments = ["test", "--config", config, "--ckpt_path", checkpoint, "--model.evaluation.extra_tokens", "1"]
     logger = ["--trainer.logger.init_args.save_dir", str(tmp_path), "--data.validation.init_args.limit", "2"]

@@ -1,0 +1,167 @@
+"""Forward passes over texts that begin alike: the keys and values of the common prefix are computed once."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_edit.models.attention import grouped_attention
+from lightning_edit.models.fast_paths import problem_of
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.tokenization import EncodedText, TokenBatch
+
+_MIN_TOKENS = 64
+"""Shortest prefix, in tokens, that is worth running the texts that have it apart from the others."""
+_LENGTH_FACTOR = 2
+"""A verified fast path holds for prefixes up to this many times as long."""
+
+
+class SharedPrefix:
+    """Keys and values of tokens that several texts begin with, and forward passes that reuse them.
+
+    Args:
+        model: The model.
+        ids: The tokens.
+    """
+
+    def __init__(self, model: LanguageModel, ids: Sequence[int]) -> None:
+        self.model = model
+        self.ids = torch.tensor(list(ids), device=model.device)[None]
+        nowhere, outputs = torch.zeros_like(self.ids, dtype=torch.bool), list[Any]()
+        inputs = {"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids), "use_cache": True}
+        with torch.no_grad():
+            model.head_logits_of(inputs, nowhere, outputs=outputs)
+        self._cache = outputs[0].past_key_values
+        for layer in self._cache.layers:
+            if layer.keys.shape[-2] != len(self):
+                raise ValueError(f"an attention window is shorter than a prefix of {len(self)} tokens")
+
+    def __len__(self) -> int:
+        return self.ids.shape[1]
+
+    def cache(self, rows: int) -> Any:
+        """Returns the keys and values for a batch of ``rows`` texts, in a cache that can grow by itself."""
+        grown = copy.copy(self._cache)
+        grown.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer in grown.layers:
+            layer.keys, layer.values = (each.expand(rows, -1, -1, -1) for each in (layer.keys, layer.values))
+        return grown
+
+    def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """Returns head inputs (N, hidden size) at positions (R, S) of whole texts, which the prefix must precede.
+
+        Raises:
+            ValueError: If the batch is padded on the left, or a row begins with other tokens.
+        """
+        length = len(self)
+        if not bool((batch.input_ids[:, :length] == self.ids).all()):
+            raise ValueError("a text does not begin with the prefix")
+        ids = batch.input_ids[:, length:]
+        return self._head_inputs(ids, torch.ones_like(ids), positions[:, length:])
+
+    def continued(self, texts: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
+        """Returns ids and attention mask (R, S) of whole texts whose padding stands between prefix and suffix.
+
+        In this form ``generate`` of transformers continues the texts from :meth:`cache`.
+        """
+        suffixes = [EncodedText(text.ids[len(self) :], (0, 0)) for text in texts]
+        batch = self.model.encoder.collate(suffixes, padding_side="left").to(self.model.device)
+        prefix = self.ids.expand(len(texts), -1)
+        return torch.cat([prefix, batch.input_ids], 1), torch.cat([torch.ones_like(prefix), batch.attention_mask], 1)
+
+    def _head_inputs(self, ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        mask = torch.cat([torch.ones_like(self.ids).expand(len(ids), -1), attention_mask], 1)
+        inputs: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "past_key_values": self.cache(len(ids)),
+            "use_cache": True,
+        }
+        if self.model.takes_position_ids:
+            inputs["position_ids"] = (mask.cumsum(1) - 1)[:, len(self) :]
+        with grouped_attention(self.model.model):
+            return self.model.head_inputs_of(inputs, positions)
+
+    def last_head_inputs(self, texts: Sequence[EncodedText]) -> Tensor:
+        """Returns head inputs (R, hidden size) at the last token of texts, padded as in :meth:`continued`."""
+        ids, mask = (values[:, len(self) :] for values in self.continued(texts))
+        last = torch.zeros_like(ids, dtype=torch.bool)
+        last[:, -1] = True
+        return self._head_inputs(ids, mask, last)
+
+
+@torch.no_grad()
+def shared_prefix(model: LanguageModel, texts: Sequence[EncodedText]) -> SharedPrefix | None:
+    """Returns the prefix that all texts have in common; None if it is short, or cannot be used with this model.
+
+    The first use with a model, and the first with a far longer prefix, is compared with the full pass. If they differ,
+    or the model's cache has another form, a warning is issued.
+
+    Args:
+        model: The model.
+        texts: At least two texts. Their last token and the tokens of their targets stay outside the prefix.
+    """
+    ends = [min(len(text.ids), text.target[0] or len(text.ids)) - 1 for text in texts]
+    length = _common_length([text.ids[:end] for text, end in zip(texts, ends, strict=True)])
+    if len(texts) < 2 or length < _MIN_TOKENS:
+        return None
+    proof = ("shared prefix", 0)
+    built: list[SharedPrefix] = []
+    if model.proofs.get(proof, 0) >= length:
+        problem = problem_of(lambda: built.append(SharedPrefix(model, texts[0].ids[:length])), None, model.dtype)
+    else:
+        problem = _problem(model, texts, length, built)
+        if problem is None:
+            model.proofs[proof] = _LENGTH_FACTOR * length
+    if problem is None:
+        return built[0]
+    warnings.warn(
+        f"the keys and values of a common prefix cannot be reused in {model.name} ({problem}); whole texts are run",
+        stacklevel=2,
+    )
+    return None
+
+
+def _problem(model: LanguageModel, texts: Sequence[EncodedText], length: int, built: list[SharedPrefix]) -> str | None:
+    """Compares the shortest and the longest text with the full pass, scored and continued; keeps the prefix."""
+    by_length = sorted(texts, key=lambda text: len(text.ids))
+    checked = [by_length[0], by_length[-1]]
+
+    expected = _last_head_inputs(model, checked), model.first_generated_logits(checked)
+    if not all(bool(values.isfinite().all()) for values in expected):
+        return "the full pass gives values that are not finite"
+
+    def head_inputs() -> Tensor:
+        built.append(SharedPrefix(model, texts[0].ids[:length]))
+        return built[0].last_head_inputs(checked)
+
+    def logits() -> Tensor:
+        return model.first_generated_logits(checked, built[0])
+
+    return problem_of(head_inputs, expected[0], model.dtype) or problem_of(logits, expected[1], model.dtype)
+
+
+def _common_length(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all rows have in common."""
+    length = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length
+
+
+def _last_head_inputs(model: LanguageModel, texts: Sequence[EncodedText]) -> Tensor:
+    """Head inputs (R, hidden size) at the last token of texts, each run by itself."""
+    rows = []
+    for text in texts:
+        batch = model.encoder.collate([text]).to(model.device)
+        last = torch.zeros_like(batch.answer_mask)
+        last[:, -1] = True
+        rows.append(model.head_inputs(batch, last))
+    return torch.cat(rows)
