@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
@@ -63,6 +62,8 @@ class PredictionTable(Callback):
         rows = [_row(outcome, trainer.global_step, pl_module) for outcome in self._shown]
         for logger in loggers:
             # A new table each time: a growing one would be uploaded in full with every row.
+            import wandb  # only here, because the import takes half a second
+
             table = wandb.Table(columns=_COLUMNS, data=rows)
             logger.experiment.log({"val/predictions": table, "trainer/global_step": trainer.global_step})
 

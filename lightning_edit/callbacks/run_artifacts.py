@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
@@ -44,6 +43,8 @@ class RunArtifacts(Callback):
         print_line(f"checkpoint   {best}")
         print_line(f"metrics      {folder / 'metrics.csv'}")
         for logger in _wandb_loggers(trainer):
+            import wandb  # only here, because the import takes half a second
+
             artifact = wandb.Artifact(self.name, type="model")
             artifact.add_file(best)
             logger.experiment.log_artifact(artifact)

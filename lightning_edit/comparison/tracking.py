@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import wandb
-
 from lightning_edit.callbacks.loggers import WandbDashboard
 from lightning_edit.comparison.cells import Cell
 from lightning_edit.comparison.columns import TEACHER_FORCED
@@ -60,6 +58,8 @@ def headline(run: Run) -> dict[str, float]:
 def _log(logger: WandbDashboard, run: Run, rows: int) -> None:
     experiment: Any = logger.experiment
     experiment.config.update({"editor": run.editor, "data": run.data, "protocol": run.protocol})
+    import wandb  # only here, because the import takes half a second
+
     table = wandb.Table(columns=_TABLE, data=[_row(line) for line in run.lines[:rows]])
     experiment.log({"predictions": table, **headline(run)})
 
