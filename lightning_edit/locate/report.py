@@ -113,10 +113,10 @@ def _known_by_group(
     asked, known, group_of = 0, [], []
     for name in dict.fromkeys(groups):
         members = [request for request, group in zip(requests, groups, strict=True) if group == name]
-        count, found = _known(model, members, limit)
+        count, known_of_group = _known(model, members, limit)
         asked += count
-        known += found
-        group_of += [name] * len(found)
+        known += known_of_group
+        group_of += [name] * len(known_of_group)
     return asked, known, group_of
 
 
