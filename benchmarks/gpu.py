@@ -89,18 +89,17 @@ def measured(device: str, row: dict[str, Any], name: str, count: int, model_byte
     yield
     if on_gpu:
         torch.cuda.synchronize()
-        row["peak memory, times the model"] = round(torch.cuda.max_memory_allocated() / model_bytes, 2)
+        row[f"{name}: peak memory, times the model"] = round(torch.cuda.max_memory_allocated() / model_bytes, 2)
     row[name] = round((time.perf_counter() - start) / count, 4)
 
 
 def edit_costs(model: LanguageModel, device: str, edits: int, methods: list[str]) -> dict[str, Any]:
     """Seconds for one edit alone and for one of several made together, and the seconds to ask them a prompt each."""
     requests = [record.requests[0] for record in records(edits)]
-    model_bytes, result = _bytes(model), {}
-    for name, build in editors(model).items():
-        if name not in methods:
-            continue
-        editor = build()
+    model_bytes, builders = _bytes(model), editors(model)
+    result: dict[str, Any] = {}
+    for name in methods:
+        editor = builders[name]()
         editor.setup(model)
         editor.to(device)
         editor.prepare(model)
@@ -181,6 +180,8 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=8, help="edits that are made together")
     parser.add_argument("--methods", nargs="*", help="of the editors; all if none is given")
     options = parser.parse_args()
+    if options.edits < 2:
+        parser.error("--edits: at least 2")
     write_result(__file__, measure(options.shape, options.device, options.edits, options.methods))
 
 

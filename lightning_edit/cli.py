@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 COMMANDS = {
     "fit": "train an editor, or collect what it needs",
@@ -155,14 +156,25 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _check_editor_files(arguments: Sequence[str]) -> None:
-    """Checks the files given as "--editor" before importing the classes that they name."""
-    values = [value for option, value in pairwise(arguments) if option == "--editor"]
-    values += [argument.partition("=")[2] for argument in arguments if argument.startswith("--editor=")]
-    files = [value for value in values if value.endswith((".yaml", ".yml"))]
-    for path in files:
-        from lightning_edit.editors.configured import check_editor_file
+    """Checks the files that describe an editor before anything that they name is imported.
 
-        check_editor_file(path)
+    Raises:
+        LightningEditError: If a file is no description of an editor, or names a class whose module is not allowed; if
+            settings of an editor are given without one.
+    """
+    split = [tuple(argument.split("=", 1)) for argument in arguments if "=" in argument]
+    values = [option for option in (*pairwise(arguments), *split) if option[0] in ("--editor", "--settings")]
+    names = [argument.partition("=")[0] for argument in arguments]
+    loose = [name for name in names if name.startswith("--editor.") and not name.endswith(".help")]
+    if loose and not values:
+        from lightning_edit.errors import ConfigurationError
+
+        raise ConfigurationError(f"{loose[0]} changes a setting of an editor, and none is given; add --editor")
+    for option, value in values:
+        if option == "--settings" or Path(value).is_file() or value.endswith((".yaml", ".yml")):
+            from lightning_edit.editors.configured import check_editor_file, check_settings_file
+
+            (check_settings_file if option == "--settings" else check_editor_file)(value)
 
 
 def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -> list[str]:

@@ -98,19 +98,19 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
 
 
 def rebuild(part: T, **settings: Any) -> T:
-    """Copies a component with some settings replaced.
+    """Creates a part like another one, with some other settings.
 
     Args:
-        part: The component.
-        settings: Constructor arguments to replace.
+        part: The other part.
+        settings: Arguments of the constructor to replace.
 
     Raises:
-        ConfigurationError: If the constructor does not take one of them.
+        ConfigurationError: If it does not take one of them.
     """
-    description = describe(part)
-    return build(
-        {**description, "init_args": {**description["init_args"], **settings}}, type(part), type(part).__name__
-    )
+    names = argument_names(type(part))
+    if unknown := sorted(set(settings) - set(names)):
+        raise ConfigurationError(f"{type(part).__name__} has no setting {unknown[0]}; it has {', '.join(names)}")
+    return type(part)(**{name: getattr(part, name) for name in names} | settings)
 
 
 def class_of(class_path: str, where: str) -> object:

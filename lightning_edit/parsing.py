@@ -22,7 +22,7 @@ _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (--[^\s=]+)")
 _UNEXPECTED = re.compile(r"(?:Key|Group) ['\"]([^'\"]+)['\"] (?:is not expected|does not accept)")
-_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_NO_CLASS = re.compile(r"(?:Expected a dot import path string:|Import path) ([^\s;,]+)")
 _NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|^Problem with given"
 )
@@ -167,10 +167,25 @@ def _parts(value: Any, where: str) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield from _parts(item, f"{where}[{number}]")
 
 
+def takes_class(kind: type, name: str) -> bool:
+    """Whether a setting takes an object of a class, which a file may name by its path alone.
+
+    Args:
+        kind: The class whose constructor takes the setting.
+        name: The setting.
+    """
+    hint = _hint(kind, name)
+    kinds = [one for one in (hint, *get_args(hint)) if isinstance(one, type)]
+    return any(one.__module__ not in ("builtins", "types", "typing", "pathlib") for one in kinds)
+
+
 def _hint(kind: type, name: str) -> Any:
     """Returns the annotation of a constructor's argument, or None."""
     for one in kind.__mro__:
-        hints = get_type_hints(vars(one)["__init__"]) if "__init__" in vars(one) and one is not object else {}
+        try:
+            hints = get_type_hints(vars(one)["__init__"]) if "__init__" in vars(one) and one is not object else {}
+        except NameError:  # annotations that are imported for type checkers only
+            continue
         if name in hints:
             return hints[name]
     return None

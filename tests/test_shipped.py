@@ -1,5 +1,6 @@
 """Configurations by name, the public names of the package, and the wheel in a fresh environment."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -7,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -81,6 +83,17 @@ def test_classes_of_allowed_modules_may_be_named(tmp_path, tiny_folder, monkeypa
     arguments += ["--name_or_path", str(tiny_folder)]
     assert main(arguments) == 1
     assert "set LIGHTNING_EDIT_ALLOW=of_a_user" in capsys.readouterr().err
+    settings = tmp_path / "settings.yaml"
+    (tmp_path / "editor.txt").write_text("class_path: of_a_user.Mine")
+    for content in ("of_a_user.Mine", {"class_path": "of_a_user.Mine"}, "editor.yaml", "editor.txt"):
+        settings.write_text(yaml.safe_dump({"editor": content, "prompt": "a", "target": "b"}))
+        assert main(["edit", "--settings", str(settings)]) == 1
+        assert "set LIGHTNING_EDIT_ALLOW=of_a_user" in capsys.readouterr().err
+    nested = {"class_path": "lightning_edit.editors.ROME", "init_args": {"search": "of_a_user.Mine"}}
+    (tmp_path / "nested.json").write_text(json.dumps(nested))
+    for path in ("editor.txt", "nested.json"):
+        assert main(["edit", f"--editor={tmp_path / path}", "--prompt", "a", "--target", "b"]) == 1
+        assert "set LIGHTNING_EDIT_ALLOW=of_a_user" in capsys.readouterr().err
     assert "of_a_user" not in sys.modules
     assert main([*arguments, "--allow", "of_a_user"]) == 0
     assert "of_a_user" in sys.modules

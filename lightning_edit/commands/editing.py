@@ -81,18 +81,20 @@ def edit(
         separator=separator,
     )  # fmt: skip
     if (ckpt_path is None) == (editor is None):
-        raise ConfigurationError("give either --ckpt_path, or --editor with a YAML file of an editor")
+        raise ConfigurationError("give either --ckpt_path, or --editor with an editor (a YAML file, @rome or ROME)")
+    if ckpt_path is not None and statistics is not None:
+        raise ConfigurationError("--statistics are for an editor that --editor names; a checkpoint has none")
     if ckpt_path is not None:
         model = load_language_model(**{**read_checkpoint(ckpt_path)[KEY]["base"]["settings"], **given})
         chosen = load_editor(ckpt_path, model)
     elif editor is not None:
-        model = load_language_model(**given)
         chosen = editor if statistics is None else rebuild(editor, statistics=statistics)
         if chosen.capabilities.fit_reads == "records":
             raise ConfigurationError(
                 f"{type(chosen).__name__} has to be trained first (lightning-edit fit); give its checkpoint with "
                 "--ckpt_path"
             )
+        model = load_language_model(**given)
         chosen.setup(model)
         if statistics is None:
             chosen.fit_without_corpus(model)

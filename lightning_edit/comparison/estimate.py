@@ -64,7 +64,8 @@ class Estimate:
         if costs.get("seconds_per_edit") is not None:
             self._seconds_per_edit.setdefault((cell.editor, cell.protocol), []).append(costs["seconds_per_edit"])
         if costs.get("seconds_per_probe") is not None:
-            self._seconds_per_probe.append(costs["seconds_per_probe"])
+            judging = costs.get("seconds_of_judge_per_probe") or 0.0
+            self._seconds_per_probe.append(costs["seconds_per_probe"] + judging)
 
     def seconds(self, cell: Cell, size: Size) -> float | None:
         """Estimates the seconds of a cell; None if the time of its editor is neither measured nor configured."""

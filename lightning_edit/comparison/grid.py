@@ -68,7 +68,7 @@ class Grid:
     def answers(self) -> UneditedAnswers:
         """Cached answers of the unedited base model, stored in the output folder for other processes and later runs."""
         if self._answers is None:
-            self._answers = UneditedAnswers(Path(self.comparison.output) / "unedited", self.model)
+            self._answers = UneditedAnswers.kept_in(Path(self.comparison.output) / "unedited", self.model)
         return self._answers
 
     @property
@@ -162,10 +162,11 @@ class Grid:
 
     def _run_or_record_failure(self, cell: Cell) -> str:
         failure = cell.folder / FAILURE_FILE
-        started = time.perf_counter()
         # Called before anything can fail, so that no earlier results are taken for this cell's.
         cell.begin()
         try:
+            # What all cells of the editor share takes no time of this one.
+            _, _, started = self.answers, self.editors[cell.editor], time.perf_counter()
             self.run_cell(cell)
         except RunInterruptedError:
             raise

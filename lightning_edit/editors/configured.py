@@ -10,7 +10,7 @@ import yaml
 from lightning_edit.components import class_of
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
-from lightning_edit.parsing import ConciseArgumentParser, parse
+from lightning_edit.parsing import ConciseArgumentParser, parse, takes_class
 
 
 def check_editor_file(path: str | Path) -> None:
@@ -21,15 +21,9 @@ def check_editor_file(path: str | Path) -> None:
 
     Raises:
         SourceNotFoundError: If there is no such file.
-        ConfigurationError: If it is not a readable file with class_path and init_args, or names a class whose module is
-            not allowed.
+        ConfigurationError: If it is not a readable file with class_path and init_args, or names such a class.
     """
-    if not Path(path).is_file():
-        raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not a readable YAML file of an editor ({error})") from error
+    content = _read_yaml(path)
     if not isinstance(content, dict) or "class_path" not in content:
         raise ConfigurationError(f"{path}: expected class_path and init_args of an editor")
     if not isinstance(content.get("init_args") or {}, dict):
@@ -38,6 +32,37 @@ def check_editor_file(path: str | Path) -> None:
     kind = class_of(str(content["class_path"]), str(path))
     if not (isinstance(kind, type) and issubclass(kind, Editor)):
         raise ConfigurationError(f"{path}: {content['class_path']} is no Editor")
+
+
+def check_settings_file(path: str | Path) -> None:
+    """Refuses a YAML file of a command's options whose editor names a class that is not allowed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SourceNotFoundError: If there is no such file.
+        ConfigurationError: If it is not readable, or names such a class, or a file that does.
+    """
+    content = _read_yaml(path)
+    editor = content.get("editor") if isinstance(content, dict) else None
+    if isinstance(editor, str):
+        beside = Path(path).parent / editor
+        if beside.is_file() or Path(editor).is_file():
+            check_editor_file(beside if beside.is_file() else editor)
+        elif "." in editor:
+            class_of(editor, str(path))
+    else:
+        _check_classes(editor, str(path))
+
+
+def _read_yaml(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not a readable YAML file of an editor ({error})") from error
 
 
 def configured_editor(path: str, **settings: str) -> Editor:
@@ -65,9 +90,16 @@ def configured_editor(path: str, **settings: str) -> Editor:
 
 
 def _check_classes(content: Any, where: str) -> None:
-    """Refuses classes of modules that are not allowed, at any depth of the file."""
-    values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    if isinstance(content, dict) and "class_path" in content:
-        class_of(str(content["class_path"]), where)
-    for value in values:
+    """Refuses classes of modules that are not allowed, however deep in the file."""
+    if isinstance(content, list):
+        for value in content:
+            _check_classes(value, where)
+    if not isinstance(content, dict):
+        return
+    kind = class_of(str(content["class_path"]), where) if "class_path" in content else None
+    for name, value in content.items():
         _check_classes(value, where)
+        if name == "init_args" and isinstance(kind, type) and isinstance(value, dict):
+            for setting, path in value.items():
+                if isinstance(path, str) and "." in path and takes_class(kind, setting):
+                    class_of(path, where)

@@ -19,8 +19,8 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.attribution import chosen_neurons
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
-from lightning_edit.models.prefix import Passes, shortest_passes
 from lightning_edit.models.recording import Tap, record
+from lightning_edit.models.suffix_passes import Passes, shortest_passes
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText
 

@@ -18,9 +18,9 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.models.head import search_losses
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.prefix import shortest_passes
 from lightning_edit.models.recording import Tap, as_rows, first_tensor
 from lightning_edit.models.skipping import skipped
+from lightning_edit.models.suffix_passes import shortest_passes
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText, TokenBatch
 

@@ -21,6 +21,9 @@ from lightning_edit.models.counterfactual import CounterfactualModel, given
 from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel, Score
 from lightning_edit.models.shared_prefix import SharedPrefix, shared_prefix
 
+_CACHE_SETTINGS = {"use_cache", "cache_implementation", "cache_config", "past_key_values", "assistant_model"}
+"""Settings of transformers' generation that a cache of the prompt's beginning does not go with."""
+
 
 class TextResponder(Responder):
     """Answers with the base model, with the item's text in front of the prompt.
@@ -66,9 +69,12 @@ class TextResponder(Responder):
     ) -> list[str]:
         """See :meth:`Responder.generate`."""
         texts, replies = self._with_text(prompts, items, memory), dict[int, str]()
-        # Beam search repeats rows, but not those of a cache that it is given.
-        uses_beams = int(settings.get("num_beams") or 1) > 1
-        for rows, prefix in [(range(len(texts)), None)] if uses_beams else _grouped(model, items, texts):
+        # These settings bring a cache of their own, or repeat rows, but not those of a cache that is given.
+        reuses = not _CACHE_SETTINGS & set(settings) and int(settings.get("num_beams") or 1) == 1
+        groups = (
+            _grouped(model, items, texts, new_tokens=max(max_new_tokens)) if reuses else [(range(len(texts)), None)]
+        )
+        for rows, prefix in groups:
             shown, limits = [texts[row] for row in rows], [max_new_tokens[row] for row in rows]
             replies.update(zip(rows, model.generate(shown, limits, prefix=prefix, **settings), strict=True))
         return [replies[row] for row in range(len(prompts))]
@@ -78,14 +84,18 @@ class TextResponder(Responder):
 
 
 def _grouped(
-    model: LanguageModel, items: Sequence[int], texts: Sequence[str], targets: Sequence[str] | None = None
+    model: LanguageModel,
+    items: Sequence[int],
+    texts: Sequence[str],
+    targets: Sequence[str] | None = None,
+    new_tokens: int = 0,
 ) -> Iterator[tuple[Sequence[int], SharedPrefix | None]]:
     """Yields rows that are run together: those of an item that begin with a long text, then all others."""
     others: list[int] = []
     for item in dict.fromkeys(items):
         rows = [row for row, item_of_row in enumerate(items) if item_of_row == item]
         encoded = [model.encoder.encode(texts[row], targets[row] if targets is not None else "") for row in rows]
-        prefix = shared_prefix(model, encoded)
+        prefix = shared_prefix(model, encoded, new_tokens)
         if prefix is None:
             others += rows
         else:

@@ -49,8 +49,8 @@ class BatchRows:
 
 _MOST_SPECIAL_TOKENS = 8
 """More than any tokenizer adds to a text."""
-_PREFIX_SHARE = 8
-"""A token whose keys and values are kept counts as this fraction of one that is run."""
+_PREFIX_SHARE = 4
+"""A token whose keys and values are reused counts as this fraction of one that is run, for the size of batches."""
 _SAMPLED_AT_ONCE = 64
 """Texts sampled per batch."""
 _POSITION_OFFSET = 2
@@ -66,7 +66,7 @@ class ForwardPasses(Protocol):
         """See :meth:`LanguageModel.head_inputs`."""
 
 
-class Prefix(ForwardPasses, Protocol):
+class ReusedPrefix(ForwardPasses, Protocol):
     """Keys and values of tokens that all texts of a call begin with; see :mod:`lightning_edit.models.shared_prefix`."""
 
     def __len__(self) -> int:
@@ -470,7 +470,7 @@ class LanguageModel:
         keep_head_input: bool = False,
         passes: ForwardPasses | None = None,
         around: BatchContext | None = None,
-        prefix: Prefix | None = None,
+        prefix: ReusedPrefix | None = None,
     ) -> list[Score]:
         """Scores targets after their prompts, with teacher forcing.
 
@@ -482,12 +482,13 @@ class LanguageModel:
             keep_head_input: Whether to return the head inputs, for use as references.
             passes: Forward passes to use, such as with cached hidden states; defaults to the full pass.
             around: Context of each padded batch; batches are sorted by length.
-            prefix: Keys and values of tokens that all texts begin with, in place of ``passes``.
+            prefix: Keys and values of tokens that all texts begin with; not together with ``passes`` or ``around``.
 
         Returns:
             P scores, in the order of the prompts.
 
         Raises:
+            ConfigurationError: If a text does not begin with the prefix, or the prefix is given with other passes.
             TokenizationError: If a text does not survive the tokenizer.
 
         Example:
@@ -495,6 +496,8 @@ class LanguageModel:
             >>> len(score.predicted_ids) == len(model.encoder.encode("The capital of France is", "Rome").target_ids)
             True
         """
+        if prefix is not None and (passes is not None or around is not None):
+            raise ConfigurationError("score: a prefix cannot be reused together with other passes or edits of rows")
         encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         for text in encoded:
             self.check_length(text)
@@ -550,7 +553,7 @@ class LanguageModel:
         prompts: Sequence[str],
         max_new_tokens: int | Sequence[int] = 16,
         around: BatchContext | None = None,
-        prefix: Prefix | None = None,
+        prefix: ReusedPrefix | None = None,
         **settings: Any,
     ) -> list[str]:
         """Generates continuations of prompts, greedily by default.
@@ -562,7 +565,8 @@ class LanguageModel:
             prompts: The prompts (P).
             max_new_tokens: Length of the continuation, one for all or one per prompt.
             around: Context of each padded batch.
-            prefix: Keys and values of tokens that all prompts begin with; not for beam search.
+            prefix: Keys and values of tokens that all prompts begin with; not for beam search, nor with settings of
+                the cache.
             settings: Fields of transformers' GenerationConfig, such as ``do_sample`` or ``num_beams``.
 
         Returns:
@@ -581,6 +585,8 @@ class LanguageModel:
             raise ConfigurationError(
                 "num_return_sequences: one continuation of each prompt is returned; repeat prompts"
             )
+        if prefix is not None and around is not None:
+            raise ConfigurationError("generate: a prefix cannot be reused together with edits of rows")
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         ranges.at_least(1, "generate", max_new_tokens=min(limits, default=1))
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
@@ -611,7 +617,7 @@ class LanguageModel:
                 texts[index] = self.encoder.decode(row[: limits[index]])
         return [texts[index] for index in range(len(prompts))]
 
-    def first_generated_logits(self, encoded: Sequence[EncodedText], prefix: Prefix | None = None) -> Tensor:
+    def first_generated_logits(self, encoded: Sequence[EncodedText], prefix: ReusedPrefix | None = None) -> Tensor:
         """Returns logits (R, vocabulary) that the first generated token of prompts is chosen from.
 
         Args:
@@ -627,7 +633,7 @@ class LanguageModel:
         return logits
 
     def _to_continue(
-        self, encoded: Sequence[EncodedText], prefix: Prefix | None
+        self, encoded: Sequence[EncodedText], prefix: ReusedPrefix | None
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Returns ids and attention mask (R, S) of prompts, and the cache to continue them from, if any."""
         if prefix is not None:
@@ -682,6 +688,6 @@ class LanguageModel:
             yield
 
 
-def _tokens_to_run(text: EncodedText, prefix: Prefix | None) -> int:
+def _tokens_to_run(text: EncodedText, prefix: ReusedPrefix | None) -> int:
     """Tokens that a text counts for in a batch; those of a prefix take memory, but hardly any time."""
     return len(text.ids) if prefix is None else len(text.ids) - len(prefix) + len(prefix) // _PREFIX_SHARE

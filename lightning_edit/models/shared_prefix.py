@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.attention import grouped_attention
 from lightning_edit.models.fast_paths import problem_of
 from lightning_edit.models.language_model import LanguageModel
@@ -17,16 +18,28 @@ from lightning_edit.tokenization import EncodedText, TokenBatch
 
 _MIN_TOKENS = 64
 """Shortest prefix, in tokens, that is worth running the texts that have it apart from the others."""
+_MIN_SAVED_TOKENS = 256
+"""Fewest tokens that reusing a prefix must save, over all texts."""
 _LENGTH_FACTOR = 2
-"""A verified fast path holds for prefixes up to this many times as long."""
+"""A verified fast path holds for texts up to this many times as long."""
+_PADDING = 8
+"""Padded positions between prefix and suffix in the check."""
+_WINDOWS = ("sliding_window", "window_size", "attention_window", "local_attention")
+"""Names of attention windows in configurations of transformers."""
+_VERIFIED, _REFUSED = ("shared prefix", 0), ("shared prefix refused", 0)
 
 
 class SharedPrefix:
     """Keys and values of tokens that several texts begin with, and forward passes that reuse them.
 
+    They hold for the edits that are applied to the model when they are computed.
+
     Args:
         model: The model.
-        ids: The tokens.
+        ids: The tokens (L).
+
+    Raises:
+        ValueError: If the model does not keep the keys and values of all tokens.
     """
 
     def __init__(self, model: LanguageModel, ids: Sequence[int]) -> None:
@@ -45,7 +58,7 @@ class SharedPrefix:
         return self.ids.shape[1]
 
     def cache(self, rows: int) -> Any:
-        """Returns the keys and values for a batch of ``rows`` texts, in a cache that can grow by itself."""
+        """Returns a growing cache with keys and values (rows, heads, L, D) in each layer."""
         grown = copy.copy(self._cache)
         grown.layers = [copy.copy(layer) for layer in self._cache.layers]
         for layer in grown.layers:
@@ -53,22 +66,30 @@ class SharedPrefix:
         return grown
 
     def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """Returns head inputs (N, hidden size) at positions (R, S) of whole texts, which the prefix must precede.
+        """Returns head inputs (N, hidden size) at positions (R, S) of right-padded texts.
 
         Raises:
-            ValueError: If the batch is padded on the left, or a row begins with other tokens.
+            ConfigurationError: If a text does not begin with the prefix.
         """
         length = len(self)
-        if not bool((batch.input_ids[:, :length] == self.ids).all()):
-            raise ValueError("a text does not begin with the prefix")
+        self._check(batch.input_ids)
         ids = batch.input_ids[:, length:]
         return self._head_inputs(ids, torch.ones_like(ids), positions[:, length:])
+
+    def _check(self, ids: Tensor) -> None:
+        if ids.shape[1] <= len(self) or not bool((ids[:, : len(self)] == self.ids).all()):
+            raise ConfigurationError("a text does not begin with the prefix that is reused for it")
 
     def continued(self, texts: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
         """Returns ids and attention mask (R, S) of whole texts whose padding stands between prefix and suffix.
 
         In this form ``generate`` of transformers continues the texts from :meth:`cache`.
+
+        Raises:
+            ConfigurationError: If a text does not begin with the prefix.
         """
+        for text in texts:
+            self._check(torch.tensor([text.ids], device=self.ids.device))
         suffixes = [EncodedText(text.ids[len(self) :], (0, 0)) for text in texts]
         batch = self.model.encoder.collate(suffixes, padding_side="left").to(self.model.device)
         prefix = self.ids.expand(len(texts), -1)
@@ -96,30 +117,34 @@ class SharedPrefix:
 
 
 @torch.no_grad()
-def shared_prefix(model: LanguageModel, texts: Sequence[EncodedText]) -> SharedPrefix | None:
-    """Returns the prefix that all texts have in common; None if it is short, or cannot be used with this model.
+def shared_prefix(model: LanguageModel, texts: Sequence[EncodedText], new_tokens: int = 0) -> SharedPrefix | None:
+    """Returns the prefix that all texts have in common; None if it saves little, or cannot be reused in this model.
 
-    The first use with a model, and the first with a far longer prefix, is compared with the full pass. If they differ,
-    or the model's cache has another form, a warning is issued.
+    The first use with a model, and the first with far longer texts, is compared with the full pass. If they differ, or
+    the model's cache has another form, a warning is issued once, and whole texts are run from then on. Texts that are
+    longer than an attention window are always run whole, because windows count padded positions.
 
     Args:
         model: The model.
-        texts: At least two texts. Their last token and the tokens of their targets stay outside the prefix.
+        texts: The texts. Their last token and the tokens of their targets stay outside the prefix.
+        new_tokens: Number of tokens to generate after them.
     """
-    ends = [min(len(text.ids), text.target[0] or len(text.ids)) - 1 for text in texts]
-    length = _common_length([text.ids[:end] for text, end in zip(texts, ends, strict=True)])
-    if len(texts) < 2 or length < _MIN_TOKENS:
+    ends = [(text.target[0] if text.target[1] > text.target[0] else len(text.ids)) - 1 for text in texts]
+    length = _common_length([text.ids[:end] for text, end in zip(texts, ends, strict=True)]) if len(texts) > 1 else 0
+    longest = max((len(text.ids) for text in texts), default=0) + new_tokens
+    if length < _MIN_TOKENS or (len(texts) - 1) * length < _MIN_SAVED_TOKENS:
         return None
-    proof = ("shared prefix", 0)
+    if _REFUSED in model.proofs or longest + _PADDING > _attention_window(model, longest + _PADDING):
+        return None
     built: list[SharedPrefix] = []
-    if model.proofs.get(proof, 0) >= length:
+    if model.proofs.get(_VERIFIED, 0) >= longest:
         problem = problem_of(lambda: built.append(SharedPrefix(model, texts[0].ids[:length])), None, model.dtype)
     else:
-        problem = _problem(model, texts, length, built)
-        if problem is None:
-            model.proofs[proof] = _LENGTH_FACTOR * length
+        problem = _problem(model, max(texts, key=lambda text: len(text.ids)), length, built)
     if problem is None:
+        model.proofs[_VERIFIED] = max(model.proofs.get(_VERIFIED, 0), _LENGTH_FACTOR * longest)
         return built[0]
+    model.proofs[_REFUSED] = 1
     warnings.warn(
         f"the keys and values of a common prefix cannot be reused in {model.name} ({problem}); whole texts are run",
         stacklevel=2,
@@ -127,17 +152,24 @@ def shared_prefix(model: LanguageModel, texts: Sequence[EncodedText]) -> SharedP
     return None
 
 
-def _problem(model: LanguageModel, texts: Sequence[EncodedText], length: int, built: list[SharedPrefix]) -> str | None:
-    """Compares the shortest and the longest text with the full pass, scored and continued; keeps the prefix."""
-    by_length = sorted(texts, key=lambda text: len(text.ids))
-    checked = [by_length[0], by_length[-1]]
+def _attention_window(model: LanguageModel, default: int) -> int:
+    """Smallest attention window in the model's configuration; ``default`` if it has none."""
+    config: Any = model.model.config.get_text_config()
+    windows = (getattr(config, name, None) for name in _WINDOWS)
+    return min((window for window in windows if isinstance(window, int) and window > 0), default=default)
 
+
+def _problem(model: LanguageModel, text: EncodedText, length: int, built: list[SharedPrefix]) -> str | None:
+    """Compares a text and a shorter one, with padding in between, with the full pass; keeps the prefix."""
+    suffix = text.ids[length:]
+    longer = suffix + suffix[-1:] * max(_PADDING + 1 - len(suffix), 0)
+    checked = [EncodedText(text.ids[:length] + rest, (0, 0)) for rest in (longer, longer[:-_PADDING])]
     expected = _last_head_inputs(model, checked), model.first_generated_logits(checked)
     if not all(bool(values.isfinite().all()) for values in expected):
         return "the full pass gives values that are not finite"
 
     def head_inputs() -> Tensor:
-        built.append(SharedPrefix(model, texts[0].ids[:length]))
+        built.append(SharedPrefix(model, text.ids[:length]))
         return built[0].last_head_inputs(checked)
 
     def logits() -> Tensor:

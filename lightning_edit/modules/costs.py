@@ -13,7 +13,7 @@ import torch
 
 from lightning_edit.modules.evaluation import Evaluator
 
-Stage = Literal["unedited", "editing", "edited"]
+Stage = Literal["unedited", "editing", "edited", "perplexity"]
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Costs:
         reused_seconds: Original time of reused value searches, which also counts as cost of an edit.
         edited_seconds: Asking edited models, without judging.
         judging_seconds: Judging the answers of edited models.
+        perplexity_seconds: Measuring the perplexity of plain text.
         edit_bytes: Largest size of an edit, among one sample per batch.
     """
 
@@ -38,6 +39,7 @@ class Costs:
     reused_seconds: float = 0.0
     edited_seconds: float = 0.0
     judging_seconds: float = 0.0
+    perplexity_seconds: float = 0.0
     edit_bytes: int = 0
 
     @contextmanager
@@ -65,9 +67,14 @@ class Costs:
         summary: dict[str, float | None] = {
             "seconds_per_edit": (self.editing_seconds + self.reused_seconds) / self.edits if self.edits else None,
             "seconds_per_probe": self.edited_seconds / self.probes if self.probes else None,
-            "seconds": self.unedited_seconds + self.editing_seconds + self.edited_seconds + self.judging_seconds,
+            "seconds": self.unedited_seconds
+            + self.editing_seconds
+            + self.edited_seconds
+            + self.judging_seconds
+            + self.perplexity_seconds,
             "seconds_of_unedited_model": self.unedited_seconds,
             "seconds_of_judge": self.judging_seconds,
+            "seconds_of_judge_per_probe": self.judging_seconds / self.probes if self.probes else None,
             "seconds_of_reused_searches": self.reused_seconds,
             "edit_bytes": self.edit_bytes,
             "peak_memory_bytes": _peak_memory(),

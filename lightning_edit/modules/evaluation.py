@@ -15,11 +15,13 @@ from lightning_edit.judges import Judge
 from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.evaluation_settings import EvaluationSettings
-from lightning_edit.modules.questions import Question, Reply
+from lightning_edit.modules.questions import Question, QuestionKey, Reply
 from lightning_edit.modules.unedited_answers import UneditedAnswers
 from lightning_edit.modules.wild import in_context, judged
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
+_ASKED_TOGETHER = 1000
+"""Questions that the unedited model is asked before its answers are kept."""
 _OPINION_TOKENS = 30
 """Number of tokens generated after a sentiment probe."""
 _WILD_KINDS = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION, ProbeKind.PORTABILITY)
@@ -215,16 +217,18 @@ class Evaluator:
         if any(key not in self._before for key in keys):
             self._before.refresh()
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._before}
-        if new:
-            asked = list(new.values())
-            replies = self._score(self.model, asked, None, passes)
-            replies = self._generate(self.model, asked, replies)
-            kept = [
-                reply if question.compares_distributions else replace(reply, head_input=None)
-                for reply, question in zip(replies, asked, strict=True)
-            ]
-            self._before.add(dict(zip(new, kept, strict=True)))
+        asked = list(new.values())
+        # In parts, so that little is lost if the process is stopped.
+        for start in range(0, len(asked), _ASKED_TOGETHER):
+            self._before.add(self._ask_unedited(asked[start : start + _ASKED_TOGETHER], passes))
         return [self._before[key] for key in keys]
+
+    def _ask_unedited(self, questions: Sequence[Question], passes: ForwardPasses | None) -> dict[QuestionKey, Reply]:
+        replies = self._generate(self.model, questions, self._score(self.model, questions, None, passes))
+        return {
+            question.key: reply if question.compares_distributions else replace(reply, head_input=None)
+            for question, reply in zip(questions, replies, strict=True)
+        }
 
     def _score(
         self,

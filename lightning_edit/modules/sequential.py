@@ -80,7 +80,8 @@ class SequentialRun:
         with self.costs.timed("unedited"):
             evaluator.ask_before(evaluator.questions(records))
         self._names = evaluator.settings.groups(group_names(records))
-        self._perplexity_before = None if self._text is None else perplexity(model, self._text)
+        with self.costs.timed("perplexity"):
+            self._perplexity_before = None if self._text is None else perplexity(model, self._text)
         if settings.folder is not None:
             self._resume_measures()
 
@@ -219,7 +220,8 @@ class SequentialRun:
             with self.costs.timed_asking(self.evaluator):
                 outcomes = self.evaluator.evaluate_under(records, scorer)
             self.costs.probes += len(outcomes)
-            now = None if self._text is None else perplexity_of(scorer, self.model, self._text)
+            with self.costs.timed("perplexity"):
+                now = None if self._text is None else perplexity_of(scorer, self.model, self._text)
         latest = {record.id for record in self.groups[len(self.sequence) - 1]}
         row: dict[str, Any] = {
             "edits": self.edited,

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lightning_edit.comparison import (
     write_report,
 )
 from lightning_edit.comparison.cells import FAILURE_FILE
-from lightning_edit.comparison.estimate import Estimate, Size
+from lightning_edit.comparison.estimate import Estimate, Size, duration
 from lightning_edit.comparison.report import comma_separated, markdown
 from lightning_edit.comparison.settings import WandbSettings
 from lightning_edit.comparison.tracking import headline
@@ -111,7 +112,7 @@ def test_the_time_beside_editing_and_asking_is_told(grid):
     for seconds, beside in known.values():
         assert 0 < beside < seconds
     total, beside = map(sum, zip(*known.values(), strict=True))
-    assert comparison.overhead().startswith(f"9 cells took {total:.0f} s, {beside / total:.1%}")
+    assert comparison.overhead().startswith(f"9 cells took {duration(total)}, {beside / total:.1%}")
 
 
 def test_the_measures_are_those_of_the_run(grid):
@@ -274,20 +275,33 @@ def test_answers_of_another_model_or_of_other_texts_are_not_taken(tmp_path, tiny
     reply = Reply(Answer((1,), (-0.5,), generation="x"), (1,), torch.ones(1, 2))
     key = ("Question", ("answer",), 3, True)
     plain, folder = load_language_model(str(tiny_folder)), tmp_path / "unedited"
-    UneditedAnswers(folder, plain).add({key: reply})
+    UneditedAnswers.kept_in(folder, plain).add({key: reply})
+    ending = load_language_model(str(tiny_folder))
+    ending.model.generation_config.eos_token_id = 5
     for other, is_known in (
+        (ending, False),
         (load_language_model(str(tiny_folder)), True),
         (load_language_model(str(tiny_folder), dtype="bfloat16"), False),
         (load_language_model(str(tiny_folder), separator=""), False),
         (language_model("gpt2"), False),
     ):
-        answers = UneditedAnswers(folder, other)
+        answers = UneditedAnswers.kept_in(folder, other)
         answers.refresh()
         assert (key in answers) == is_known
+    known = UneditedAnswers.kept_in(folder, plain)
+    known.update({key: replace(reply, target_ids=(7,))})
+    known.refresh()
+    assert known[key].target_ids == (7,)  # what was used stays
     [path] = folder.rglob("*.safetensors")
     path.write_bytes(b"half a file")
     with pytest.raises(ConfigurationError, match=r"not a file of the unedited model's answers .* delete it"):
-        UneditedAnswers(folder, plain).refresh()
+        UneditedAnswers.kept_in(folder, plain).refresh()
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file in place of the folder")
+    answers = UneditedAnswers.kept_in(blocked, plain)
+    with pytest.warns(UserWarning, match="answers are not kept"):
+        answers.add({key: reply})
+    assert answers[key] is reply
 
 
 def test_a_judge_is_built_once_and_its_time_is_told_apart(tmp_path, tiny_folder, monkeypatch):

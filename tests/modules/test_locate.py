@@ -193,6 +193,10 @@ def test_settings_of_an_editor_are_changed_on_the_command_line(run, tiny_folder,
     ):
         assert main([*arguments, "--editor", str(editor), f"--editor.{option}", value]) == 1
         assert message in capsys.readouterr().err
+    assert main([*arguments, "--editor.search.steps", "3"]) == 1
+    assert "--editor.search.steps changes a setting of an editor, and none is given" in capsys.readouterr().err
+    assert main([*arguments, "--editor", "lightning_edit.editors.Rome"]) == 1
+    assert "there is no class lightning_edit.editors.Rome; did you mean ROME?" in capsys.readouterr().err
     assert main([*arguments, "--editor", "Rome"]) == 1
     assert "editor: there is neither a class nor a file Rome; did you mean ROME?" in capsys.readouterr().err
     assert main([*arguments, "--editor", "FineTuning"]) == 1

@@ -5,7 +5,7 @@ import torch
 
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.models import LanguageModel
-from lightning_edit.models.prefix import Passes, SuffixPasses, shortest_passes
+from lightning_edit.models.suffix_passes import Passes, SuffixPasses, shortest_passes
 from lightning_edit.records import EditRequest
 from tests.testers import REQUESTS
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
