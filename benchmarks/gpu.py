@@ -131,7 +131,7 @@ def training_costs(model: LanguageModel, device: str) -> dict[str, Any]:
     return row
 
 
-def agreement(device: str) -> dict[str, float]:
+def agreement(device: str, methods: list[str] | None = None) -> dict[str, float]:
     """Largest difference of edited log-probabilities between the CPU and the device, for each editor, in float32."""
     requests = [record.requests[0] for record in records(3)]
     prompts, targets = [one.prompt for one in requests], [one.target for one in requests]
@@ -139,9 +139,10 @@ def agreement(device: str) -> dict[str, float]:
     for place in ("cpu", device):
         model = random_model("tiny", "cpu", torch.float32)
         model.model.to(place)
-        for name, build in editors(model).items():
+        builders = editors(model)
+        for name in methods or list(builders):
             torch.manual_seed(0)
-            editor = build()
+            editor = builders[name]()
             editor.setup(model)
             editor.to(place)
             with editor.edit_each(model, requests).applied(model, [0, 1, 2]) as edited:
@@ -156,7 +157,7 @@ def measure(shape: str, device: str, edits: int, methods: list[str] | None = Non
     """All measurements."""
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = False
-    result: dict[str, Any] = {"agreement with the CPU": agreement(device)}
+    result: dict[str, Any] = {"agreement with the CPU": agreement(device, methods)}
     model = random_model(shape, device, torch.bfloat16)
     wanted = methods or list(editors(model))
     result["model"] = {"shape": shape, "bytes": _bytes(model), "device": _name(device)}

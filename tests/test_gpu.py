@@ -13,7 +13,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 def test_the_benchmark_measures_in_a_small_form():
     result = measure("tiny", "cpu", 2, ["MEND", "ROME", "ICE"])
-    assert set(result["agreement with the CPU"]) == set(editors(random_model("tiny", "cpu", torch.float32)))
+    assert set(editors(random_model("tiny", "cpu", torch.float32))) > {"MEND", "ROME", "ICE"}
+    assert set(result["agreement with the CPU"]) == {"MEND", "ROME", "ICE"}
     # Twice the same place: what differs would depend on the order of edits, or on a seed.
     assert max(result["agreement with the CPU"].values()) < 1e-5
     assert set(result["edits"]) == {"MEND", "ROME", "ICE"}

@@ -52,7 +52,7 @@ def assert_same(one, other):
         assert torch.equal(value, other[1][name]), name
 
 
-@pytest.mark.parametrize("stops", [[3], [13], [10], [3, 7, 12]], ids=str)
+@pytest.mark.parametrize("stops", [[13], [10], [3, 7, 12]], ids=str)
 def test_a_run_stopped_by_its_number_of_steps_goes_on_within_the_epoch(tiny_folder, tmp_path, stops):
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -101,10 +101,12 @@ def test_a_run_that_was_stopped_after_its_last_batch_still_writes_its_statistics
     if devices > 1:
         # One process got further than the other.
         partial[1].unlink()
-    again = subprocess.run(
-        [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)], capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr[-3000:]
+    if devices == 1:
+        assert main(["fit", "--config", str(config)]) == 0
+    else:
+        command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr[-3000:]
     whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
     assert actual.corpus == whole.corpus
     for name, moment in whole.moments.items():
@@ -123,6 +125,7 @@ def test_two_processes_with_different_numbers_of_batches(run, tiny_folder, text,
     assert actual.corpus == whole.corpus
     for name, moment in whole.moments.items():
         torch.testing.assert_close(actual.moments[name], moment, rtol=1e-5, atol=1e-7)
+    assert not list(tmp_path.glob("*.partial-*"))
 
 
 def test_statistics_are_taken_in_the_precision_of_the_base(run, tiny_folder, text, tmp_path):
@@ -344,18 +347,6 @@ def test_sums_of_another_corpus_are_not_resumed(tmp_path):
     sums.save(tmp_path / "partial", "one")
     assert MomentSums.resume(tmp_path / "partial", "two").tokens == 0
     assert MomentSums.resume(tmp_path / "partial", "one").tokens == 5
-
-
-def test_two_processes_collect_the_statistics_of_one(run, tiny_folder, text, tmp_path):
-    config = write_config(tmp_path, tiny_folder, text, batch_size=5, devices=2, strategy="ddp")
-    command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    one, two = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
-    assert two.corpus == one.corpus
-    for name, moment in one.moments.items():
-        torch.testing.assert_close(two.moments[name], moment, rtol=1e-5, atol=1e-7)
-    assert not list(tmp_path.glob("*.partial-*"))
 
 
 def test_the_module_has_nothing_to_optimise():
