@@ -155,8 +155,8 @@ def similar_lengths(
         lengths: Length of each text.
         tokens: Maximum number of padded tokens per batch; a longer text is a batch of its own.
         key: Sort key that precedes the length.
-        enough: Number of padded tokens from which on a batch ends before a text much longer than its shortest one,
-            which saves padding; by default batches end only at the limit.
+        enough: Number of padded tokens after which a batch is closed if the next text is much longer than its shortest
+            one, to save padding; by default batches are closed only at the limit.
 
     Yields:
         The indices of a batch.

@@ -148,8 +148,10 @@ class Grid:
         known = [overhead for cell in self.cells if (overhead := cell.overhead) is not None]
         if not known:
             return "no cell is done"
-        seconds, beside = (sum(values) for values in zip(*known, strict=True))
-        return f"{len(known)} cells took {duration(seconds)}, {beside / seconds:.1%} of it beside editing and asking"
+        seconds, other = (sum(values) for values in zip(*known, strict=True))
+        return (
+            f"{len(known)} cells took {duration(seconds)}, {other / seconds:.1%} of it outside editing and evaluation"
+        )
 
     def _seconds(self, estimate: Estimate, cells: Sequence[Cell]) -> dict[Cell, float]:
         """Estimates the seconds of the cells whose records can be read and whose editor's cost is known."""
@@ -165,7 +167,7 @@ class Grid:
         # Called before anything can fail, so that no earlier results are taken for this cell's.
         cell.begin()
         try:
-            # What all cells of the editor share takes no time of this one.
+            # Loading and fitting are shared by the cells of an editor, so they do not count as time of this one.
             _, _, started = self.answers, self.editors[cell.editor], time.perf_counter()
             self.run_cell(cell)
         except RunInterruptedError:

@@ -23,7 +23,7 @@ def check_editor_file(path: str | Path) -> None:
         SourceNotFoundError: If there is no such file.
         ConfigurationError: If it is not a readable file with class_path and init_args, or names such a class.
     """
-    content = _read_yaml(path)
+    content = _read_yaml(path, "an editor, with class_path and init_args")
     if not isinstance(content, dict) or "class_path" not in content:
         raise ConfigurationError(f"{path}: expected class_path and init_args of an editor")
     if not isinstance(content.get("init_args") or {}, dict):
@@ -44,25 +44,27 @@ def check_settings_file(path: str | Path) -> None:
         SourceNotFoundError: If there is no such file.
         ConfigurationError: If it is not readable, or names such a class, or a file that does.
     """
-    content = _read_yaml(path)
+    content = _read_yaml(path, "options of the command")
     editor = content.get("editor") if isinstance(content, dict) else None
     if isinstance(editor, str):
-        beside = Path(path).parent / editor
-        if beside.is_file() or Path(editor).is_file():
-            check_editor_file(beside if beside.is_file() else editor)
+        # jsonargparse looks for files next to the one that names them, and then in the current folder.
+        candidate = Path(path).parent / editor
+        if candidate.is_file() or Path(editor).is_file():
+            check_editor_file(candidate if candidate.is_file() else editor)
         elif "." in editor:
             class_of(editor, str(path))
     else:
         _check_classes(editor, str(path))
 
 
-def _read_yaml(path: str | Path) -> Any:
+def _read_yaml(path: str | Path, content: str) -> Any:
+    """Reads a YAML file; ``content`` says what it should hold, for messages."""
     if not Path(path).is_file():
-        raise SourceNotFoundError(f"{path}: no such file; pass a YAML file with class_path and init_args")
+        raise SourceNotFoundError(f"{path}: no such file; pass a YAML file of {content}")
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not a readable YAML file of an editor ({error})") from error
+        raise ConfigurationError(f"{path}: not a readable YAML file of {content} ({error})") from error
 
 
 def configured_editor(path: str, **settings: str) -> Editor:

@@ -22,7 +22,7 @@ from lightning_edit.models.language_model import BatchContext, BatchRows, Langua
 from lightning_edit.models.shared_prefix import SharedPrefix, shared_prefix
 
 _CACHE_SETTINGS = {"use_cache", "cache_implementation", "cache_config", "past_key_values", "assistant_model"}
-"""Settings of transformers' generation that a cache of the prompt's beginning does not go with."""
+"""Generation settings of transformers that conflict with passing ``past_key_values``."""
 
 
 class TextResponder(Responder):
@@ -69,7 +69,7 @@ class TextResponder(Responder):
     ) -> list[str]:
         """See :meth:`Responder.generate`."""
         texts, replies = self._with_text(prompts, items, memory), dict[int, str]()
-        # These settings bring a cache of their own, or repeat rows, but not those of a cache that is given.
+        # Beam search repeats the rows of the input, but not those of a given cache.
         reuses = not _CACHE_SETTINGS & set(settings) and int(settings.get("num_beams") or 1) == 1
         groups = (
             _grouped(model, items, texts, new_tokens=max(max_new_tokens)) if reuses else [(range(len(texts)), None)]

@@ -63,7 +63,7 @@ class MomentSums:
         self.tokens += len(next(iter(keys.values())))
 
     def of_all_processes(self, sites: Sequence[EditSite]) -> MomentSums:
-        """Returns the sums over all processes, each of which read a part of the corpus.
+        """Reduces the sums over all processes; each process has read its share of the corpus.
 
         Args:
             sites: The sites; a process without any batch has no sums of its own.

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 _TOLERANCE = 1e-5
 """Largest relative difference between two products that counts as rounding in float32."""
 _MIN_PRODUCT = 1_000_000
-"""Multiplications from which oneDNN is faster, given its overhead of 10 microseconds."""
+"""Minimum number of multiplications for using oneDNN, whose calls have an overhead of 10 microseconds."""
 
 
 def use_wide_products(model: nn.Module) -> None:

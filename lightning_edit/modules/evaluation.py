@@ -20,8 +20,8 @@ from lightning_edit.modules.unedited_answers import UneditedAnswers
 from lightning_edit.modules.wild import in_context, judged
 from lightning_edit.records import Answer, EditOutcome, EditRecord, Probe, ProbeKind, Route
 
-_ASKED_TOGETHER = 1000
-"""Questions that the unedited model is asked before its answers are kept."""
+_QUESTIONS_PER_PART = 1000
+"""Maximum number of questions for the unedited model between two writes of its answers."""
 _OPINION_TOKENS = 30
 """Number of tokens generated after a sentiment probe."""
 _WILD_KINDS = (ProbeKind.EDIT_SUCCESS, ProbeKind.GENERALIZATION, ProbeKind.PORTABILITY)
@@ -217,10 +217,10 @@ class Evaluator:
         if any(key not in self._before for key in keys):
             self._before.refresh()
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._before}
-        asked = list(new.values())
+        new_questions = list(new.values())
         # In parts, so that little is lost if the process is stopped.
-        for start in range(0, len(asked), _ASKED_TOGETHER):
-            self._before.add(self._ask_unedited(asked[start : start + _ASKED_TOGETHER], passes))
+        for start in range(0, len(new_questions), _QUESTIONS_PER_PART):
+            self._before.add(self._ask_unedited(new_questions[start : start + _QUESTIONS_PER_PART], passes))
         return [self._before[key] for key in keys]
 
     def _ask_unedited(self, questions: Sequence[Question], passes: ForwardPasses | None) -> dict[QuestionKey, Reply]:
@@ -326,5 +326,5 @@ def _is_right(route: Route | None, record: EditRecord) -> bool | None:
     """Whether the closest item holds one of the record's requests."""
     if route is None:
         return None
-    asked = {(request.prompt, request.target) for request in record.requests}
-    return any((request.prompt, request.target) in asked for request in route.requests)
+    expected = {(request.prompt, request.target) for request in record.requests}
+    return any((request.prompt, request.target) in expected for request in route.requests)

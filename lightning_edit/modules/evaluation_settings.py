@@ -95,6 +95,6 @@ class EvaluationSettings:
 
     def groups(self, groups: Sequence[tuple[ProbeKind, str]]) -> list[tuple[ProbeKind, str]]:
         """Returns the kinds and groups of probes that are asked of records with those in ``groups``."""
-        asked = [pair for pair in groups if pair[0] is not ProbeKind.FLUENCY]
+        others = [pair for pair in groups if pair[0] is not ProbeKind.FLUENCY]
         fluency = [pair for pair in groups if pair[0] is ProbeKind.FLUENCY]
-        return asked + ([*dict.fromkeys([*fluency, (ProbeKind.FLUENCY, "")])] if self.measures_fluency else [])
+        return others + ([*dict.fromkeys([*fluency, (ProbeKind.FLUENCY, "")])] if self.measures_fluency else [])
