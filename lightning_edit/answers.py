@@ -12,7 +12,8 @@ from rich.text import Text
 
 from lightning_edit.edits import Edit, EditSequence
 from lightning_edit.metrics.generation import containment
-from lightning_edit.models.language_model import LanguageModel, Score
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.scoring import Score
 from lightning_edit.records import EditRequest
 
 

@@ -23,7 +23,7 @@ from lightning_edit.errors import EditError
 from lightning_edit.functional.packing import pack_rows
 from lightning_edit.metrics import OutcomeMetric
 from lightning_edit.models import LanguageModel
-from lightning_edit.models.language_model import BatchRows
+from lightning_edit.models.passes import BatchRows
 from lightning_edit.records import EditOutcome, EditRecord, EditRequest, Probe, ProbeKind
 
 

@@ -8,7 +8,8 @@ from lightning_edit.data.facts import Facts, read_requests
 from lightning_edit.data.hallu_edit_bench import HalluEditBench
 from lightning_edit.data.knowedit import ConvSent, KnowEditZsRE, Sanitation, WikiBio, WikiCounterfact, WikiRecent
 from lightning_edit.data.mquake import MQuAKE
-from lightning_edit.data.reading import Benchmark, ReadReport, RecordSource
+from lightning_edit.data.read_report import ReadReport
+from lightning_edit.data.reading import Benchmark, RecordSource
 from lightning_edit.data.ripple_edits import RippleEdits
 from lightning_edit.data.unke import UnKE
 from lightning_edit.data.wiki_big_edit import WikiBigEdit

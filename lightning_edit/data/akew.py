@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from lightning_edit import ranges
-from lightning_edit.data.reading import Benchmark, Entry, make_probe, make_request
+from lightning_edit.data.entry import Entry
+from lightning_edit.data.reading import Benchmark
+from lightning_edit.data.requests import make_probe, make_request
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 Form = Literal["structured", "unstructured"]

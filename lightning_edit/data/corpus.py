@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from lightning_edit import ranges
-from lightning_edit.data.reading import decode_json, read_json
+from lightning_edit.data.files import decode_json, read_json
 from lightning_edit.errors import ConfigurationError, DataFormatError, SourceNotFoundError
 from lightning_edit.hub import could_be_hub_id
 from lightning_edit.words import has_lone_surrogate

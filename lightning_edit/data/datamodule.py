@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from lightning_edit import ranges
 from lightning_edit.data.batches import RecordGroups, TrainingBatch, TrainingCollator, TrainingRecords
 from lightning_edit.data.corpus import TextCorpus
-from lightning_edit.data.reading import ReadReport, RecordSource, with_unique_ids
+from lightning_edit.data.read_report import ReadReport, with_unique_ids
+from lightning_edit.data.reading import RecordSource
 from lightning_edit.data.sampling import EvaluationBatches, TrainingBatches
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.records import EditRecord, ProbeKind, group_names

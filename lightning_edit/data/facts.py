@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit import ranges
-from lightning_edit.data.reading import (
-    EXTRA_PROBES,
-    Entry,
-    ReadReport,
-    RecordSource,
-    decode_json,
-    make_probe,
-    note_repeated_prompts,
-    read_json,
-    with_unique_ids,
-)
+from lightning_edit.data.entry import Entry
+from lightning_edit.data.extra_probes import EXTRA_PROBES
+from lightning_edit.data.files import decode_json, read_json
+from lightning_edit.data.read_report import ReadReport, note_repeated_prompts, with_unique_ids
+from lightning_edit.data.reading import RecordSource
+from lightning_edit.data.requests import make_probe
 from lightning_edit.errors import DataFormatError, RequestError, SourceNotFoundError
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 

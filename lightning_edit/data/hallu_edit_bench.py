@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_edit import ranges
-from lightning_edit.data.reading import (
-    Entry,
-    ReadReport,
-    RecordSource,
-    make_probe,
-    make_request,
-    note_repeated_prompts,
-    with_unique_ids,
-)
+from lightning_edit.data.entry import Entry
+from lightning_edit.data.read_report import ReadReport, note_repeated_prompts, with_unique_ids
+from lightning_edit.data.reading import RecordSource
+from lightning_edit.data.requests import make_probe, make_request
 from lightning_edit.errors import DataFormatError, RequestError, SourceNotFoundError
 from lightning_edit.records import EditRecord, Probe, ProbeKind
 

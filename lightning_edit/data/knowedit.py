@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lightning_edit.data.reading import Benchmark, Entry, ReadReport, make_probe, make_request
+from lightning_edit.data.entry import Entry
+from lightning_edit.data.read_report import ReadReport
+from lightning_edit.data.reading import Benchmark
+from lightning_edit.data.requests import make_probe, make_request
 from lightning_edit.errors import ConfigurationError, DataFormatError
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 

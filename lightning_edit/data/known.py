@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_edit.data.reading import read_json
+from lightning_edit.data.files import read_json
 from lightning_edit.errors import DataFormatError, RequestError
 from lightning_edit.records import EditRequest
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from lightning_edit.data.counterfact import rewrite_request
-from lightning_edit.data.reading import Benchmark, Entry, make_probe
+from lightning_edit.data.entry import Entry
+from lightning_edit.data.reading import Benchmark
+from lightning_edit.data.requests import make_probe
 from lightning_edit.records import EditRecord, Probe, ProbeKind
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from lightning_edit.data.reading import Benchmark, Entry, make_probe, make_request
+from lightning_edit.data.entry import Entry
+from lightning_edit.data.reading import Benchmark
+from lightning_edit.data.requests import make_probe, make_request
 from lightning_edit.records import EditRecord, Probe, ProbeKind
 
 _OF = "The {} of <subject> is"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_edit import ranges
-from lightning_edit.data.reading import ReadReport, RecordSource, note_repeated_prompts
+from lightning_edit.data.read_report import ReadReport, note_repeated_prompts
+from lightning_edit.data.reading import RecordSource
 from lightning_edit.data.worldfacts_text import (
     CONTINENTS,
     GENERAL_FACTS_HELD_OUT,

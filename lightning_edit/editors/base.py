@@ -18,7 +18,8 @@ from lightning_edit.editors.contradictions import Contradictions, report_contrad
 from lightning_edit.edits import Changes, Edit, EditBatch, EditSequence, Provenance
 from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError
 from lightning_edit.hub import PushOptions, marked
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.records import EditRequest
 
 Groups = Sequence[Sequence[EditRequest]]
@@ -279,7 +280,7 @@ class Editor(nn.Module, ABC):
                 )
         for group in groups:
             for request in group:
-                model.check_text(request.prompt, request.target)
+                model.limits.check_text(request.prompt, request.target)
             report_contradictions(group, self.contradictions)
         self.validate(model, [without_contradictions(group, self.contradictions) for group in groups])
 

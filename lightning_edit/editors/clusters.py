@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_edit.edits import Match, Memory, Router, SiteResponder, StackedFactors
 from lightning_edit.edits.hidden_states import distances, prompt_states
 from lightning_edit.edits.hooks import Term
-from lightning_edit.models.language_model import BatchRows, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import BatchRows
 
 KEY, CENTRE, RADIUS = "key", "centre", "radius"
 FORGOTTEN = -1.0

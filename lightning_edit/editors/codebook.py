@@ -14,7 +14,8 @@ from lightning_edit.edits import Match, Memory, Router, SiteResponder
 from lightning_edit.edits.hidden_states import distances, prompt_states
 from lightning_edit.edits.hooks import Term
 from lightning_edit.edits.rows import split_rows
-from lightning_edit.models.language_model import BatchRows, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import BatchRows
 
 Replacement = Literal["replace_prompt", "replace_last", "replace_all"]
 KEY, RADIUS, VALUE = "key", "radius", "value"

@@ -19,8 +19,9 @@ from lightning_edit.edits.hooks import Term
 from lightning_edit.edits.routed import named_requests
 from lightning_edit.edits.rows import split_rows
 from lightning_edit.models.cached_texts import TextBatch
-from lightning_edit.models.language_model import BatchRows, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.passes import BatchRows
 
 GRACE_TUNING = TuningSettings(steps=100, learning_rate=1.0, skip_below=0.0, stop_below=0.0)
 """The authors' settings."""

@@ -17,8 +17,9 @@ from lightning_edit.editors.factors import FactorStore
 from lightning_edit.edits import EditSequence, StackedDelta, WeightChanges
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.models.capture import GradientFactors, capture_factors
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 Tokens = Literal["all", "answer"]

@@ -20,8 +20,9 @@ from lightning_edit.edits import StackedDelta
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.moments import Moments, merge_moments, moments, standard_deviation
 from lightning_edit.models.capture import GradientFactors
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.tokenization import EncodedText
 
 

@@ -13,8 +13,9 @@ from lightning_edit.editors.prompts import Contexts
 from lightning_edit.editors.value_search import ValueResult
 from lightning_edit.edits import EditSequence, StackedFactors
 from lightning_edit.edits.hooks import added_terms
-from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.passes import BatchContext, BatchRows
 from lightning_edit.records import EditRequest
 
 

@@ -12,7 +12,8 @@ from transformers.activations import ACT2FN
 from lightning_edit.edits import Match, Memory, Router, SiteResponder, StackedMatrices
 from lightning_edit.edits.hooks import Term
 from lightning_edit.functional.ties import ties_merge
-from lightning_edit.models.language_model import BatchRows, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import BatchRows
 from lightning_edit.models.recording import Tap, record_all
 from lightning_edit.tokenization import EncodedText
 

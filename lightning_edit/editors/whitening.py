@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit.functional.whitening import principal_whitening
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.moment_sums import MomentSums
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.models.recording import Tap, as_rows, tapped
 from lightning_edit.tokenization import EncodedText, similar_lengths
 

@@ -20,8 +20,10 @@ from lightning_edit.errors import EditError
 from lightning_edit.files import holds_something_else, replace_folder
 from lightning_edit.hub import PushOptions, marked
 from lightning_edit.manifests import write_manifest
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.models.perplexity import perplexity
+from lightning_edit.models.scoring import Score
 from lightning_edit.records import Route
 
 MANIFEST = "edit.json"

@@ -18,7 +18,9 @@ from lightning_edit.edits.rows import repeats_of
 from lightning_edit.errors import TokenizationError
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.counterfactual import CounterfactualModel, given
-from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel, Score
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import BatchContext, BatchRows
+from lightning_edit.models.scoring import Score
 from lightning_edit.models.shared_prefix import SharedPrefix, shared_prefix
 
 _CACHE_SETTINGS = {"use_cache", "cache_implementation", "cache_config", "past_key_values", "assistant_model"}

@@ -23,8 +23,10 @@ from lightning_edit.edits.provenance import Provenance
 from lightning_edit.edits.rows import check_prompts
 from lightning_edit.edits.weight import with_prefix
 from lightning_edit.errors import EditError
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.models.perplexity import losses_of_rows
+from lightning_edit.models.scoring import Score
 from lightning_edit.records import EditRequest, Route
 
 _ROUTED_SHARE = 4

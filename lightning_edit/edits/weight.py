@@ -19,7 +19,9 @@ from lightning_edit.edits.provenance import Provenance
 from lightning_edit.edits.rows import check_prompts, check_rows, repeats_of
 from lightning_edit.edits.stacked import StackedDelta
 from lightning_edit.errors import EditError
-from lightning_edit.models.language_model import BatchContext, BatchRows, ForwardPasses, LanguageModel, Score
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import BatchContext, BatchRows, ForwardPasses
+from lightning_edit.models.scoring import Score
 
 _STATE = "state/"
 _DELTAS = "deltas/"

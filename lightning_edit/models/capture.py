@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.models.head import token_losses
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.tokenization import TokenBatch
 
 

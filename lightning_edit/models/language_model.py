@@ -4,98 +4,26 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit import ranges
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, TokenizationError
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
-from lightning_edit.models.head import rate
+from lightning_edit.models.generation import continue_texts, sample_texts
 from lightning_edit.models.layer_map import LayerMap
+from lightning_edit.models.passes import BatchContext, ForwardPasses, ReusedPrefix
 from lightning_edit.models.products import use_wide_products
+from lightning_edit.models.scoring import Score, score_texts
 from lightning_edit.models.skipping import skipped
-from lightning_edit.tokenization import EncodedText, PromptEncoder, TokenBatch, similar_lengths
-
-
-@dataclass(frozen=True)
-class BatchRows:
-    """The prompts of one padded batch, for edits that treat its rows differently.
-
-    Args:
-        indices: For each of R rows, the index of its prompt in the given list.
-        prompt_ends: (R) int64 column of each prompt's last token in the padded batch.
-        decoding: Whether the batch is being generated from. The prompts then end in the last column, and each later
-            pass has one new column.
-    """
-
-    indices: list[int]
-    prompt_ends: Tensor
-    decoding: bool = False
-
-    def after_prompt(self, length: int) -> Tensor:
-        """Returns (R, length) bool: the columns from each prompt's last token on, in a pass of that length."""
-        columns = torch.arange(length, device=self.prompt_ends.device)
-        if self.decoding:
-            return (columns == length - 1).expand(len(self.indices), -1)
-        return columns >= self.prompt_ends[:, None]
-
-
-_MOST_SPECIAL_TOKENS = 8
-"""More than any tokenizer adds to a text."""
-_PREFIX_SHARE = 4
-"""A token whose keys and values are reused counts as this fraction of one that is run, for the size of batches."""
-_SAMPLED_AT_ONCE = 64
-"""Texts sampled per batch."""
-_POSITION_OFFSET = 2
-"""Extra rows at the start of some position tables (OPT)."""
-BatchContext = Callable[[BatchRows], AbstractContextManager[object]]
-"""Called with the rows of a padded batch; the context is active while the model runs on it."""
-
-
-class ForwardPasses(Protocol):
-    """Forward passes on a batch: full, or reusing what earlier passes computed."""
-
-    def head_inputs(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """See :meth:`LanguageModel.head_inputs`."""
-
-
-class ReusedPrefix(ForwardPasses, Protocol):
-    """Keys and values of tokens that all texts of a call begin with; see :mod:`lightning_edit.models.shared_prefix`."""
-
-    def __len__(self) -> int:
-        """Number of tokens."""
-
-    def cache(self, rows: int) -> Any:
-        """Returns keys and values for a batch, in a cache that can grow."""
-
-    def continued(self, texts: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
-        """Returns ids and attention mask (R, S) of whole texts, padded between prefix and suffix."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Scores of one target after its prompt.
-
-    Args:
-        target_ids: The target's tokens (T).
-        predicted_ids: The most probable token at each target position, given the earlier tokens (T).
-        log_probs: Natural logarithm of each target token's probability (T).
-        head_input: (T, hidden size): input of the language-model head at these positions; None if not requested.
-        divergence: Mean KL(reference || this) in nats over the positions; None without a reference.
-    """
-
-    target_ids: tuple[int, ...]
-    predicted_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    head_input: Tensor | None = None
-    divergence: float | None = None
+from lightning_edit.models.text_limits import TextLimits
+from lightning_edit.tokenization import PromptEncoder, TokenBatch
 
 
 class LanguageModel:
@@ -132,11 +60,11 @@ class LanguageModel:
         self.layer_map = LayerMap(model, site)
         self.name = name or str(model.config.name_or_path) or str(model.config.model_type)
         self.revision = revision
+        self.limits = TextLimits(model, self.encoder, self.name)
         self.tokens_per_batch = tokens_per_batch
         self._block_returns: int | None = None
         self._applied: set[str] = set()
         self._running_calls = 0
-        self._warned_about_length = False
         self.proofs: dict[tuple[str, int], int] = {}
         """Fast paths, by kind and layer, verified against the full forward pass, for texts up to so many tokens."""
 
@@ -213,7 +141,8 @@ class LanguageModel:
                 handle.remove()
 
     @contextmanager
-    def _own_call(self) -> Iterator[None]:
+    def permitted_call(self) -> Iterator[None]:
+        """Permits calls of the Hugging Face model within :meth:`direct_calls_refused`, for methods of this class."""
         self._running_calls += 1
         try:
             yield
@@ -261,65 +190,6 @@ class LanguageModel:
         return message
 
     @cached_property
-    def positions(self) -> int | None:
-        """Maximum number of tokens in the model's configuration; None if unknown."""
-        config: Any = self.model.config.get_text_config()
-        named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-        return next((int(value) for value in named if value), None)
-
-    @cached_property
-    def has_position_table(self) -> bool:
-        """Whether positions are embedded by a table, which limits the length."""
-        tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding)]
-        others = [table for table in tables if table is not self.model.get_input_embeddings()]
-        return any(0 <= table.num_embeddings - (self.positions or 0) <= _POSITION_OFFSET for table in others)
-
-    def check_length(self, text: EncodedText, new_tokens: int = 0) -> None:
-        """Raises if the model has no positions for a text; warns if it is longer than the configured maximum.
-
-        Args:
-            text: The text.
-            new_tokens: Number of tokens to generate after it.
-
-        Raises:
-            TokenizationError: If the model's position table is shorter than the text.
-        """
-        length = len(text.ids) + new_tokens
-        if self.positions is None or length <= self.positions:
-            return
-        message = (
-            f"the text that begins with {self.encoder.decode(text.ids[:12])!r} takes {length} positions with its "
-            f"target or generation, but {self.name} has {self.positions}"
-        )
-        if self.has_position_table:
-            raise TokenizationError(f"{message}; shorten it")
-        if not self._warned_about_length:
-            self._warned_about_length = True
-            warnings.warn(
-                f"{message}; what it says beyond them may be of no use (other such texts are not named)", stacklevel=3
-            )
-
-    def check_text(self, prompt: str, target: str = "", new_tokens: int = 0) -> None:
-        """Raises for a text that cannot be used, before a run would fail on it.
-
-        Only texts that may be too long, or that a tokenizer may change, are tokenised: a token has at least one byte.
-
-        Args:
-            prompt: The prompt.
-            target: The target after it, if any.
-            new_tokens: Number of tokens to generate after it.
-
-        Raises:
-            TokenizationError: If the text does not survive the tokenizer, or the model has no positions for it.
-        """
-        text = f"{prompt}{target}"
-        rendered = self.encoder.render(prompt) if self.encoder.chat_template else prompt
-        length = len(rendered.encode()) + len(target.encode()) + new_tokens + _MOST_SPECIAL_TOKENS
-        is_short = self.positions is None or length <= self.positions
-        if not (text.isascii() and is_short):
-            self.check_length(self.encoder.encode(prompt, target), new_tokens)
-
-    @cached_property
     def takes_position_ids(self) -> bool:
         """Whether the model's forward accepts position_ids."""
         return "position_ids" in inspect.signature(self.model.forward).parameters
@@ -329,7 +199,7 @@ class LanguageModel:
         """Length of the tuple that a block returns; 0 if it returns a tensor."""
         if self._block_returns is None:
             token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-            with torch.no_grad(), self._recording_block_returns(), self._own_call():
+            with torch.no_grad(), self._recording_block_returns(), self.permitted_call():
                 self.model(input_ids=token, use_cache=False)
         return self._block_returns or 0
 
@@ -387,7 +257,7 @@ class LanguageModel:
         head: Any = self.model.get_output_embeddings()
         handle = head.register_forward_pre_hook(choose)
         try:
-            with self._own_call():
+            with self.permitted_call():
                 output = self.model(**inputs)
         finally:
             handle.remove()
@@ -413,7 +283,7 @@ class LanguageModel:
         # Recorded now, because edits applied later may expect other rows.
         noting = self._recording_block_returns() if self._block_returns is None else nullcontext()
         try:
-            with noting, self._own_call():
+            with noting, self.permitted_call():
                 self.model(**inputs)
         finally:
             handle.remove()
@@ -500,52 +370,8 @@ class LanguageModel:
             raise ConfigurationError("score: a prefix cannot be reused together with other passes or edits of rows")
         encoded = [self.encoder.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         for text in encoded:
-            self.check_length(text)
-        scores: dict[int, Score] = {}
-        lengths = [_tokens_to_run(text, prefix) for text in encoded]
-        for chunk in similar_lengths(lengths, self.tokens_per_batch, enough=self.saturation_tokens):
-            texts = [encoded[index] for index in chunk]
-            batch = self.encoder.collate(texts, "right" if prefix is not None else None).to(self.device)
-            kept = [references[index] if references else None for index in chunk]
-            with around(self._rows(chunk, texts, batch)) if around else nullcontext():
-                scored = self._score_batch(batch, texts, kept, keep_head_input, prefix or passes or self)
-            scores.update(zip(chunk, scored, strict=True))
-        return [scores[index] for index in range(len(prompts))]
-
-    @staticmethod
-    def _rows(chunk: list[int], texts: Sequence[EncodedText], batch: TokenBatch) -> BatchRows:
-        prompt_lengths = torch.tensor([text.target[0] for text in texts], device=batch.input_ids.device)
-        first_columns = batch.attention_mask.argmax(1)
-        return BatchRows(chunk, first_columns + prompt_lengths - 1)
-
-    def _score_batch(
-        self,
-        batch: TokenBatch,
-        texts: list[EncodedText],
-        kept: list[Tensor | None],
-        keep_head_input: bool,
-        passes: ForwardPasses,
-    ) -> list[Score]:
-        inputs = passes.head_inputs(batch, batch.answer_mask)
-        lengths = [len(text.target_ids) for text in texts]
-        has_reference = [reference is not None for reference in kept]
-        compared = torch.tensor(has_reference).repeat_interleave(torch.tensor(lengths)).nonzero()[:, 0]
-        references = [reference.to(inputs) for reference in kept if reference is not None]
-        before = torch.cat(references) if references else inputs[:0]
-        ratings = rate(self, inputs, batch.target_ids, compared.to(inputs.device), before)
-        columns = (inputs, ratings.log_probs, ratings.predicted)
-        per_text = zip(*(column.split(lengths) for column in columns), strict=True)
-        changes = iter(ratings.divergences.split([n for n, asked in zip(lengths, has_reference, strict=True) if asked]))
-        return [
-            Score(
-                text.target_ids,
-                tuple(predicted.tolist()),
-                tuple(log_probs.tolist()),
-                read.clone() if keep_head_input else None,
-                float(next(changes).mean()) if asked else None,
-            )
-            for text, (read, log_probs, predicted), asked in zip(texts, per_text, has_reference, strict=True)
-        ]
+            self.limits.check_length(text)
+        return score_texts(self, encoded, references, keep_head_input, passes, around, prefix)
 
     @torch.no_grad()
     def generate(
@@ -593,88 +419,12 @@ class LanguageModel:
         if any(not text.ids for text in encoded):
             raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")
         for text, limit in zip(encoded, limits, strict=True):
-            self.check_length(text, limit)
-        texts: dict[int, str] = {}
-        model: Any = self.model
-        lengths = [_tokens_to_run(text, prefix) for text in encoded]
-        for chunk in similar_lengths(lengths, self.tokens_per_batch, limits):
-            ids, mask, cached = self._to_continue([encoded[index] for index in chunk], prefix)
-            config = self._generation_config(max(limits[index] for index in chunk), settings)
-            last_column = torch.full((len(chunk),), ids.shape[1] - 1, device=self.device)
-            with (
-                around(BatchRows(chunk, last_column, decoding=True)) if around else nullcontext(),
-                self._without_published_generation_config(),
-                self._own_call(),
-            ):
-                output = model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=config,
-                    **cached,
-                    **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
-                )
-            for index, row in zip(chunk, output[:, ids.shape[1] :].tolist(), strict=True):
-                texts[index] = self.encoder.decode(row[: limits[index]])
-        return [texts[index] for index in range(len(prompts))]
-
-    def first_generated_logits(self, encoded: Sequence[EncodedText], prefix: ReusedPrefix | None = None) -> Tensor:
-        """Returns logits (R, vocabulary) that the first generated token of prompts is chosen from.
-
-        Args:
-            encoded: The prompts (R).
-            prefix: See :meth:`generate`.
-        """
-        ids, mask, cached = self._to_continue(encoded, prefix)
-        config = self._generation_config(1, {"output_logits": True, "return_dict_in_generate": True})
-        model: Any = self.model
-        with self._without_published_generation_config(), self._own_call():
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **cached)
-        logits: Tensor = output.logits[0]
-        return logits
-
-    def _to_continue(
-        self, encoded: Sequence[EncodedText], prefix: ReusedPrefix | None
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Returns ids and attention mask (R, S) of prompts, and the cache to continue them from, if any."""
-        if prefix is not None:
-            return *prefix.continued(encoded), {"past_key_values": prefix.cache(len(encoded))}
-        batch = self.encoder.collate(encoded, padding_side="left").to(self.device)
-        return batch.input_ids, batch.attention_mask, {}
+            self.limits.check_length(text, limit)
+        return continue_texts(self, encoded, limits, settings, around, prefix)
 
     def sample(self, starts: Tensor, length: int) -> Tensor:
         """Samples texts (P, length) int64 from starting ids (P, S), at temperature 1 and without end-of-text."""
-        model: Any = self.model
-        settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "eos_token_id": None}
-        config = self._generation_config(length - starts.shape[1], settings)
-        # A step reads all weights for any number of texts, so larger batches take hardly longer.
-        parts = starts.to(self.device).split(_SAMPLED_AT_ONCE)
-        with self._without_published_generation_config(), self._own_call():
-            return torch.cat(
-                [model.generate(part, attention_mask=torch.ones_like(part), generation_config=config) for part in parts]
-            )
-
-    def _generation_config(self, max_new_tokens: int, settings: dict[str, Any]) -> GenerationConfig:
-        values = {
-            "do_sample": False,
-            "max_new_tokens": max_new_tokens,
-            "pad_token_id": self.encoder.pad_id,
-            "eos_token_id": getattr(self.model.generation_config, "eos_token_id", None),
-        }
-        return GenerationConfig(**{**values, **settings})
-
-    @contextmanager
-    def _without_published_generation_config(self) -> Iterator[None]:
-        """Hides the model's published generation settings.
-
-        transformers fills unset fields of a GenerationConfig from them, so a repetition penalty or beams would change
-        greedy decoding.
-        """
-        published = self.model.generation_config
-        self.model.generation_config = GenerationConfig()
-        try:
-            yield
-        finally:
-            self.model.generation_config = published
+        return sample_texts(self, starts, length)
 
     @contextmanager
     def enable_grad_through(self) -> Iterator[None]:
@@ -686,8 +436,3 @@ class LanguageModel:
             )
         with torch.enable_grad():
             yield
-
-
-def _tokens_to_run(text: EncodedText, prefix: ReusedPrefix | None) -> int:
-    """Tokens that a text counts for in a batch; those of a prefix take memory, but hardly any time."""
-    return len(text.ids) if prefix is None else len(text.ids) - len(prefix) + len(prefix) // _PREFIX_SHARE

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edit.errors import LayerMapError
-from lightning_edit.models.language_model import BatchContext, BatchRows, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import BatchContext, BatchRows
 from lightning_edit.models.skipping import skipped
 from lightning_edit.tokenization import EncodedText, similar_lengths
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.attention import grouped_attention
 from lightning_edit.models.fast_paths import problem_of
+from lightning_edit.models.generation import first_generated_logits
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
@@ -164,7 +165,7 @@ def _problem(model: LanguageModel, text: EncodedText, length: int, built: list[S
     suffix = text.ids[length:]
     longer = suffix + suffix[-1:] * max(_PADDING + 1 - len(suffix), 0)
     checked = [EncodedText(text.ids[:length] + rest, (0, 0)) for rest in (longer, longer[:-_PADDING])]
-    expected = _last_head_inputs(model, checked), model.first_generated_logits(checked)
+    expected = _last_head_inputs(model, checked), first_generated_logits(model, checked)
     if not all(bool(values.isfinite().all()) for values in expected):
         return "the full pass gives values that are not finite"
 
@@ -173,7 +174,7 @@ def _problem(model: LanguageModel, text: EncodedText, length: int, built: list[S
         return built[0].last_head_inputs(checked)
 
     def logits() -> Tensor:
-        return model.first_generated_logits(checked, built[0])
+        return first_generated_logits(model, checked, built[0])
 
     return problem_of(head_inputs, expected[0], model.dtype) or problem_of(logits, expected[1], model.dtype)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_edit.models.fast_paths import finite_rows, problem_of
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.models.recording import first_tensor
 from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk_store import (

@@ -175,7 +175,7 @@ class EditingModule(LightningModule):
             Evaluator(model, settings, judge=self._judge).check(datamodule.records(name))
         if "fit" in datamodule.reports and stage == "fit":
             for prompt, answer in datamodule.training_prompts():
-                model.check_text(prompt, answer)
+                model.limits.check_text(prompt, answer)
 
     def prepare_measures(self, stage: str) -> None:
         """Prepares the evaluation of a stage of the Trainer."""

@@ -12,7 +12,9 @@ from torch import Tensor
 from lightning_edit.editors.base import Editor
 from lightning_edit.edits import EditBatch, Scorer, routes_of
 from lightning_edit.judges import Judge
-from lightning_edit.models.language_model import ForwardPasses, LanguageModel, Score
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import ForwardPasses
+from lightning_edit.models.scoring import Score
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.modules.questions import Question, QuestionKey, Reply
@@ -177,13 +179,14 @@ class Evaluator:
         """
         for record in records:
             for probe in self._probes(record):
-                self.model.check_text(probe.prompt, probe.answer, self._limit(probe) if self.settings.generate else 0)
+                new_tokens = self._limit(probe) if self.settings.generate else 0
+                self.model.limits.check_text(probe.prompt, probe.answer, new_tokens)
                 for text in Question(0, probe, 0).further_texts:
-                    self.model.check_text(probe.prompt, text)
+                    self.model.limits.check_text(probe.prompt, text)
                 if self.settings.wild is not None and probe.kind in _WILD_KINDS:
                     for context in self.settings.wild.contexts:
                         prompt = in_context(probe.prompt, context, self.model.encoder)
-                        self.model.check_text(prompt, "", self.settings.wild.new_tokens)
+                        self.model.limits.check_text(prompt, "", self.settings.wild.new_tokens)
 
     def _generates(self, record: EditRecord) -> bool:
         """Whether the model generates after a record's probes."""

@@ -90,7 +90,7 @@ class Engine:
             text = self.model.encoder.encode(prompt)
             if not text.ids:
                 raise TokenizationError("a prompt has no tokens; give a prompt that is not empty")
-            self.model.check_length(text, limit)
+            self.model.limits.check_length(text, limit)
         job = _Job(tuple(prompts), limit, Future())
         try:
             self._jobs.put_nowait(job)

@@ -3,7 +3,8 @@
 import pytest
 
 from lightning_edit.data import EditDataModule
-from lightning_edit.data.reading import ReadReport, RecordSource
+from lightning_edit.data.read_report import ReadReport
+from lightning_edit.data.reading import RecordSource
 from lightning_edit.records import EditRecord, EditRequest
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_edit.data.reading import ReadReport, RecordSource
+from lightning_edit.data.read_report import ReadReport
+from lightning_edit.data.reading import RecordSource
 from lightning_edit.editors import Capabilities, Editor
 from lightning_edit.editors.base import GroupChanges, Groups
 from lightning_edit.edits import Changes, Edit, EditSequence, Provenance, Scorer
@@ -21,7 +22,7 @@ from lightning_edit.edits.rows import check_prompts, repeats_of, split_rows
 from lightning_edit.errors import EditError
 from lightning_edit.metrics import OutcomeMetric
 from lightning_edit.models import LanguageModel
-from lightning_edit.models.language_model import BatchRows
+from lightning_edit.models.passes import BatchRows
 from lightning_edit.records import EditOutcome, EditRecord, EditRequest, Probe, ProbeKind
 
 

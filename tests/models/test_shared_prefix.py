@@ -105,14 +105,14 @@ def test_padding_is_part_of_the_check_where_all_texts_are_equally_long(recwarn):
 
 
 def test_a_prefix_that_changes_the_result_is_refused(monkeypatch):
-    for kind, name, size in (
+    for owner, name, size in (
         (shared_prefix.SharedPrefix, "last_head_inputs", 2),
-        (LanguageModel, "first_generated_logits", 3),
+        (shared_prefix, "first_generated_logits", 3),
     ):
-        correct = getattr(kind, name)
+        correct = getattr(owner, name)
         model = language_model()
         with monkeypatch.context() as patch:
-            patch.setattr(kind, name, lambda *a, f=correct, n=size: f(*a) * (1.1 if len(a) == n else 1.0))
+            patch.setattr(owner, name, lambda *a, f=correct, n=size: f(*a) * (1.1 if len(a) == n else 1.0))
             with pytest.warns(UserWarning, match="common prefix cannot be reused in tiny-llama"):
                 assert shared_prefix.shared_prefix(model, encoded(model)) is None
             # A refusal is remembered, until the weights change.
