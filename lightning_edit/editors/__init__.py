@@ -18,6 +18,7 @@ from lightning_edit.editors.mend import MEND
 from lightning_edit.editors.pmet import PMET
 from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.rome import ROME
+from lightning_edit.editors.scoped import Scoped
 from lightning_edit.editors.scr import SCR
 from lightning_edit.editors.serac import SERAC
 from lightning_edit.editors.side_memory_training import Margins
@@ -50,6 +51,7 @@ __all__ = [
     "KnowledgeNeurons",
     "LoRA",
     "Margins",
+    "Scoped",
     "TuningSettings",
     "ValueSettings",
     "load_editor",

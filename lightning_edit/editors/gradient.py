@@ -71,12 +71,21 @@ class GradientEditor(Editor):
         Raises:
             NonFiniteError: If a request's loss or gradient is not finite.
         """
+        return GroupChanges(WeightChanges(self.stacked_changes(model, groups, passes)))
+
+    def stacked_changes(
+        self, model: LanguageModel, groups: Groups, passes: ForwardPasses | None = None
+    ) -> dict[str, StackedDelta]:
+        """Computes the weight changes of groups of requests, by site name.
+
+        Raises:
+            NonFiniteError: If a request's loss or gradient is not finite.
+        """
         batch, edit_of_row = encode_groups(model, groups, self.encoder(model))
         names = [name_of(request) for group in groups for request in group]
         store = self.collect(model, batch, edit_of_row, names, passes)
         with torch.no_grad():
-            stacked = {site: changes.detach() for site, changes in self.stack(store).items()}
-        return GroupChanges(WeightChanges(stacked))
+            return {site: changes.detach() for site, changes in self.stack(store).items()}
 
     def new_store(self, edits: int) -> FactorStore:
         """Creates the store for the factors of B edits."""

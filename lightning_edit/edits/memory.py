@@ -76,9 +76,15 @@ class Memory:
 
 
 def _concatenate_padded(first: Tensor, second: Tensor) -> Tensor:
-    """Concatenates values to (M + N, …); token ids (integers) of different widths are padded with -1."""
-    second = second.to(first.device)
-    if first.dim() == 2 and not first.is_floating_point() and first.shape[1] != second.shape[1]:
-        width = max(first.shape[1], second.shape[1])
-        first, second = (torch.nn.functional.pad(v, (0, width - v.shape[1]), value=-1) for v in (first, second))
-    return torch.cat([first, second])
+    """Concatenates values to (M + N, …) of the larger size: token ids (integers) padded with -1, others with 0."""
+    size = [max(sizes) for sizes in zip(first.shape[1:], second.shape[1:], strict=True)]
+    return torch.cat([_padded(first, size), _padded(second.to(first.device), size)])
+
+
+def _padded(values: Tensor, size: Sequence[int]) -> Tensor:
+    if list(values.shape[1:]) == list(size):
+        return values
+    missing = [want - have for have, want in zip(values.shape[1:], size, strict=True)]
+    # From the last dimension to the first, each before and after the values.
+    amounts = [amount for count in reversed(missing) for amount in (0, count)]
+    return torch.nn.functional.pad(values, amounts, value=0 if values.is_floating_point() else -1)

@@ -6,8 +6,9 @@ from lightning_edit.modules.evaluation_settings import EvaluationSettings, Seque
 from lightning_edit.modules.hypernetwork import HypernetworkEditing
 from lightning_edit.modules.locate import LocateEditing
 from lightning_edit.modules.memory import MemoryEditing
-from lightning_edit.modules.optimization import HypernetworkOptimization, MemoryOptimization
+from lightning_edit.modules.optimization import HypernetworkOptimization, MemoryOptimization, ScopedOptimization
 from lightning_edit.modules.retrieval import RetrievalEditing
+from lightning_edit.modules.scoped import ScopedEditing
 
 __all__ = [
     "EditingModule",
@@ -20,5 +21,7 @@ __all__ = [
     "MemoryOptimization",
     "Prediction",
     "RetrievalEditing",
+    "ScopedEditing",
+    "ScopedOptimization",
     "SequentialSettings",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -102,12 +102,16 @@ def outer_gradients(
     trunk: Trunk,
     edit_weight: float,
     locality_weight: float,
+    locality_shares: Tensor | None = None,
 ) -> OuterResult:
     """Computes the gradients of edit_weight · mean L_e + locality_weight · mean L_loc, in passes of limited size.
 
     Means are over the texts of all processes, so that averaging gradients over processes gives the gradient of the
-    whole batch. The other arguments are those of :func:`outer_losses`.
+    whole batch. With ``locality_shares`` (locality prompts), each L_loc is multiplied by its share before. The other
+    arguments are those of :func:`outer_losses`.
     """
+    shares = torch.ones(len(batch.locality_rows)) if locality_shares is None else locality_shares
+    shares = shares.to(model.device)
     rephrases = mean_over_processes(batch.rephrases, model.device)
     # Without locality prompts in any process, their sum is zero and the divisor does not matter.
     localities = mean_over_processes(len(batch.locality_rows), model.device) or 1.0
@@ -117,12 +121,15 @@ def outer_gradients(
     for rows in batch.outer.chunks(model.tokens_per_batch):
         part = batch.with_outer(rows)
         part_edit, part_locality = outer_losses(model, part, proposal.stacked, trunk)
-        objective = edit_weight * part_edit.sum() / rephrases + locality_weight * part_locality.sum() / localities
+        of_part = rows[part.rephrases :] - batch.rephrases
+        weighted = (part_locality * shares[of_part].to(part_locality)).sum()
+        objective = edit_weight * part_edit.sum() / rephrases + locality_weight * weighted / localities
         for total, gradient in zip(gradients, torch.autograd.grad(objective, proposal.leaves), strict=True):
             total += gradient
         edit[rows[: part.rephrases]] = part_edit.detach().to(edit)
-        locality[rows[part.rephrases :] - batch.rephrases] = part_locality.detach().to(edit)
-    total = edit_weight * edit.sum() / rephrases + locality_weight * locality.sum() / localities
+        locality[of_part] = part_locality.detach().to(edit)
+    kept = (locality * shares.to(locality)).sum()
+    total = edit_weight * edit.sum() / rephrases + locality_weight * kept / localities
     return OuterResult(edit, locality, total, gradients)
 
 
@@ -147,7 +154,6 @@ class HypernetworkEditing(TrainedEditing):
         log_sites: Whether norms and step sizes of each edit site are logged.
     """
 
-    editor: HypernetworkEditor
     optimization: HypernetworkOptimization
 
     def __init__(
@@ -169,9 +175,14 @@ class HypernetworkEditing(TrainedEditing):
         self._factors = FactorCache(int(factor_gigabytes * 2**30))
 
     @property
+    def hypernetwork(self) -> HypernetworkEditor:
+        """The editor whose networks are trained."""
+        return cast(HypernetworkEditor, self.editor)
+
+    @property
     def encoder(self) -> PromptEncoder:
         """The encoder of training texts: that of the editor's requests."""
-        return self.editor.encoder(self.language_model)
+        return self.hypernetwork.encoder(self.language_model)
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """Runs one training step on B independent edits.
@@ -183,12 +194,21 @@ class HypernetworkEditing(TrainedEditing):
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the record and the site.
         """
-        model, trunk, editor = self.language_model, self.trunk(), self.editor
+        return self.outer_loss(batch)
+
+    def outer_loss(self, batch: TrainingBatch, locality_shares: Tensor | None = None) -> Tensor:
+        """Edits a batch, and computes and logs the outer loss; see :meth:`training_step`.
+
+        Args:
+            batch: The batch.
+            locality_shares: (locality prompts) weights of the divergences, from 0 to 1; all 1 by default.
+        """
+        model, trunk, editor = self.language_model, self.trunk(), self.hypernetwork
         store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk, self._factors)
         editor.learn_statistics(store)
         proposal = editor.propose(store)
         weights = self.optimization.edit_weight, self.optimization.locality_weight
-        outer = outer_gradients(model, batch, proposal, trunk, *weights)
+        outer = outer_gradients(model, batch, proposal, trunk, *weights, locality_shares)
         self._check_finite(batch, proposal, outer)
         self._log_step(batch, proposal, outer)
         return surrogate_loss(outer.objective, proposal.carry(outer.gradients))
@@ -196,14 +216,14 @@ class HypernetworkEditing(TrainedEditing):
     def fill_caches(self, datamodule: Any) -> None:
         """Also fits the whitening on training texts, and computes the factors of every request."""
         super().fill_caches(datamodule)
-        if self.editor.needs_whitening:
+        if self.hypernetwork.needs_whitening:
             prompts = list(datamodule.training_prompts())
             # The same texts in every process, so that all start with the same editor.
             chosen = random.Random(0).sample(prompts, min(_WHITENING_TEXTS, len(prompts)))
             texts = [self.encoder.encode(*text) for text in chosen]
-            self.editor.fit_whitening(self.language_model, texts, self.trunk())
+            self.hypernetwork.fit_whitening(self.language_model, texts, self.trunk())
         if self._factors.limit:
-            editor, model = self.editor, self.language_model
+            editor, model = self.hypernetwork, self.language_model
             texts = [
                 self.encoder.encode(request.prompt, request.target)
                 for record in datamodule.records("fit")
@@ -213,7 +233,7 @@ class HypernetworkEditing(TrainedEditing):
 
     def lowest_layer(self) -> int:
         """Returns the block of the lowest edit site."""
-        return self.editor.lowest_layer(self.language_model)
+        return self.hypernetwork.lowest_layer(self.language_model)
 
     def _check_finite(self, batch: TrainingBatch, proposal: Proposal, outer: OuterResult) -> None:
         losses = torch.cat([outer.edit, outer.locality])
@@ -241,20 +261,21 @@ class HypernetworkEditing(TrainedEditing):
         if self.log_sites:
             for site, changes in proposal.stacked.items():
                 values[f"update_norm/{site}"] = changes.detach().norms().mean()
-            for site, size in self.editor.step_sizes.items():
+            for site, size in self.hypernetwork.step_sizes.items():
                 values[f"step_size/{site.replace('/', '.')}"] = size.detach()
             values |= proposal.measures
         self.log_step(values, batch.edits, ("loss", "edit_loss", "locality_loss"))
 
     def configure_optimizers(self) -> Any:
         """Configures Adam, with a separate learning rate for the step sizes."""
-        parameters = dict(self.editor.named_parameters())
+        return self.scheduled(torch.optim.Adam(self.parameter_groups()))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the trained parameters, with their learning rates."""
+        parameters = dict(self.hypernetwork.named_parameters())
         sizes = [value for name, value in parameters.items() if name.startswith("step_sizes")]
         networks = [value for name, value in parameters.items() if not name.startswith("step_sizes")]
-        optimizer = torch.optim.Adam(
-            [
-                {"params": networks, "lr": self.optimization.learning_rate, "name": "networks"},
-                {"params": sizes, "lr": self.optimization.step_size_learning_rate, "name": "step_sizes"},
-            ]
-        )
-        return self.scheduled(optimizer)
+        return [
+            {"params": networks, "lr": self.optimization.learning_rate, "name": "networks"},
+            {"params": sizes, "lr": self.optimization.step_size_learning_rate, "name": "step_sizes"},
+        ]

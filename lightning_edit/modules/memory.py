@@ -10,11 +10,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_edit.data.batches import TrainingBatch
-from lightning_edit.distributed import lists_of_all_processes, mean_over_processes
 from lightning_edit.editors.serac import SERAC
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.functional.losses import mean_by_row, target_nll
-from lightning_edit.functional.scope import log_complement, scope_losses
+from lightning_edit.functional.scope import log_complement
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.counterfactual import given
 from lightning_edit.models.head import token_losses
@@ -22,7 +21,13 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.evaluation_settings import EvaluationSettings
 from lightning_edit.modules.optimization import MemoryOptimization
-from lightning_edit.modules.scope_examples import ScopeExample, judged_pairs, subject_examples
+from lightning_edit.modules.scope_training import (
+    ScopeStep,
+    mean_of_all_processes,
+    request_for,
+    scope_parameters,
+    scope_step,
+)
 from lightning_edit.modules.trained import TrainedEditing, TrunkSettings
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import TokenBatch
@@ -82,7 +87,7 @@ class MemoryEditing(TrainedEditing):
         """Computes the hidden states of every rephrase, prefixed with its request."""
         encoder = self.encoder
         texts = [
-            encoder.encode(given(_request_for(record.requests, text), text[0]), text[1])
+            encoder.encode(given(request_for(record.requests, text), text[0]), text[1])
             for record, neighbourhood in datamodule.training_neighbourhoods()
             for text in neighbourhood
         ]
@@ -94,72 +99,47 @@ class MemoryEditing(TrainedEditing):
         Raises:
             NonFiniteError: If the loss is not finite.
         """
-        memory, first = lists_of_all_processes(batch.requests)
-        request_of_row = [self._request_of(batch, row) for row in range(len(batch.outer_texts))]
-        classifier = self.editor.scope_classifier
-        examples = [
-            ScopeExample(prompt, first + request_of_row[row] if row < batch.rephrases else None)
-            for row, (prompt, _) in enumerate(batch.outer_texts)
-        ]
-        if self.optimization.subject_examples and self.optimization.objective == "supervised":
-            examples += subject_examples(memory, range(first, first + len(batch.requests)))
-        with torch.set_grad_enabled(self.optimization.train_scope):
-            keys = classifier.remember([request.prompt for request in memory])
-            log_p = classifier.log_similarity([example.prompt for example in examples], keys)
+        supervised = self.optimization.objective == "supervised"
+        about_subjects = self.optimization.subject_examples and supervised
+        step = scope_step(self.editor.scope_classifier, batch, about_subjects, self.optimization.train_scope)
         values: dict[str, Tensor | float]
-        if self.optimization.objective == "mixed":
-            loss, values = self._mixed(batch, log_p, memory)
-        else:
-            loss, values = self._supervised(batch, log_p, examples, memory)
+        loss, values = self._supervised(batch, step) if supervised else self._mixed(batch, step)
         if not bool(loss.isfinite()):
             raise NonFiniteError(f"the loss of the batch that begins with {batch.names[0]!r} is not finite")
         bars = ("loss", "edit_loss", "scope_loss", "locality_loss")
-        self.log_step({"loss": loss.detach(), **values, **self._hits(log_p, examples)}, batch.edits, bars)
+        self.log_step({"loss": loss.detach(), **values, **step.hit_rates(self.editor.threshold)}, batch.edits, bars)
         return loss
 
-    def _hits(self, log_p: Tensor, examples: list[ScopeExample]) -> dict[str, Tensor | float]:
-        """Computes the shares of in-scope and out-of-scope prompts routed to the counterfactual model."""
-        hit = log_p.detach().exp().max(dim=1).values >= self.editor.threshold
-        inside = torch.tensor([example.owner is not None for example in examples], device=hit.device)
-        rates = {"hit_rate": hit[inside], "false_hit_rate": hit[~inside]}
-        return {name: values.float().mean() for name, values in rates.items() if len(values)}
-
-    def _supervised(
-        self, batch: TrainingBatch, log_p: Tensor, examples: list[ScopeExample], memory: list[EditRequest]
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        loss = log_p.new_zeros(())
+    def _supervised(self, batch: TrainingBatch, step: ScopeStep) -> tuple[Tensor, dict[str, Tensor | float]]:
+        loss = step.log_p.new_zeros(())
         values: dict[str, Tensor | float] = {}
         if self.optimization.train_scope:
-            in_scope, counted = judged_pairs(examples, memory)
-            in_scope, counted = in_scope.to(log_p.device), counted.to(log_p.device)
-            positive, negative = scope_losses(log_p, in_scope, counted, self.optimization.hardest_negatives)
-            scope = self._mean(positive) + self._mean(negative)
+            scope = step.loss(self.optimization.hardest_negatives)
             loss = loss + self.optimization.scope_weight * scope
             values |= {"scope_loss": scope.detach()}
         if self.optimization.train_counterfactual:
-            requests = [memory[example.owner] for example in examples[: batch.rephrases] if example.owner is not None]
-            edit = self._mean(self._answer_losses(batch, requests))
+            owners = [example.owner for example in step.examples[: batch.rephrases]]
+            requests = [step.memory[owner] for owner in owners if owner is not None]
+            edit = mean_of_all_processes(self._answer_losses(batch, requests))
             loss = loss + edit
             values |= {"edit_loss": edit.detach()}
         return loss, values
 
-    def _mixed(
-        self, batch: TrainingBatch, log_p: Tensor, memory: list[EditRequest]
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def _mixed(self, batch: TrainingBatch, step: ScopeStep) -> tuple[Tensor, dict[str, Tensor | float]]:
         base = self.language_model
         if not self.editor.answering_model.same_tokens(base):
             raise ConfigurationError(
                 "objective: mixed needs a counterfactual model with the base's own tokens; use supervised"
             )
-        best, which = log_p.max(dim=1)
-        logits, tokens = self._answer_logits(batch, [memory[place] for place in which.tolist()])
+        best, which = step.log_p.max(dim=1)
+        logits, tokens = self._answer_logits(batch, [step.memory[place] for place in which.tolist()])
         with torch.no_grad():
             plain = base.answer_logits(batch.outer).log_softmax(-1)
         share = best[tokens.target_rows][:, None]
         mixed = torch.logaddexp(share + logits.log_softmax(-1), log_complement(share) + plain)
-        edit = self._mean(_nll(mixed, tokens)[: batch.rephrases])
+        edit = mean_of_all_processes(_nll(mixed, tokens)[: batch.rephrases])
         divergence = mean_by_row((plain.exp() * (plain - mixed)).sum(-1), tokens.target_rows, len(tokens))
-        locality = self._mean(divergence[batch.rephrases :])
+        locality = mean_of_all_processes(divergence[batch.rephrases :])
         return edit + locality, {"edit_loss": edit.detach(), "locality_loss": locality.detach()}
 
     def _answer_losses(self, batch: TrainingBatch, requests: list[EditRequest]) -> Tensor:
@@ -186,47 +166,20 @@ class MemoryEditing(TrainedEditing):
             with torch.set_grad_enabled(self.optimization.train_counterfactual):
                 return (self.trunk() if other is base else other).answer_logits(tokens), tokens
 
-    @staticmethod
-    def _request_of(batch: TrainingBatch, row: int) -> int:
-        """Returns the index of the request that a text belongs to."""
-        places: list[int] = (batch.edit_of_request == batch.edit_of_outer[row]).nonzero()[:, 0].tolist()
-        request = _request_for([batch.requests[place] for place in places], batch.outer_texts[row])
-        return next(place for place in places if batch.requests[place] is request)
-
-    def _mean(self, losses: Tensor) -> Tensor:
-        """Averages losses over all processes, so that averaged gradients are those of the whole batch."""
-        # Without losses in any process, the sum is zero and the divisor does not matter.
-        return losses.sum() / (mean_over_processes(len(losses), losses.device) or 1.0)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the trained parameters, with a separate learning rate for each part."""
-        groups, classifier = [], self.editor.scope_classifier
+        groups: list[dict[str, Any]] = []
         if self.optimization.train_counterfactual:
             parameters = list(self.editor.answering_model.parameters())
             groups.append({"params": parameters, "lr": self.optimization.learning_rate, "name": "counterfactual"})
         if self.optimization.train_scope:
-            pretrained = classifier.pretrained()
-            trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-            new = [parameter for parameter in trained if all(parameter is not other for other in pretrained)]
-            rates = {
-                "scope": (new, self.optimization.scope_learning_rate),
-                "encoder": (pretrained, self.optimization.encoder_learning_rate),
-            }
-            groups += [
-                {"params": parameters, "lr": rate, "name": name}
-                for name, (parameters, rate) in rates.items()
-                if parameters
-            ]
+            rates = self.optimization.scope_learning_rate, self.optimization.encoder_learning_rate
+            groups += scope_parameters(self.editor.scope_classifier, *rates)
         return groups
 
     def configure_optimizers(self) -> Any:
         """Configures Adam."""
         return self.scheduled(torch.optim.Adam(self.parameter_groups()))
-
-
-def _request_for(requests: Sequence[EditRequest], text: tuple[str, str]) -> EditRequest:
-    """Finds the request whose target is a rephrase's answer; the first request if there is none."""
-    return next((request for request in requests if request.target == text[1].strip()), requests[0])
 
 
 def _token_batch(model: LanguageModel, texts: Sequence[tuple[str, str]], requests: Sequence[EditRequest]) -> TokenBatch:

@@ -111,3 +111,38 @@ class MemoryOptimization(Optimization):
         ranges.at_least(0, _WHERE, scope_weight=self.scope_weight, learning_rate=self.learning_rate)
         ranges.at_least(0, _WHERE, scope_learning_rate=self.scope_learning_rate)
         ranges.at_least(0, _WHERE, encoder_learning_rate=self.encoder_learning_rate)
+
+
+@dataclass(frozen=True)
+class ScopedOptimization(HypernetworkOptimization):
+    """How hypernetworks are trained together with the scope of their edits.
+
+    Args:
+        warmup_steps: Number of steps of linear warm-up.
+        schedule: "constant", or "cosine" decay to zero over the run.
+        start: Checkpoint of an editor of the same shape, to initialise the weights.
+        edit_weight: Weight of the target's loss.
+        locality_weight: Weight of the divergence from the unedited model, as far as the scope lets a change apply.
+        learning_rate: Adam's learning rate for the networks.
+        step_size_learning_rate: Adam's learning rate for the step sizes.
+        scope_weight: Weight of the scope classifier's loss.
+        subject_examples: See :class:`MemoryOptimization`. Not needed where the records' locality prompts ask about the
+            same subject and the same relation, and wrong where two wordings of one relation have no word in common.
+        hardest_negatives: See :class:`MemoryOptimization`.
+        scope_learning_rate: Adam's learning rate for the scope classifier's projection and scale.
+        encoder_learning_rate: Adam's learning rate for the trained pretrained layers.
+
+    Raises:
+        ConfigurationError: If a setting is out of range.
+    """
+
+    scope_weight: float = 1.0
+    subject_examples: bool = True
+    hardest_negatives: bool = True
+    scope_learning_rate: float = 1e-3
+    encoder_learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.at_least(0, _WHERE, scope_weight=self.scope_weight, scope_learning_rate=self.scope_learning_rate)
+        ranges.at_least(0, _WHERE, encoder_learning_rate=self.encoder_learning_rate)

@@ -120,12 +120,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("tokens_per_batch", [2048, 16])
+SHARES = torch.tensor([0.25, 0.75], dtype=torch.float64)
+"""Of the locality prompts."""
+
+
+@pytest.mark.parametrize(("tokens_per_batch", "shares"), [(2048, None), (16, SHARES)])
 @pytest.mark.parametrize("requests_per_edit", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("case", CASES)
 def test_gradient_equals_autograd_through_the_edited_weights(
-    case, family, requests_per_edit, tokens_per_batch, monkeypatch
+    case, family, requests_per_edit, tokens_per_batch, shares, monkeypatch
 ):
     make, change, patch, tolerance = CASES[case]
     if patch:
@@ -146,13 +150,13 @@ def test_gradient_equals_autograd_through_the_edited_weights(
     store = editor.collect(model, batch.edit, batch.edit_of_request, batch.names, trunk)
     editor.learn_statistics(store)
     proposal = editor.propose(store)
-    outer = outer_gradients(model, batch, proposal, trunk, 0.1, 1.0)
+    outer = outer_gradients(model, batch, proposal, trunk, 0.1, 1.0, shares)
     surrogate = surrogate_loss(outer.objective, proposal.carry(outer.gradients))
     surrogate.backward()
     ours = {name: parameter.grad.clone() for name, parameter in editor.named_parameters()}
 
     editor.zero_grad()
-    expected = plain_loss(model, editor, batch, change)
+    expected = plain_loss(model, editor, batch, change, torch.ones(2) if shares is None else shares)
     expected.backward()
     torch.testing.assert_close(surrogate, expected, rtol=tolerance, atol=0)
     for name, parameter in editor.named_parameters():
@@ -177,7 +181,7 @@ def training_batch(model, requests_per_edit):
     )
 
 
-def plain_loss(model, editor, batch, change):
+def plain_loss(model, editor, batch, change, shares):
     """The same loss, one text at a time, with whole weights edited by functional_call and full logits."""
     positions = batch.edit.answer_mask if editor.tokens == "answer" else None
     factors, _ = capture_factors(model, batch.edit, editor.edit_sites(model), None, positions)
@@ -210,4 +214,4 @@ def plain_loss(model, editor, batch, change):
         else:
             before = model.model(ids).logits[0, predicting].log_softmax(-1)
             locality_losses.append((before.exp() * (before - after)).sum(-1).mean())
-    return 0.1 * torch.stack(edit_losses).mean() + torch.stack(locality_losses).mean()
+    return 0.1 * torch.stack(edit_losses).mean() + (torch.stack(locality_losses) * shares).mean()

@@ -1,0 +1,118 @@
+"""Trains a hypernetwork together with the scope of its edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_edit.data.batches import TrainingBatch
+from lightning_edit.editors.hypernetwork import HypernetworkEditor
+from lightning_edit.editors.scoped import Scoped
+from lightning_edit.errors import NonFiniteError
+from lightning_edit.metrics.base import Average
+from lightning_edit.models.loading import LanguageModelSettings
+from lightning_edit.modules.evaluation_settings import EvaluationSettings
+from lightning_edit.modules.hypernetwork import HypernetworkEditing
+from lightning_edit.modules.optimization import ScopedOptimization
+from lightning_edit.modules.scope_training import ScopeStep, scope_parameters, scope_step
+from lightning_edit.modules.trained import TrunkSettings
+
+
+class ScopedEditing(HypernetworkEditing):
+    """Trains the networks of a :class:`Scoped` editor and its scope classifier in the same steps.
+
+    The loss is edit_weight · L_e + locality_weight · mean p(x_loc in the scope of e) L_loc + scope_weight · L_scope.
+    L_e and L_loc are MEND's, with the change applied to every text, and L_scope is SERAC's. A divergence from the
+    unedited model thus counts as far as the scope lets the change apply; no gradient flows into p from there.
+
+    Args:
+        editor: The editor.
+        language_model: Which base model to load, and how.
+        evaluation: How records are evaluated in testing and prediction.
+        validation: How they are evaluated in validation while fitting.
+        average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
+        metrics: Further metrics over all outcomes.
+        optimization: How it is trained.
+        trunk: Caching of the hidden states below the lowest block that training changes.
+        factor_gigabytes: See :class:`HypernetworkEditing`.
+        log_sites: Whether norms and step sizes of each edit site are logged.
+    """
+
+    optimization: ScopedOptimization
+
+    def __init__(
+        self,
+        editor: Scoped,
+        language_model: LanguageModelSettings = LanguageModelSettings(),
+        evaluation: EvaluationSettings = EvaluationSettings(),
+        validation: EvaluationSettings = EvaluationSettings(generate_records=8),
+        average: Average = "probe",
+        metrics: Sequence[Metric] = (),
+        optimization: ScopedOptimization = ScopedOptimization(),
+        trunk: TrunkSettings = TrunkSettings(),
+        factor_gigabytes: float = 0.0,
+        log_sites: bool = True,
+    ) -> None:
+        super().__init__(
+            cast(HypernetworkEditor, editor),
+            language_model,
+            evaluation,
+            validation,
+            average,
+            metrics,
+            optimization,
+            trunk,
+            factor_gigabytes,
+            log_sites,
+        )
+
+    @property
+    def scoped(self) -> Scoped:
+        """The editor."""
+        return cast(Scoped, self.editor)
+
+    @property
+    def hypernetwork(self) -> HypernetworkEditor:
+        """See :attr:`HypernetworkEditing.hypernetwork`."""
+        return self.scoped.editor
+
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
+        """Runs one training step on B records; see the class.
+
+        Raises:
+            NonFiniteError: If a loss or gradient is not finite.
+        """
+        step = scope_step(self.scoped.scope_classifier, batch, self.optimization.subject_examples, True)
+        scope = step.loss(self.optimization.hardest_negatives)
+        if not bool(scope.isfinite()):
+            raise NonFiniteError(f"the scope's loss of the batch that begins with {batch.names[0]!r} is not finite")
+        self.log_step(
+            {"scope_loss": scope.detach(), **step.hit_rates(self.scoped.threshold)}, batch.edits, ("scope_loss",)
+        )
+        return self.outer_loss(batch, locality_shares(batch, step)) + self.optimization.scope_weight * scope
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See :meth:`HypernetworkEditing.parameter_groups`; includes those of the scope."""
+        rates = self.optimization.scope_learning_rate, self.optimization.encoder_learning_rate
+        return super().parameter_groups() + scope_parameters(self.scoped.scope_classifier, *rates)
+
+
+@torch.no_grad()
+def locality_shares(batch: TrainingBatch, step: ScopeStep) -> Tensor:
+    """Computes, for each of the batch's locality prompts, the probability that it is in the scope of its own edit.
+
+    Of several requests of an edit, the closest counts.
+
+    Args:
+        batch: The batch.
+        step: The scope's probabilities in this step.
+    """
+    shares = []
+    for row in range(batch.rephrases, len(batch.outer_texts)):
+        places = (batch.edit_of_request == batch.edit_of_outer[row]).nonzero()[:, 0].to(step.log_p.device)
+        shares.append(step.log_p[row, step.first + places].max().exp())
+    return torch.stack(shares) if shares else step.log_p.new_zeros(0)
