@@ -122,7 +122,8 @@ def routed_at(lines: list[dict[str, Any]], threshold: float) -> list[dict[str, A
     for line in lines:
         measures = line["measures"]
         if measures["scope_score"] < threshold:
-            before = {name: measures[f"{name}_before"] for name in ("token_accuracy", "containment")}
-            measures = {**measures, **before, "self_agreement": 1.0, "generation_agreement": 1.0, "scope_hit": 0.0}
+            before = {name: measures[f"{name}_before"] for name in measures if f"{name}_before" in measures}
+            unchanged = {"self_agreement": 1.0, "generation_agreement": 1.0, "kl_divergence": 0.0, "scope_hit": 0.0}
+            measures = {**measures, **before, **{name: unchanged[name] for name in unchanged if name in measures}}
         routed.append({**line, "measures": measures})
     return routed

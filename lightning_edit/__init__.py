@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         GradientStep,
         KnowledgeNeurons,
         LoRA,
+        Scoped,
         load_editor,
     )
     from lightning_edit.edits import Edit, EditSequence, load_edit
@@ -68,6 +69,7 @@ __all__ = [
     "LoRA",
     "Probe",
     "ProbeKind",
+    "Scoped",
     "__version__",
     "load_edit",
     "load_editor",
