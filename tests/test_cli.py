@@ -82,8 +82,11 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, monkeypatch):
     module = config["model"]["class_path"].rpartition(".")[2]
     editor_settings = yaml.safe_load((path.parent / config["model"]["init_args"]["editor"]).read_text())["init_args"]
     by_argument = {"adapted_layers": "1", "sites": "[1, 2]", "demonstrations": "2"}
+    place = "--model.editor.init_args"
+    if "editor" in editor_settings:
+        place, editor_settings = f"{place}.editor.init_args", editor_settings["editor"]["init_args"]
     name = next((argument for argument in by_argument if argument in editor_settings), "layers")
-    small[f"--model.editor.init_args.{name}"] = by_argument.get(name, "[1]")
+    small[f"{place}.{name}"] = by_argument.get(name, "[1]")
     if "sequential" in config["model"]["init_args"].get("evaluation", {}):
         small["--model.evaluation.sequential.text"] = "corpus.txt"
     data = (
