@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
-EXPERIMENT := configs/experiment/mend-smollm2-worldfacts.yaml
+EXPERIMENT := configs/experiment/scoped-smollm2-worldfacts.yaml
 
 .PHONY: demo test lint clean
 

@@ -108,8 +108,8 @@ class TrainingRecords(Dataset[TrainingExample]):
         records: The records.
         seed: Seed of the draws.
         locality_draws: Maximum number of locality prompts to draw for a record.
-        aliases: Whether portability prompts that are answered with the target itself, such as questions that use another
-            name of the subject, are rephrases, too.
+        aliases: Whether portability prompts that are answered with the target itself count as rephrases, such as
+            questions that use another name of the subject.
     """
 
     def __init__(

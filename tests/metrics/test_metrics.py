@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from lightning_edit import metrics as m
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.records import Answer, EditOutcome, EditRequest, Probe, ProbeKind, Route
+from tests.two_processes import start_method
 
 TEXTS = ["Rome.", "Rome, the city", "in Rome", "Romeo", "Paris", "", "The Hague!\nmore", "rome is the capital of Italy"]
 
@@ -222,8 +223,8 @@ def test_two_processes_with_uneven_shares_equal_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_share, args=(port, queue), nprocs=2)
+    queue = mp.get_context(start_method()).SimpleQueue()
+    mp.start_processes(_share, args=(port, queue), nprocs=2, start_method=start_method())
     results = dict(queue.get() for _ in range(4))
     assert results["area 0"] == results["area 1"] > 0
     alone = m.edit_metrics([(ProbeKind.LOCALITY, "A"), (ProbeKind.EDIT_SUCCESS, "B")])

@@ -1,8 +1,6 @@
 """Two processes against one: the same gradients, statistics and measures at the same global batch."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from lightning.pytorch import Callback
 
 from lightning_edit.cli import main
 from tests.modules.test_training import write_config
+from tests.two_processes import run_in_two_processes
 
 
 class KeepsState(Callback):
@@ -24,13 +23,11 @@ class KeepsState(Callback):
         torch.save(state, f"{self.folder}/rank-{trainer.global_rank}.pt")
 
 
-def run(command, processes):
+def run(processes, *commands):
     if processes == 1:
-        assert main(command) == 0
-        return
-    program = [sys.executable, "-m", "lightning_edit.cli"]
-    result = subprocess.run([*program, *command], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+        assert all(main(command) == 0 for command in commands)
+    else:
+        run_in_two_processes(*commands)
 
 
 @pytest.fixture(scope="module", params=["MEND", "MALMEN", "SERAC"])
@@ -60,8 +57,8 @@ def runs(request, tmp_path_factory, tiny_folder):
         content["data"]["eval_batch_size"] = 2
         config.write_text(yaml.safe_dump(content))
         last = str(folder / "checkpoints" / "last.ckpt")
-        for command in (["fit"], ["test", "--ckpt_path", last]):
-            run([command[0], "--config", str(config), *command[1:]], processes)
+        named = ["--config", str(config)]
+        run(processes, ["fit", *named], ["test", *named, "--ckpt_path", last])
     return folders
 
 
@@ -137,7 +134,7 @@ def test_an_editor_without_parameters_and_a_process_without_records(tmp_path, ti
         content["data"]["validation"]["init_args"]["limit"] = 3
         content["data"]["eval_requests_per_edit"] = 4
         config.write_text(yaml.safe_dump(content))
-        run(["test", "--config", str(config)], processes)
+        run(processes, ["test", "--config", str(config)])
         [metrics] = folder.rglob("metrics.json")
         written[processes] = json.loads(metrics.read_text())
     assert written[2]["counts"] == written[1]["counts"]

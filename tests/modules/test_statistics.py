@@ -17,6 +17,7 @@ from lightning_edit.models.moment_sums import MomentSums, keys_of
 from lightning_edit.models.statistics import KeyStatistics
 from lightning_edit.modules import LocateEditing
 from tests.modules.fitting import fitted, write_config
+from tests.two_processes import run_in_two_processes
 
 
 def test_statistics_record_the_number_of_their_tokens(tmp_path, tiny_folder, text):
@@ -80,33 +81,31 @@ def test_a_stopped_run_goes_on_where_it_was(run, tiny_folder, text, tmp_path, mo
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_was_stopped_after_its_last_batch_still_writes_its_statistics(
-    run, tiny_folder, text, tmp_path, devices
+    run, tiny_folder, text, tmp_path, monkeypatch, devices
 ):
     parallel = {"devices": devices, **({"strategy": "ddp"} if devices > 1 else {})}
-    config = write_config(tmp_path, tiny_folder, text, **parallel)
-    stopping = (
-        "import sys, lightning_edit.modules.locate as l; from lightning_edit.cli import main\n"
-        "def stop(self):\n"
-        "    self.trainer.strategy.barrier()\n"
-        "    raise KeyboardInterrupt\n"
-        "l.LocateEditing.on_fit_end = stop\n"
-        f"sys.exit(main(['fit', '--config', {str(config)!r}]))"
-    )
-    script = tmp_path / "stopping.py"
-    script.write_text(stopping)
-    assert subprocess.run([sys.executable, str(script)], capture_output=True).returncode != 0
+    command = ["fit", "--config", str(write_config(tmp_path, tiny_folder, text, **parallel))]
+
+    def stop(module):
+        module.trainer.strategy.barrier()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocateEditing, "on_fit_end", stop)
+        if devices == 1:
+            assert main(command) != 0
+        else:
+            with pytest.raises(AssertionError, match="KeyboardInterrupt|exit status 130"):
+                run_in_two_processes(command)
     assert not (tmp_path / "statistics").exists()
     partial = sorted(tmp_path.glob("*.partial-*"))
     assert len(partial) == devices
     if devices > 1:
         # One process got further than the other.
         partial[1].unlink()
-    if devices == 1:
-        assert main(["fit", "--config", str(config)]) == 0
+        run_in_two_processes(command)
     else:
-        command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
-        again = subprocess.run(command, capture_output=True, text=True)
-        assert again.returncode == 0, again.stderr[-3000:]
+        assert main(command) == 0
     whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
     assert actual.corpus == whole.corpus
     for name, moment in whole.moments.items():
@@ -118,9 +117,7 @@ def test_a_run_that_was_stopped_after_its_last_batch_still_writes_its_statistics
 def test_two_processes_with_different_numbers_of_batches(run, tiny_folder, text, tmp_path, batch_size):
     """Two batches and one, or one and none: no process waits for a batch that never comes."""
     config = write_config(tmp_path, tiny_folder, text, batch_size, devices=2, strategy="ddp")
-    command = [sys.executable, "-m", "lightning_edit.cli", "fit", "--config", str(config)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes(["fit", "--config", str(config)])
     whole, actual = KeyStatistics.load(run / "statistics"), KeyStatistics.load(tmp_path / "statistics")
     assert actual.corpus == whole.corpus
     for name, moment in whole.moments.items():
