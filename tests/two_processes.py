@@ -12,7 +12,7 @@ from lightning_edit.cli import main
 
 
 def start_method() -> str:
-    """How to start children: forked ones have everything imported, but a process with OpenMP's threads must not fork."""
+    """Returns how to start children: a fork has everything imported, but threads of OpenMP must not be forked."""
     return "fork" if os.environ.get("OMP_NUM_THREADS") == "1" else "spawn"
 
 

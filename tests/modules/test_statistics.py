@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_after_its_last_batch_still_writes_its_statistics
         if devices == 1:
             assert main(command) != 0
         else:
-            with pytest.raises(AssertionError, match="KeyboardInterrupt|exit status 130"):
+            with pytest.raises(AssertionError, match=r"KeyboardInterrupt|exit status 130"):
                 run_in_two_processes(command)
     assert not (tmp_path / "statistics").exists()
     partial = sorted(tmp_path.glob("*.partial-*"))
