@@ -108,14 +108,10 @@ class TrainingRecords(Dataset[TrainingExample]):
         records: The records.
         seed: Seed of the draws.
         locality_draws: Maximum number of locality prompts to draw for a record.
-        aliases: Whether portability prompts that are answered with the target itself count as rephrases, such as
-            questions that use another name of the subject.
     """
 
-    def __init__(
-        self, records: Sequence[EditRecord], seed: int = 0, locality_draws: int = 1, aliases: bool = False
-    ) -> None:
-        self.records, self.seed, self.locality_draws, self.aliases = records, seed, locality_draws, aliases
+    def __init__(self, records: Sequence[EditRecord], seed: int = 0, locality_draws: int = 1) -> None:
+        self.records, self.seed, self.locality_draws = records, seed, locality_draws
 
     def __len__(self) -> int:
         return len(self.records)
@@ -130,14 +126,11 @@ class TrainingRecords(Dataset[TrainingExample]):
             tuple(rng.sample(locality, min(self.locality_draws, len(locality)))),
         )
 
-    def candidates(self, record: EditRecord) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    @staticmethod
+    def candidates(record: EditRecord) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Returns the (prompt, target) pairs that can be drawn as rephrase and as locality prompt."""
         neighbourhood = [(request.prompt, request.target) for request in record.requests]
         neighbourhood += [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.GENERALIZATION)]
-        if self.aliases:
-            targets = {request.target for request in record.requests}
-            portability = [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.PORTABILITY)]
-            neighbourhood += [text for text in portability if text[1] in targets]
         return neighbourhood, [(probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.LOCALITY)]
 
 

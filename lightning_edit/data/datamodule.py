@@ -45,8 +45,6 @@ class EditDataModule(LightningDataModule):
         batch_size: Independent edits per training step and process.
         requests_per_edit: Records edited jointly in each edit.
         locality_draws: Locality prompts drawn for each training record.
-        aliases: Whether training also draws questions that use another name of the subject; see
-            :class:`TrainingRecords`.
         eval_batch_size: Records evaluated per batch.
         eval_requests_per_edit: Consecutive records edited jointly in evaluation; 1 edits each record on the
             unedited model.
@@ -68,7 +66,6 @@ class EditDataModule(LightningDataModule):
         batch_size: int = 8,
         requests_per_edit: int = 1,
         locality_draws: int = 1,
-        aliases: bool = False,
         eval_batch_size: int = 16,
         eval_requests_per_edit: int = 1,
         num_workers: int = 0,
@@ -95,7 +92,6 @@ class EditDataModule(LightningDataModule):
         }
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
         self.locality_draws, self.eval_requests_per_edit = locality_draws, eval_requests_per_edit
-        self.aliases = aliases
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
         # Set by modules that fit on the corpus: batches to skip, batch to stop at, and number of steps.
         self.corpus, self.corpus_skip, self.corpus_steps = corpus, 0, 0
@@ -181,7 +177,7 @@ class EditDataModule(LightningDataModule):
         (batches.epoch, batches.skip), self._resume_at = self._resume_at, (0, 0)
         self._train_batches = batches
         return DataLoader(
-            cast(Any, TrainingRecords(records, self.seed, self.locality_draws, self.aliases)),
+            cast(Any, TrainingRecords(records, self.seed, self.locality_draws)),
             batch_sampler=batches,
             collate_fn=TrainingCollator(self._encoder(), self.requests_per_edit),
             num_workers=self.num_workers,
@@ -190,7 +186,7 @@ class EditDataModule(LightningDataModule):
 
     def training_texts(self) -> tuple[list[EncodedText], list[EncodedText]]:
         """Tokenises every text that training can draw: requests with their rephrases, and locality prompts."""
-        encoder, dataset = self._encoder(), TrainingRecords(self.records("fit"), self.seed, aliases=self.aliases)
+        encoder, dataset = self._encoder(), TrainingRecords(self.records("fit"), self.seed)
         drawn = [dataset.candidates(record) for record in dataset.records]
         return (
             [encoder.encode(*text) for neighbourhood, _ in drawn for text in neighbourhood],
@@ -199,14 +195,14 @@ class EditDataModule(LightningDataModule):
 
     def training_prompts(self) -> Iterator[tuple[str, str]]:
         """Yields every (prompt, answer) that training can draw."""
-        dataset = TrainingRecords(self.records("fit"), self.seed, aliases=self.aliases)
+        dataset = TrainingRecords(self.records("fit"), self.seed)
         for record in dataset.records:
             for texts in dataset.candidates(record):
                 yield from texts
 
     def training_neighbourhoods(self) -> list[tuple[EditRecord, list[tuple[str, str]]]]:
         """Returns every training record with its candidate rephrases (prompt, answer)."""
-        dataset = TrainingRecords(self.records("fit"), self.seed, aliases=self.aliases)
+        dataset = TrainingRecords(self.records("fit"), self.seed)
         return [(record, dataset.candidates(record)[0]) for record in dataset.records]
 
     def val_dataloader(self) -> DataLoader[list[list[EditRecord]]]:
@@ -267,7 +263,6 @@ class EditDataModule(LightningDataModule):
             "batch_size": self.batch_size,
             "requests_per_edit": self.requests_per_edit,
             "locality_draws": self.locality_draws,
-            "aliases": self.aliases,
             "processes": self._process()[1],
             "records": hashlib.sha256(json.dumps(texts).encode("utf-8", "surrogatepass")).hexdigest(),
         }
