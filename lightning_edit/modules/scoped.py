@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_edit.data.batches import TrainingBatch
+from lightning_edit.distributed import mean_over_processes
 from lightning_edit.editors.hypernetwork import HypernetworkEditor
 from lightning_edit.editors.scoped import Scoped
 from lightning_edit.errors import NonFiniteError
@@ -21,13 +22,17 @@ from lightning_edit.modules.optimization import ScopedOptimization
 from lightning_edit.modules.scope_training import ScopeStep, scope_parameters, scope_step
 from lightning_edit.modules.trained import TrunkSettings
 
+_LEAST_SHARE = 0.05
+"""Locality prompts below this probability are not run, which saves most of a step once the scope has learned them."""
+
 
 class ScopedEditing(HypernetworkEditing):
     """Trains the networks of a :class:`Scoped` editor and its scope classifier in the same steps.
 
     The loss is edit_weight · L_e + locality_weight · mean p(x_loc in the scope of e) L_loc + scope_weight · L_scope.
     L_e and L_loc are MEND's, with the change applied to every text, and L_scope is SERAC's. A divergence from the
-    unedited model thus counts as far as the scope lets the change apply; no gradient flows into p from there.
+    unedited model thus counts as far as the scope lets the change apply; no gradient flows into p from there. Prompts
+    with p < 0.05 count as if it were 0, and are not run.
 
     Args:
         editor: The editor.
@@ -93,7 +98,8 @@ class ScopedEditing(HypernetworkEditing):
         self.log_step(
             {"scope_loss": scope.detach(), **step.hit_rates(self.scoped.threshold)}, batch.edits, ("scope_loss",)
         )
-        return self.outer_loss(batch, locality_shares(batch, step)) + self.optimization.scope_weight * scope
+        outer = self.outer_loss(*within_scope(batch, locality_shares(batch, step)))
+        return outer + self.optimization.scope_weight * scope
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See :meth:`HypernetworkEditing.parameter_groups`; includes those of the scope."""
@@ -116,3 +122,19 @@ def locality_shares(batch: TrainingBatch, step: ScopeStep) -> Tensor:
         places = (batch.edit_of_request == batch.edit_of_outer[row]).nonzero()[:, 0].to(step.log_p.device)
         shares.append(step.log_p[row, step.first + places].max().exp())
     return torch.stack(shares) if shares else step.log_p.new_zeros(0)
+
+
+def within_scope(batch: TrainingBatch, shares: Tensor) -> tuple[TrainingBatch, Tensor]:
+    """Leaves out the locality prompts that the scope keeps from an edit, whose divergence would hardly count.
+
+    Args:
+        batch: The batch.
+        shares: (locality prompts) probabilities that they are in scope.
+
+    Returns:
+        The rest of the batch, and the shares of its locality prompts, scaled so that their mean is over all prompts.
+    """
+    kept = (shares >= _LEAST_SHARE).nonzero()[:, 0]
+    rows = torch.cat([torch.arange(batch.rephrases, device=kept.device), batch.rephrases + kept])
+    everywhere = [mean_over_processes(len(counted), shares.device) for counted in (kept, shares)]
+    return batch.with_outer(rows.to(batch.edit_of_outer.device)), shares[kept] * everywhere[0] / (everywhere[1] or 1.0)

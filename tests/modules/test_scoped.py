@@ -51,7 +51,7 @@ def test_the_loss_is_that_of_mend_with_shares_and_that_of_the_scope():
     settings = ScopedOptimization(subject_examples=False, hardest_negatives=False, scope_weight=0.7)
     module = attached(ScopedEditing, Scoped(mend()), optimization=settings)
     with torch.no_grad():
-        module.scoped.scope_classifier.log_scale.fill_(-0.5)
+        module.scoped.scope_classifier.log_scale.fill_(1.0)
     plain = attached(HypernetworkEditing, mend())
     plain.editor.load_state_dict(module.hypernetwork.state_dict())
     loss = module.training_step(batch_of(module), 0)
@@ -60,10 +60,13 @@ def test_the_loss_is_that_of_mend_with_shares_and_that_of_the_scope():
     with torch.no_grad():
         asked = classifier.embed([prompt for prompt, _ in REPHRASES + LOCALITY]).double()
         keys = classifier.embed([request.prompt for request in REQUESTS]).double()
-        log_p = -(torch.cdist(asked, keys) ** 2) * torch.tensor(-0.5, dtype=torch.float64).exp()
+        log_p = -(torch.cdist(asked, keys) ** 2) * torch.tensor(1.0, dtype=torch.float64).exp()
     shares = torch.stack([log_p[3 + row, row] for row in range(3)]).exp()
     assert bool(((shares > 0.01) & (shares < 0.99)).any())
-    outer = plain.outer_loss(batch_of(plain), shares)
+    # Of three prompts, those that are hardly in scope are left out, and the mean is still over all.
+    counted = shares >= 0.05
+    outer = plain.outer_loss(batch_of(plain), shares * counted)
+    assert 0 < int(counted.sum()) < 3
     inside = torch.cat([torch.eye(3, dtype=torch.bool), torch.zeros(3, 3, dtype=torch.bool)])
     scope = -log_p[inside].mean() - log_complement(log_p[~inside]).mean()
     torch.testing.assert_close(float(loss.detach()), float(outer.detach()) + 0.7 * float(scope), rtol=1e-4, atol=1e-5)
