@@ -7,7 +7,7 @@ folder=$2
 export TOKENIZERS_PARALLELISM=false
 
 echo "== 1/6  train MEND, and the scope of its edits, on the built-in facts"
-lightning-edit fit --config "$experiment"
+lightning-edit fit --config "$experiment" --trainer.val_check_interval 1.0
 run=$(ls -td runs/scoped/version_* | head -n 1)
 checkpoint=$(ls -t "$run"/checkpoints/best*.ckpt | head -n 1)
 mkdir -p "$folder"
