@@ -20,7 +20,6 @@ from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.models.scope import EmbeddingScope
-from lightning_edit.tokenization import PromptEncoder
 
 
 class Scoped(Editor):
@@ -106,10 +105,6 @@ class Scoped(Editor):
     def lowest_layer(self, model: LanguageModel) -> int:
         """See :meth:`Editor.lowest_layer`."""
         return self.editor.lowest_layer(model)
-
-    def text_encoder(self, model: LanguageModel) -> PromptEncoder:
-        """Returns the encoder of requests."""
-        return self.editor.encoder(model)
 
     def validate(self, model: LanguageModel, groups: Groups) -> None:
         """See :meth:`Editor.validate`."""

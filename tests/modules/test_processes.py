@@ -30,7 +30,7 @@ def run(processes, *commands):
         run_in_two_processes(*commands)
 
 
-@pytest.fixture(scope="module", params=["MEND", "MALMEN", "SERAC"])
+@pytest.fixture(scope="module", params=["MEND", "MALMEN", "SERAC", "Scoped"])
 def runs(request, tmp_path_factory, tiny_folder):
     """The folders of a run in one process and of one in two, after one step and a test of seven records."""
     folders = {}
@@ -42,6 +42,10 @@ def runs(request, tmp_path_factory, tiny_folder):
         module = content["model"]["init_args"]
         module["editor"] = {"class_path": f"lightning_edit.editors.{request.param}", "init_args": {"rank": 4}}
         module["editor"]["init_args"].update({"sites": [1, 2]} if request.param != "SERAC" else {"adapted_layers": 2})
+        if request.param == "Scoped":
+            content["model"]["class_path"] = "lightning_edit.modules.ScopedEditing"
+            mend = {"class_path": "lightning_edit.editors.MEND", "init_args": module["editor"]["init_args"]}
+            module["editor"]["init_args"] = {"editor": mend}
         if request.param == "SERAC":
             content["model"]["class_path"] = "lightning_edit.modules.MemoryEditing"
             del module["factor_gigabytes"]
