@@ -128,10 +128,9 @@ class Scoped(Editor):
             tensors |= {f"a/{site}": change.a, f"b/{site}": change.b}
         with torch.no_grad():
             tensors[KEYS] = self.scope_classifier.remember([request.prompt for request in requests])
-        items = Memory(tuple((request,) for request in named_requests(requests)), tensors)
-        memories, start = [], 0
-        for group in groups:
-            memories.append(items.select(range(start, start + len(group))))
-            start += len(group)
+        # Named within each edit, as ids need to be unique only there.
+        named = [request for group in groups for request in named_requests(group)]
+        items = Memory(tuple((request,) for request in named), tensors)
+        memories = items.split([len(group) for group in groups])
         router = ScopeRouter(self.scope_classifier, self.threshold)
         return GroupChanges(RoutedChanges(memories, router, BlockResponder(list(changes))))

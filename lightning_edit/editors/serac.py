@@ -125,11 +125,10 @@ class SERAC(Editor):
     def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
         """See :meth:`Editor.compute_changes`."""
         classifier = self.scope_classifier
-        keys = classifier.remember([request.prompt for group in groups for request in group])
-        memories, start = [], 0
-        for group in groups:
-            requests = tuple((request,) for request in named_requests(group))
-            memories.append(Memory(requests, {KEYS: keys[start : start + len(group)]}))
-            start += len(group)
+        named = [request for group in groups for request in named_requests(group)]
+        items = Memory(
+            tuple((request,) for request in named), {KEYS: classifier.remember([request.prompt for request in named])}
+        )
+        memories = items.split([len(group) for group in groups])
         router = ScopeRouter(classifier, self.threshold)
         return GroupChanges(RoutedChanges(memories, router, CounterfactualResponder(self.answering_model)))

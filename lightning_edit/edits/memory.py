@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ class Memory:
             {name: values[list(places)] for name, values in self.tensors.items()},
             tuple(self.texts[place] for place in places),
         )
+
+    def split(self, sizes: Sequence[int]) -> list[Memory]:
+        """Splits the items into the memories of consecutive edits with so many items each."""
+        ends = list(accumulate(sizes))
+        return [self.select(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
     def owned_by(self, edit: int) -> Memory:
         """Selects the items of one edit of a batch."""

@@ -5,7 +5,7 @@ import torch
 
 from lightning_edit.components import build as build_component
 from lightning_edit.components import describe
-from lightning_edit.editors import MEND, SERAC, Editor, Scoped
+from lightning_edit.editors import MALMEN, MEND, SERAC, Editor, Scoped
 from lightning_edit.edits import EditSequence, Memory, load_edit
 from lightning_edit.errors import ConfigurationError, EditorNotFittedError
 from lightning_edit.records import EditRequest
@@ -30,6 +30,17 @@ def scoped(model, **settings):
 class TestScoped(EditorTester):
     def make(self, model):
         return scoped(model)
+
+
+class TestScopedMALMEN(EditorTester):
+    def make(self, model):
+        malmen = MALMEN(sites=[1, 2], rank=8, step_size=1e-2)
+        malmen.setup(model)
+        malmen.train()
+        malmen.edit_each(model, REQUESTS)
+        editor = Scoped(malmen)
+        editor.setup(model)
+        return editor.eval()
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +132,9 @@ def test_values_of_different_sizes_are_padded_when_memories_are_joined():
     assert joined.tensors["a"].tolist() == [[[1, 0, 0]] * 2, [[1, 1, 1]] * 2]
     assert joined.tensors["b"].tolist() == [[[1] * 3, [0] * 3, [0] * 3], [[1] * 3] * 3]
     assert joined.tensors["ids"].tolist() == [[5, -1], [6, 7]]
+
+
+def test_independent_edits_keep_the_ids_of_their_requests(model, editor):
+    other = EditRequest("The capital of France is", "Berlin", "France", id="france")
+    edits = editor.edit_each(model, [REQUESTS[0], other])
+    assert [edits[index].request_ids for index in range(2)] == [("france",), ("france",)]

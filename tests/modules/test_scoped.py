@@ -58,9 +58,11 @@ def test_the_loss_is_that_of_mend_with_shares_and_that_of_the_scope():
 
     classifier = module.scoped.scope_classifier
     with torch.no_grad():
-        asked = classifier.embed([prompt for prompt, _ in REPHRASES + LOCALITY]).double()
-        keys = classifier.embed([request.prompt for request in REQUESTS]).double()
-        log_p = -(torch.cdist(asked, keys) ** 2) * torch.tensor(1.0, dtype=torch.float64).exp()
+        prompt_embeddings = classifier.embed([prompt for prompt, _ in REPHRASES + LOCALITY]).double()
+        request_embeddings = classifier.embed([request.prompt for request in REQUESTS]).double()
+        log_p = (
+            -(torch.cdist(prompt_embeddings, request_embeddings) ** 2) * torch.tensor(1.0, dtype=torch.float64).exp()
+        )
     shares = torch.stack([log_p[3 + row, row] for row in range(3)]).exp()
     assert bool(((shares > 0.01) & (shares < 0.99)).any())
     # Of three prompts, those that are hardly in scope are left out, and the mean is still over all.
