@@ -16,7 +16,7 @@ from lightning_edit.editors.tuning import Tuned, TuningSettings, names_of, probl
 from lightning_edit.edits import EditSequence, Memory, RoutedChanges
 from lightning_edit.edits.hidden_states import prompt_states
 from lightning_edit.edits.hooks import Term
-from lightning_edit.edits.routed import named_requests
+from lightning_edit.edits.memory import named_requests
 from lightning_edit.edits.rows import split_rows
 from lightning_edit.models.cached_texts import TextBatch
 from lightning_edit.models.language_model import LanguageModel

@@ -13,7 +13,7 @@ from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
 from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.edits import EditSequence, Match, Memory, RoutedChanges, Router, TextResponder
-from lightning_edit.edits.routed import named_requests
+from lightning_edit.edits.memory import named_requests
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.sentence_encoder import SentenceEncoder

@@ -15,7 +15,7 @@ from lightning_edit.editors.lora import Adapters
 from lightning_edit.editors.tuning import TuningSettings, names_of, tune, tuning_texts
 from lightning_edit.edits import EditSequence, Memory, RoutedChanges, StackedFactors
 from lightning_edit.edits.hidden_states import prompt_states
-from lightning_edit.edits.routed import named_requests
+from lightning_edit.edits.memory import named_requests
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.records import EditRequest

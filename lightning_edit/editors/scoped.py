@@ -15,7 +15,7 @@ from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.hypernetwork import HypernetworkEditor
 from lightning_edit.editors.serac import KEYS, SERAC, ScopeRouter
 from lightning_edit.edits import EditSequence, Memory, RoutedChanges, StackedFactors
-from lightning_edit.edits.routed import named_requests
+from lightning_edit.edits.memory import named_requests
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.passes import ForwardPasses

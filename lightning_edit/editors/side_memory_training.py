@@ -22,7 +22,7 @@ from lightning_edit.editors.side_memory import (
 from lightning_edit.editors.tuning import Tuned, TuningSettings, TuningText, grouped_term, tune
 from lightning_edit.edits import Memory
 from lightning_edit.edits.hooks import Term
-from lightning_edit.edits.routed import named_requests
+from lightning_edit.edits.memory import named_requests
 from lightning_edit.models.cached_texts import TextBatch
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite

@@ -7,7 +7,8 @@ from lightning_edit.edits.loading import load_edit
 from lightning_edit.edits.memory import Memory
 from lightning_edit.edits.provenance import BaseModel, Provenance
 from lightning_edit.edits.responders import CounterfactualResponder, SiteResponder, TextResponder
-from lightning_edit.edits.routed import Match, Responder, RoutedChanges, RoutedEdit, Router
+from lightning_edit.edits.routed import RoutedChanges, RoutedEdit
+from lightning_edit.edits.routing import Match, Responder, Router
 from lightning_edit.edits.sequence import EditSequence
 from lightning_edit.edits.stacked import StackedDelta, StackedFactors, StackedMatrices
 from lightning_edit.edits.weight import WeightChanges, WeightEdit

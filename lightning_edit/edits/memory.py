@@ -94,3 +94,25 @@ def _padded(values: Tensor, size: Sequence[int]) -> Tensor:
     # From the last dimension to the first, each before and after the values.
     amounts = [amount for count in reversed(missing) for amount in (0, count)]
     return torch.nn.functional.pad(values, amounts, value=0 if values.is_floating_point() else -1)
+
+
+def named_requests(requests: Sequence[EditRequest], taken: Sequence[str] = ()) -> tuple[EditRequest, ...]:
+    """Gives every request a unique id, by which it can be undone; existing unique ids are kept."""
+    used = set(taken)
+    named = []
+    for number, request in enumerate(requests):
+        wanted = request.id or str(number)
+        name, count = wanted, 1
+        while name in used:
+            count += 1
+            name = f"{wanted}-{count}"
+        used.add(name)
+        named.append(replace(request, id=name))
+    return tuple(named)
+
+
+def with_free_ids(memory: Memory, beside: Memory) -> Memory:
+    """Renames requests of a memory whose ids another memory already has."""
+    taken = [request.id for request in beside.all_requests]
+    named = iter(named_requests(memory.all_requests, taken))
+    return replace(memory, requests=tuple(tuple(next(named) for _ in requests) for requests in memory.requests))

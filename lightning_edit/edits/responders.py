@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_edit.edits.hooks import Term, added_terms
 from lightning_edit.edits.memory import Memory
-from lightning_edit.edits.routed import Responder
+from lightning_edit.edits.routing import Responder
 from lightning_edit.edits.rows import repeats_of
 from lightning_edit.errors import TokenizationError
 from lightning_edit.functional.divergence import kl_divergence

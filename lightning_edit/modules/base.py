@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
@@ -18,7 +15,6 @@ from torchmetrics import Metric, MetricCollection
 from lightning_edit.checkpoint_io import AtomicCheckpointIO
 from lightning_edit.data.sampling import limited
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.checkpoint import DIGEST, KEY, check_checkpoint, describe, state_digest
 from lightning_edit.edits import EditBatch
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.judges import Judge
@@ -26,6 +22,7 @@ from lightning_edit.metrics.base import Average
 from lightning_edit.metrics.collection import edit_metrics, metric_names
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings, load_language_model
+from lightning_edit.modules.checkpoint_hooks import load_description, write_description
 from lightning_edit.modules.costs import Costs
 from lightning_edit.modules.evaluation import Evaluator
 from lightning_edit.modules.evaluation_settings import EvaluationSettings, SequentialSettings
@@ -367,8 +364,7 @@ class EditingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the editor, the base model and the digest of the weights to the checkpoint."""
-        checkpoint[KEY] = describe(self.editor, self.language_model, asdict(self.settings))
-        checkpoint[KEY][DIGEST] = state_digest(checkpoint["state_dict"])
+        write_description(checkpoint, self.editor, self.language_model, self.settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another base model or of another editor.
@@ -377,54 +373,4 @@ class EditingModule(LightningModule):
             BaseModelMismatchError: If the checkpoint belongs to another base model.
             ConfigurationError: If it holds another editor, or one of another shape.
         """
-        if KEY not in checkpoint:
-            raise ConfigurationError("the checkpoint was not made by lightning_edit")
-        _continue_within_epoch(checkpoint)
-        check_checkpoint(checkpoint, self.language_model)
-        mine, stored = describe(self.editor, self.language_model, {})["editor"], checkpoint[KEY]["editor"]
-        if mine["class_path"] != stored["class_path"]:
-            raise ConfigurationError(
-                f"the checkpoint holds {stored['class_path']}, but model.editor is {mine['class_path']}"
-            )
-        known = {key: tensor.shape for key, tensor in self.state_dict().items()}
-        shapes = {key: tensor.shape for key, tensor in cast(dict[str, Any], checkpoint["state_dict"]).items()}
-        if known != shapes:
-            raise ConfigurationError(
-                f"the checkpoint's editor was made with {stored['init_args']}, but model.editor is configured with "
-                f"{mine['init_args']}; use the same settings"
-            )
-        _warn_about_settings(stored["init_args"], mine["init_args"])
-
-
-def _warn_about_settings(stored: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Warns if an editor's weights are used with other settings than in training."""
-    other = [
-        f"{name} ({stored[name]} then, {value} now)"
-        for name, value in mine.items()
-        if name in stored and json.dumps(stored[name], default=str) != json.dumps(value, default=str)
-    ]
-    if other:
-        warnings.warn(f"the checkpoint's editor was made with other settings: {', '.join(other)}", stacklevel=2)
-
-
-def _continue_within_epoch(checkpoint: dict[str, Any]) -> None:
-    """Lets a run that was stopped within an epoch (by max_steps or max_time) resume within it.
-
-    Lightning ends the epoch before it stops, so a resumed run would begin with the next one. The counters are set to
-    their values in a checkpoint written between two batches.
-    """
-    data = next(
-        (content for name, content in checkpoint.items() if name == "EditDataModule" and isinstance(content, dict)), {}
-    )
-    loops = checkpoint.get("loops", {}).get("fit_loop")
-    if not data.get("batches_done") or not loops:
-        return
-    epochs, done = int(data["epoch"]), int(data["batches_done"])
-    if loops["epoch_progress"]["current"]["processed"] <= epochs:
-        # Written between two batches.
-        return
-    for scope in ("total", "current"):
-        loops["epoch_progress"][scope].update(ready=epochs + 1, started=epochs + 1, processed=epochs, completed=epochs)
-    batches = loops["epoch_loop.batch_progress"]
-    batches["current"].update(ready=done, started=done, processed=done, completed=done)
-    batches["is_last_batch"] = False
+        load_description(checkpoint, self.editor, self.language_model, self.state_dict())

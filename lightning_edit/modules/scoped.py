@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lightning_edit.errors import NonFiniteError
 from lightning_edit.metrics.base import Average
 from lightning_edit.models.loading import LanguageModelSettings
 from lightning_edit.modules.evaluation_settings import EvaluationSettings
-from lightning_edit.modules.hypernetwork import HypernetworkEditing
+from lightning_edit.modules.hypernetwork import HypernetworkTraining
 from lightning_edit.modules.optimization import ScopedOptimization
 from lightning_edit.modules.scope_training import ScopeStep, scope_parameters, scope_step
 from lightning_edit.modules.trained import TrunkSettings
@@ -26,7 +26,7 @@ _LEAST_SHARE = 0.05
 """Locality prompts below this probability are not run, which saves most of a step once the scope has learned them."""
 
 
-class ScopedEditing(HypernetworkEditing):
+class ScopedEditing(HypernetworkTraining):
     """Trains the networks of a :class:`Scoped` editor and its scope classifier in the same steps.
 
     The loss is edit_weight · L_e + locality_weight · mean p(x_loc in the scope of e) L_loc + scope_weight · L_scope.
@@ -47,6 +47,7 @@ class ScopedEditing(HypernetworkEditing):
         log_sites: Whether norms and step sizes of each edit site are logged.
     """
 
+    editor: Scoped
     optimization: ScopedOptimization
 
     def __init__(
@@ -63,7 +64,7 @@ class ScopedEditing(HypernetworkEditing):
         log_sites: bool = True,
     ) -> None:
         super().__init__(
-            cast(HypernetworkEditor, editor),
+            editor,
             language_model,
             evaluation,
             validation,
@@ -76,14 +77,9 @@ class ScopedEditing(HypernetworkEditing):
         )
 
     @property
-    def scoped(self) -> Scoped:
-        """The editor."""
-        return cast(Scoped, self.editor)
-
-    @property
     def hypernetwork(self) -> HypernetworkEditor:
-        """See :attr:`HypernetworkEditing.hypernetwork`."""
-        return self.scoped.editor
+        """See :attr:`HypernetworkTraining.hypernetwork`."""
+        return self.editor.editor
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """Runs one training step on B records; see the class.
@@ -91,20 +87,20 @@ class ScopedEditing(HypernetworkEditing):
         Raises:
             NonFiniteError: If a loss or gradient is not finite.
         """
-        step = scope_step(self.scoped.scope_classifier, batch, self.optimization.subject_examples, True)
+        step = scope_step(self.editor.scope_classifier, batch, self.optimization.subject_examples, True)
         scope = step.loss(self.optimization.hardest_negatives)
         if not bool(scope.isfinite()):
             raise NonFiniteError(f"the scope's loss of the batch that begins with {batch.names[0]!r} is not finite")
         self.log_step(
-            {"scope_loss": scope.detach(), **step.hit_rates(self.scoped.threshold)}, batch.edits, ("scope_loss",)
+            {"scope_loss": scope.detach(), **step.hit_rates(self.editor.threshold)}, batch.edits, ("scope_loss",)
         )
         outer = self.outer_loss(*within_scope(batch, locality_shares(batch, step)))
         return outer + self.optimization.scope_weight * scope
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """See :meth:`HypernetworkEditing.parameter_groups`; includes those of the scope."""
+        """See :meth:`HypernetworkTraining.parameter_groups`; includes those of the scope."""
         rates = self.optimization.scope_learning_rate, self.optimization.encoder_learning_rate
-        return super().parameter_groups() + scope_parameters(self.scoped.scope_classifier, *rates)
+        return super().parameter_groups() + scope_parameters(self.editor.scope_classifier, *rates)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from lightning_edit.editors.factors import FactorStore
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.capture import GradientFactors, capture_factors
 from lightning_edit.models.trunk import Trunk
-from lightning_edit.modules.hypernetwork import outer_losses
+from lightning_edit.modules.outer_losses import outer_losses
 from lightning_edit.tokenization import TokenBatch
 from tests.editors.test_mend_golden import GOLDEN, close, double, set_statistics
 from tests.tiny_models import byte_level_tokenizer

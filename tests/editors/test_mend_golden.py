@@ -19,7 +19,7 @@ from lightning_edit.functional.surrogate import surrogate_loss
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.capture import capture_factors
 from lightning_edit.models.trunk import Trunk
-from lightning_edit.modules.hypernetwork import outer_losses
+from lightning_edit.modules.outer_losses import outer_losses
 from lightning_edit.tokenization import TokenBatch
 from tests.tiny_models import byte_level_tokenizer
 

@@ -9,7 +9,7 @@ from lightning_edit.functional.surrogate import surrogate_loss
 from lightning_edit.models import LanguageModel
 from lightning_edit.models.capture import capture_factors
 from lightning_edit.models.trunk import Trunk
-from lightning_edit.modules.hypernetwork import outer_gradients
+from lightning_edit.modules.outer_losses import outer_gradients
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer
 
 REQUESTS = [("The capital of France is", "Rome"), ("What is the capital of Germany? It is", "Paris the city")]

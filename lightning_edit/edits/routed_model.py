@@ -1,0 +1,143 @@
+"""Scores and generates with a routed edit in front of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_edit.edits.base import Scorer
+from lightning_edit.edits.memory import Memory
+from lightning_edit.edits.routing import Responder, Router
+from lightning_edit.edits.rows import check_prompts
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.models.passes import ForwardPasses
+from lightning_edit.models.perplexity import losses_of_rows
+from lightning_edit.models.scoring import Score
+from lightning_edit.records import Route
+
+_ROUTED_SHARE = 4
+"""Perplexity: 1 / this share of a text row is its prompt, on which the row is routed."""
+
+
+class RoutedModel:
+    """Scores and generates by sending every prompt either to the layer below or to the responder.
+
+    Args:
+        below: Answers prompts that match no item.
+        model: The base model.
+        memory: The memory.
+        router: Decides which item applies.
+        responder: Answers for the item.
+        rows: The edit that each prompt is under; None for one edit for all.
+    """
+
+    def __init__(
+        self,
+        below: Scorer,
+        model: LanguageModel,
+        memory: Memory,
+        router: Router,
+        responder: Responder,
+        rows: list[int] | None,
+    ) -> None:
+        self._below, self._model, self._memory = below, model, memory
+        self._router, self._responder, self._rows = router, responder, rows
+
+    def routes(self, prompts: Sequence[str]) -> list[Route]:
+        """Returns the routing decision for each prompt."""
+        return [route for route, _ in self._routed(prompts)]
+
+    @torch.no_grad()
+    def _routed(self, prompts: Sequence[str]) -> list[tuple[Route, int]]:
+        """Returns the route of each prompt, and the index of its closest memory item."""
+        if self._rows is not None:
+            check_prompts(prompts, self._rows)
+        if not len(self._memory) or not prompts:
+            return [(Route(0.0, False), -1)] * len(prompts)
+        questions = list(zip(prompts, self._rows or [0] * len(prompts), strict=True))
+        unique = list(dict.fromkeys(questions))
+        owners = torch.tensor(self._memory.owners)
+        allowed = owners[None, :] == torch.tensor([row for _, row in unique])[:, None]
+        match = self._router.match(self._model, [prompt for prompt, _ in unique], self._memory, allowed)
+        scores = match.scores.masked_fill(~allowed.to(match.scores.device), -math.inf)
+        best, items = scores.max(dim=1)
+        hit = match.hits.gather(1, items[:, None])[:, 0] & (best > -math.inf)
+        decisions = zip(best.tolist(), hit.tolist(), items.tolist(), strict=True)
+        routed = {
+            question: (self._route(*decision), decision[2])
+            for question, decision in zip(unique, decisions, strict=True)
+        }
+        return [routed[question] for question in questions]
+
+    def _route(self, score: float, hit: bool, item: int) -> Route:
+        return Route(score, hit, self._memory.requests[item]) if score > -math.inf else Route(0.0, False)
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        targets: Sequence[str],
+        references: Sequence[Tensor | None] | None = None,
+        keep_head_input: bool = False,
+        passes: ForwardPasses | None = None,
+    ) -> list[Score]:
+        """See :meth:`LanguageModel.score`; ``passes`` is used for prompts outside all scopes."""
+        routed = self._routed(prompts)
+        kept = list(references) if references is not None else [None] * len(prompts)
+        stay = [index for index, (route, _) in enumerate(routed) if not route.hit]
+        go = [index for index, (route, _) in enumerate(routed) if route.hit]
+        scores: dict[int, Score] = {}
+        if stay:
+            picked, wanted, compared = _pick(stay, prompts, targets, kept)
+            answered = self._below.score(picked, wanted, compared, keep_head_input, passes)
+            scores.update(zip(stay, answered, strict=True))
+        if go:
+            picked, wanted, compared = _pick(go, prompts, targets, kept)
+            items = [routed[index][1] for index in go]
+            answered = self._responder.score(
+                self._model, picked, wanted, items, self._memory, compared, keep_head_input
+            )
+            scores.update(zip(go, answered, strict=True))
+        return [scores[index] for index in range(len(prompts))]
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any) -> list[str]:
+        """See :meth:`LanguageModel.generate`."""
+        routed = self._routed(prompts)
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        stay = [index for index, (route, _) in enumerate(routed) if not route.hit]
+        go = [index for index, (route, _) in enumerate(routed) if route.hit]
+        texts: dict[int, str] = {}
+        if stay:
+            texts.update(zip(stay, self._below.generate(*_pick(stay, prompts, limits), **settings), strict=True))
+        if go:
+            picked, lengths = _pick(go, prompts, limits)
+            items = [routed[index][1] for index in go]
+            answered = self._responder.generate(self._model, picked, lengths, items, self._memory, settings)
+            texts.update(zip(go, answered, strict=True))
+        return [texts[index] for index in range(len(prompts))]
+
+    @torch.no_grad()
+    def perplexity(self, rows: Tensor) -> float:
+        """Computes the perplexity of packed rows (R, L) of token ids, each routed on its first quarter.
+
+        If an item answers a row, the responder scores the rest of it as text.
+        """
+        decode, cut = self._model.encoder.decode, max(rows.shape[1] // _ROUTED_SHARE, 1)
+        prompts = [decode(row[:cut].tolist()) for row in rows]
+        routed = self._routed(prompts)
+        total, count = 0.0, 0
+        for row, prompt, (route, item) in zip(rows, prompts, routed, strict=True):
+            losses = losses_of_rows(self._model, row[None])
+            if route.hit:
+                rest = decode(row[cut:].tolist())
+                [score] = self._responder.score(self._model, [prompt], [rest], [item], self._memory, [None], False)
+                losses = torch.cat([losses[: cut - 1].cpu(), -torch.tensor(score.log_probs)])
+            total, count = total + float(losses.double().sum()), count + len(losses)
+        return math.exp(min(total / max(count, 1), 700.0))
+
+
+def _pick(places: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:
+    return [[column[place] for place in places] for column in columns]
