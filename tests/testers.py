@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from lightning_edit import components
 from lightning_edit.editors import Editor
-from lightning_edit.edits import Edit, EditSequence, WeightChanges, load_edit
+from lightning_edit.editors.checkpoint import load_editor, save_editor
+from lightning_edit.edits import Edit, EditSequence, load_edit
 from lightning_edit.errors import EditError
 from lightning_edit.models import LanguageModel
 from lightning_edit.records import EditRequest
-from tests.tiny_models import language_model
+from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
 
 REQUESTS = [
     EditRequest("The capital of France is", "Rome", "France", "Paris", id="france"),
@@ -47,14 +49,26 @@ def target_log_probs(scorer: object, requests: Sequence[EditRequest]) -> list[fl
     return [value for score in scores for value in score.log_probs]
 
 
+def assert_effect(edited: Sequence[float], unedited: Sequence[float], tolerance: float) -> None:
+    """An edit changes a log-probability by so much that a comparison with ``tolerance`` could not overlook it."""
+    largest = max(abs(after - before) for after, before in zip(edited, unedited, strict=True))
+    assert largest > 10 * tolerance, f"the edit changes log-probabilities by {largest:.1e} at most"
+
+
 class EditorTester:
-    """Subclass it as ``TestX`` and say in ``make`` how to build the editor, ready to edit."""
+    """Subclass it as ``TestX`` and say in ``make`` how to build the editor, ready to edit.
+
+    Before two results are compared, the edit is shown to have an effect of ten times the tolerance, so that an edit
+    without an effect, or one that reaches other rows, cannot pass.
+    """
 
     families = ("llama", "gpt2", "gemma2", "opt")
     """A gated MLP, Conv1D, tied embeddings with soft-capping, and an MLP with biases outside a submodule."""
 
-    minimum_effect = 0.01
-    """By how much the log-probability of a target rises at least."""
+    minimum_effect: float | None = 0.01
+    """By how much the log-probability of a target rises at least; None if a random model need not follow the edit."""
+    tolerance = 1e-4
+    """Largest difference of log-probabilities that are computed in another order."""
     a_sequence_is_the_joint_edit = True
     """Whether independent edits one after another are what editing jointly gives."""
 
@@ -62,21 +76,40 @@ class EditorTester:
         """The editor, fitted and in eval mode, with settings that suit a tiny model."""
         raise NotImplementedError
 
-    @pytest.fixture(params=("llama", "gpt2", "gemma2", "opt"))
-    def model(self, request: pytest.FixtureRequest) -> LanguageModel:
-        return language_model(request.param)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "family" in metafunc.fixturenames:
+            metafunc.parametrize("family", self.families)
+
+    @pytest.fixture
+    def model(self, family: str) -> LanguageModel:
+        return language_model(family)
 
     @pytest.fixture
     def editor(self, model: LanguageModel) -> Editor:
         return self.make(model)
+
+    @pytest.fixture
+    def llama(self) -> LanguageModel:
+        return language_model("llama")
+
+    def assert_raised(self, edited: object, request: EditRequest, unedited: float) -> None:
+        after = log_prob(edited, request)
+        if self.minimum_effect is None:
+            assert abs(after - unedited) > 10 * self.tolerance
+        else:
+            assert after > unedited + self.minimum_effect
+
+    def assert_same(self, actual: Sequence[float], expected: Sequence[float], unedited: Sequence[float]) -> None:
+        """Log-probabilities under an edit are the expected ones, and not those of the unedited model."""
+        assert_effect(expected, unedited, self.tolerance)
+        torch.testing.assert_close(list(actual), list(expected), rtol=0, atol=self.tolerance)
 
     def test_raises_the_probability_of_the_target_and_restores_the_model(self, model, editor):
         before, unedited = state(model), log_prob(model, REQUESTS[0])
         edit = editor.edit(model, REQUESTS[:1])
         assert_untouched(model, before)
         with edit.applied(model) as edited:
-            assert log_prob(edited, REQUESTS[0]) > unedited + self.minimum_effect
-            assert log_prob(edited, REQUESTS[0]) != unedited
+            self.assert_raised(edited, REQUESTS[0], unedited)
         assert_untouched(model, before)
         assert log_prob(model, REQUESTS[0]) == unedited
 
@@ -88,29 +121,66 @@ class EditorTester:
         assert_untouched(model, before)
 
     def test_hook_equals_merge(self, model, editor):
-        edit = editor.edit(model, REQUESTS[:1])
-        with edit.applied(model) as edited:
-            hooked = target_log_probs(edited, REQUESTS)
+        edit, unedited = editor.edit(model, REQUESTS[:1]), target_log_probs(model, REQUESTS)
+        hooked = self._scored(model, edit)
         if not editor.capabilities.mergeable:
             with pytest.raises(EditError, match=r"cannot be merged"):
                 edit.merge(model)
             return
         edit.merge(model)
-        torch.testing.assert_close(target_log_probs(model, REQUESTS), hooked, rtol=1e-3, atol=1e-3)
+        self.assert_same(target_log_probs(model, REQUESTS), hooked, unedited)
 
     def test_save_and_load_are_equal(self, model, editor, tmp_path):
         edit = editor.edit(model, REQUESTS[:1])
         loaded = load_edit(edit.save(tmp_path / "edit"))
         assert loaded.provenance == edit.provenance
-        with edit.applied(model) as edited:
-            expected = target_log_probs(edited, REQUESTS)
-        with loaded.applied(model) as edited:
-            assert target_log_probs(edited, REQUESTS) == expected
+        expected = self._scored(model, edit)
+        assert_effect(expected, target_log_probs(model, REQUESTS), self.tolerance)
+        assert self._scored(model, loaded) == expected
+
+    def test_a_loaded_edit_can_be_merged(self, llama, tmp_path):
+        editor = self.make(llama)
+        edit, unedited = editor.edit(llama, REQUESTS[:1]), target_log_probs(llama, REQUESTS)
+        loaded, other = load_edit(edit.save(tmp_path / "edit")), language_model("llama")
+        if not editor.capabilities.mergeable:
+            with pytest.raises(EditError, match=r"cannot be merged"):
+                loaded.merge(other)
+            return
+        loaded.merge(other)
+        self.assert_same(target_log_probs(other, REQUESTS), self._scored(llama, edit), unedited)
+
+    def test_an_editor_is_built_from_its_description(self, llama):
+        editor = self.make(llama)
+        described = components.describe(editor)
+        rebuilt = components.build(described, Editor, "a test")
+        assert components.describe(rebuilt) == described
+        rebuilt.setup(llama)
+        rebuilt.load_state_dict(editor.state_dict())
+        self._assert_same_edits(llama, rebuilt.eval(), editor)
+
+    def test_an_editor_is_restored_from_a_checkpoint(self, llama, tmp_path):
+        editor = self.make(llama)
+        loaded = load_editor(save_editor(editor, llama, tmp_path / "editor.ckpt"), llama)
+        self._assert_same_edits(llama, loaded, editor)
+
+    def test_a_sequence_resumes_from_saved_edits(self, llama, tmp_path):
+        editor = self.make(llama)
+        if not editor.capabilities.sequential:
+            return
+        first = editor.edit(llama, REQUESTS[:1])
+        second = editor.edit(llama, REQUESTS[1:2], after=EditSequence([first]))
+        resumed = EditSequence([load_edit(first.save(tmp_path / "first"))])
+        resumed = resumed.then(editor.edit(llama, REQUESTS[1:2], after=resumed))
+        expected = self._scored(llama, EditSequence([first, second]))
+        alone, unedited = self._scored(llama, first), target_log_probs(llama, REQUESTS)
+        assert_effect(expected, alone, self.tolerance)
+        self.assert_same(self._scored(llama, resumed), expected, unedited)
 
     def test_no_leak_from_one_edit_to_the_next(self, model, editor):
-        first = self._said(model, editor.edit(model, REQUESTS[:1]))
-        editor.edit(model, REQUESTS[1:2])
-        again = self._said(model, editor.edit(model, REQUESTS[:1]))
+        first = self._scored(model, editor.edit(model, REQUESTS[:1]))
+        between = self._scored(model, editor.edit(model, REQUESTS[1:2]))
+        assert_effect(between, first, self.tolerance)
+        again = self._scored(model, editor.edit(model, REQUESTS[:1]))
         assert again == first
 
     def test_edit_each_equals_one_at_a_time(self, model, editor):
@@ -122,13 +192,31 @@ class EditorTester:
             together = edited.score(prompts, targets)
             texts = edited.generate(prompts, 4)
         for index, request in enumerate(REQUESTS):
-            alone = editor.edit(model, [request])
+            alone, other = editor.edit(model, [request]), batch[(index + 1) % len(REQUESTS)]
             mine = [position for position, row in enumerate(rows) if row == index]
+            # The request itself is scored otherwise without its edit, and under the edit of another row.
+            assert_effect(self._scored(model, alone, [request]), target_log_probs(model, [request]), self.tolerance)
+            assert_effect(
+                self._scored(model, alone, [request]), self._scored(model, other, [request]), self.tolerance
+            )
             with alone.applied(model) as edited:
                 for position in mine:
                     [score] = edited.score([prompts[position]], [targets[position]])
-                    torch.testing.assert_close(together[position].log_probs, score.log_probs, rtol=2e-3, atol=2e-3)
+                    torch.testing.assert_close(
+                        together[position].log_probs, score.log_probs, rtol=0, atol=self.tolerance
+                    )
                     assert texts[position] == edited.generate([prompts[position]], 4)[0]
+
+    def test_records_with_several_facts(self, llama):
+        editor = self.make(llama)
+        if not editor.capabilities.joint:
+            return
+        batch, rows = editor.edit_each_group(llama, [REQUESTS[:2], REQUESTS[2:]]), [0, 0, 1]
+        with batch.applied(llama, rows) as edited:
+            together = target_log_probs(edited, REQUESTS)
+        expected = self._scored(llama, editor.edit(llama, REQUESTS[:2]), REQUESTS[:2])
+        expected += self._scored(llama, editor.edit(llama, REQUESTS[2:]), REQUESTS[2:])
+        self.assert_same(together, expected, target_log_probs(llama, REQUESTS))
 
     def test_beams_and_return_sequences_repeat_rows(self, model, editor):
         batch = editor.edit_each(model, REQUESTS)
@@ -143,14 +231,9 @@ class EditorTester:
         batch = editor.edit_each(model, REQUESTS)
         with batch.applied(model, [0, 1, 2]) as edited, pytest.raises(EditError, match="4 prompts"):
             edited.score([PROBES[0]] * 4, ["Rome"] * 4)
-        if not isinstance(batch.changes, WeightChanges):
-            return
-        ids = torch.ones(4, 5, dtype=torch.int64)
-        with batch.changes.hooked(model, [0, 1, 2]), pytest.raises(EditError, match=r"4 rows|do not divide"):
-            model.model(input_ids=ids)
 
     def test_edits_on_top_of_edits(self, model, editor):
-        first = editor.edit(model, REQUESTS[:1])
+        first, unedited = editor.edit(model, REQUESTS[:1]), target_log_probs(model, REQUESTS)
         if not editor.capabilities.sequential:
             with pytest.raises(EditError, match="on top of"):
                 editor.edit(model, REQUESTS[1:2], after=EditSequence([first]))
@@ -159,18 +242,16 @@ class EditorTester:
         second = editor.edit(model, REQUESTS[1:2], after=EditSequence([first]))
         assert_untouched(model, before)
         sequence = EditSequence([first]).then(second)
-        with sequence.applied(model) as edited:
-            both = target_log_probs(edited, REQUESTS)
+        both = self._scored(model, sequence)
+        assert_effect(both, self._scored(model, first), self.tolerance)
         if not editor.capabilities.depends:
             assert sequence.without(first.id).ids == (second.id,)
-            if not self.a_sequence_is_the_joint_edit:
-                return
-            with editor.edit(model, REQUESTS[:2]).applied(model) as edited:
-                torch.testing.assert_close(target_log_probs(edited, REQUESTS), both, rtol=1e-3, atol=1e-3)
+            if self.a_sequence_is_the_joint_edit:
+                self.assert_same(self._scored(model, editor.edit(model, REQUESTS[:2])), both, unedited)
             return
         assert second.provenance.depends_on == (first.id,)
         with first.applied(model), second.applied(model) as edited:
-            torch.testing.assert_close(target_log_probs(edited, REQUESTS), both, rtol=1e-3, atol=1e-3)
+            self.assert_same(target_log_probs(edited, REQUESTS), both, unedited)
         with pytest.raises(EditError, match="computed on top of it"):
             sequence.without(first.id)
         assert sequence.without(second.id).ids == (first.id,)
@@ -181,19 +262,31 @@ class EditorTester:
                 editor.edit(model, REQUESTS)
             return
         edit = editor.edit(model, REQUESTS)
-        unedited = sum(log_prob(model, request) for request in REQUESTS)
+        unedited = [log_prob(model, request) for request in REQUESTS]
         with edit.applied(model) as edited:
-            after = sum(log_prob(edited, request) for request in REQUESTS)
-        assert after > unedited + min(self.minimum_effect, 0) * len(REQUESTS)
-        assert after != unedited
+            after = [log_prob(edited, request) for request in REQUESTS]
+        assert_effect(after, unedited, self.tolerance)
+        if self.minimum_effect is not None:
+            assert sum(after) > sum(unedited) + self.minimum_effect
 
-    def test_bfloat16(self, editor_dtype=torch.bfloat16):
-        model = language_model("llama", editor_dtype)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+    def test_a_base_model_in_half_precision(self, dtype):
+        model = language_model("llama", dtype)
         before, unedited = state(model), log_prob(model, REQUESTS[0])
         edit = self.make(model).edit(model, REQUESTS[:1])
         with edit.applied(model) as edited:
-            assert log_prob(edited, REQUESTS[0]) > unedited + min(self.minimum_effect, 0)
+            self.assert_raised(edited, REQUESTS[0], unedited)
         assert_untouched(model, before)
+
+    def test_a_base_model_with_a_chat_template(self):
+        tokenizer = byte_level_tokenizer()
+        tokenizer.chat_template = "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}<a>"
+        chat = LanguageModel(build(FAMILIES["llama"][0]()), tokenizer, name="tiny-chat", chat_template=True)
+        unedited = log_prob(chat, REQUESTS[0])
+        edit = self.make(chat).edit(chat, REQUESTS[:1])
+        assert edit.provenance.base.chat_template
+        with edit.applied(chat) as edited:
+            self.assert_raised(edited, REQUESTS[0], unedited)
 
     def test_a_subject_is_demanded_where_it_is_needed(self, model, editor):
         request = EditRequest("The capital of France is", "Rome")
@@ -203,7 +296,15 @@ class EditorTester:
         else:
             editor.edit(model, [request])
 
+    def _assert_same_edits(self, model: LanguageModel, editor: Editor, expected: Editor) -> None:
+        """Two editors make the same edit of the same request."""
+        wanted = self._scored(model, expected.edit(model, REQUESTS[:1]))
+        assert_effect(wanted, target_log_probs(model, REQUESTS), self.tolerance)
+        assert self._scored(model, editor.edit(model, REQUESTS[:1])) == wanted
+
     @staticmethod
-    def _said(model: LanguageModel, edit: Edit) -> list[float]:
+    def _scored(
+        model: LanguageModel, edit: Edit | EditSequence, requests: Sequence[EditRequest] = REQUESTS
+    ) -> list[float]:
         with edit.applied(model) as edited:
-            return target_log_probs(edited, REQUESTS)
+            return target_log_probs(edited, requests)

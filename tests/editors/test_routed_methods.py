@@ -57,11 +57,8 @@ class TestWISE(EditorTester):
 class TextEditorTester(EditorTester):
     """Text needs more positions than some tiny models have, and a random model does not copy from its prompt."""
 
-    minimum_effect = -10.0
-
-    @pytest.fixture(params=("llama", "gemma2"))
-    def model(self, request):
-        return language_model(request.param)
+    minimum_effect = None
+    families = ("llama", "gemma2")
 
 
 class TestICE(TextEditorTester):
