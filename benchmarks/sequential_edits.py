@@ -20,7 +20,7 @@ from lightning_edit.errors import EditError
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator, SequentialSettings
-from lightning_edit.modules.sequential import SequentialRun
+from lightning_edit.modules.sequential import SequentialProtocol
 from lightning_edit.records import group_names
 
 AT_A_TIME = {"rome": 1, "memit": 10, "alphaedit": 10}
@@ -46,9 +46,9 @@ def main() -> None:
         evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=settings))
         size = AT_A_TIME[method]
         groups = [records[start : start + size] for start in range(0, len(records), size)]
-        run = SequentialRun(model, editor, evaluator, settings, groups, folder)
+        run = SequentialProtocol(model, editor, evaluator, settings, groups, folder)
         for number in range(len(groups)):
-            run.step(number)
+            run.step([run.groups[number]])
             print(method, f"{run.edited}/{len(records)} edits", flush=True)
         result[method] = {
             "settings": settings_of(editor),
@@ -60,7 +60,7 @@ def main() -> None:
     draw(result, Path(__file__).with_suffix(".png"))
 
 
-def undone(run: SequentialRun) -> dict[str, Any]:
+def undone(run: SequentialProtocol) -> dict[str, Any]:
     """Edit success of the last edit's records with and without it, and the error of undoing the first edit alone."""
     sequence, records = run.sequence, run.groups[-1]
     result: dict[str, Any] = {}

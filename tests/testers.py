@@ -196,9 +196,7 @@ class EditorTester:
             mine = [position for position, row in enumerate(rows) if row == index]
             # The request itself is scored otherwise without its edit, and under the edit of another row.
             assert_effect(self._scored(model, alone, [request]), target_log_probs(model, [request]), self.tolerance)
-            assert_effect(
-                self._scored(model, alone, [request]), self._scored(model, other, [request]), self.tolerance
-            )
+            assert_effect(self._scored(model, alone, [request]), self._scored(model, other, [request]), self.tolerance)
             with alone.applied(model) as edited:
                 for position in mine:
                     [score] = edited.score([prompts[position]], [targets[position]])

@@ -124,7 +124,7 @@ class TestReport(Callback):
         if not isinstance(pl_module, EditingModule):
             return
         outcomes, folder = _gathered(self._outcomes, trainer), self._folder(trainer)
-        left_out = _gathered(pl_module.left_out, trainer)
+        left_out = _gathered(pl_module.protocol("test").left_out, trainer)
         if not trainer.is_global_zero:
             return
         measures = {
@@ -136,7 +136,7 @@ class TestReport(Callback):
         write_json(folder / METRICS_FILE, self._summary(measures, outcomes, left_out, trainer, pl_module))
         if not self.show:
             return
-        print_measures(measures, outcomes, pl_module.protocol)
+        print_measures(measures, outcomes, pl_module.protocol("test").description)
         print_line(f"metrics      {folder / METRICS_FILE}\npredictions  {folder / PREDICTIONS_FILE}")
 
     @staticmethod
@@ -149,11 +149,12 @@ class TestReport(Callback):
     ) -> dict[str, Any]:
         datamodule: Any = getattr(trainer, "datamodule", None)
         report = datamodule.reports.get("test") if datamodule is not None else None
+        protocol = module.protocol("test")
         return {
             "metrics": measures,
             "average": module.average,
-            "protocol": module.protocol,
-            "stopped_after": module.stopped_after("test"),
+            "protocol": protocol.description,
+            "stopped_after": protocol.stopped_after,
             "left_out": left_out,
             "counts": {
                 "records": len({outcome.record_id for outcome in outcomes}),

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,21 @@ class PackedTexts(Dataset[Tensor]):
     def __getitems__(self, indices: list[int]) -> Tensor:
         """Returns rows (B, L) int64; B may be zero."""
         return self.rows[torch.tensor(indices, dtype=torch.int64)].long()
+
+
+@dataclass(frozen=True)
+class CorpusRange:
+    """The batches of a corpus that a process reads.
+
+    Args:
+        skip: Number of batches of this process to skip.
+        stop: Number of batches of this process to stop after, counting the skipped ones; None for all.
+        steps: Number of batches that every process yields, padded with empty ones.
+    """
+
+    skip: int = 0
+    stop: int | None = None
+    steps: int = 0
 
 
 class CorpusBatches(Sampler[list[int]]):
@@ -143,16 +159,10 @@ class TextCorpus:
         return rows
 
     def loader(
-        self,
-        rows: Tensor,
-        skip: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        stop: int | None = None,
-        steps: int = 0,
+        self, rows: Tensor, part: CorpusRange = CorpusRange(), rank: int = 0, world_size: int = 1
     ) -> DataLoader[Tensor]:
         """Returns a loader of packed rows (B, L) int64; see :class:`CorpusBatches`."""
-        batches = CorpusBatches(len(rows), self.batch_size, skip, rank, world_size, stop, steps)
+        batches = CorpusBatches(len(rows), self.batch_size, part.skip, rank, world_size, part.stop, part.steps)
         return DataLoader(PackedTexts(rows), batch_sampler=cast(Any, batches), collate_fn=cast(Any, _identity))
 
 

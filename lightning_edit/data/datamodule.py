@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_edit import ranges
 from lightning_edit.data.batches import RecordGroups, TrainingBatch, TrainingCollator, TrainingRecords
-from lightning_edit.data.corpus import TextCorpus
+from lightning_edit.data.corpus import CorpusRange, TextCorpus
 from lightning_edit.data.read_report import ReadReport, with_unique_ids
 from lightning_edit.data.reading import RecordSource
 from lightning_edit.data.sampling import EvaluationBatches, TrainingBatches
@@ -32,6 +32,18 @@ class HasEncoder(Protocol):
     @property
     def encoder(self) -> PromptEncoder:
         """The base model's encoder."""
+
+
+@runtime_checkable
+class DecidesOrder(Protocol):
+    """A LightningModule that decides in which order records are evaluated, and which part of a corpus is read."""
+
+    @property
+    def corpus_range(self) -> CorpusRange:
+        """The part of the corpus that fit reads."""
+
+    def keeps_order(self, stage: str) -> bool:
+        """Whether the records of a stage are evaluated in their order, one group at a time."""
 
 
 class EditDataModule(LightningDataModule):
@@ -93,11 +105,7 @@ class EditDataModule(LightningDataModule):
         self.batch_size, self.requests_per_edit, self.eval_batch_size = batch_size, requests_per_edit, eval_batch_size
         self.locality_draws, self.eval_requests_per_edit = locality_draws, eval_requests_per_edit
         self.num_workers, self.seed, self.skip_seen_subjects = num_workers, seed, skip_seen_subjects
-        # Set by modules that fit on the corpus: batches to skip, batch to stop at, and number of steps.
-        self.corpus, self.corpus_skip, self.corpus_steps = corpus, 0, 0
-        self.corpus_stop: int | None = None
-        # Set by modules that edit sequentially: keeps the order of the records, one group at a time.
-        self.keep_order = False
+        self.corpus = corpus
         self._rows: Tensor | None = None
         self.reports: dict[str, ReadReport] = {}
         self._resume_at = (0, 0)
@@ -164,12 +172,11 @@ class EditDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled batches of training records; after a resume, the rest of the epoch.
 
-        With a corpus, returns its token batches (B, L) int64 from ``corpus_skip`` to ``corpus_stop``, followed by
-        empty ones up to ``corpus_steps``.
+        With a corpus, returns its token batches (B, L) int64 within the module's range.
         """
         if self.corpus is not None:
-            limits = (self.corpus_stop, self.corpus_steps)
-            return self.corpus.loader(self.corpus_rows(), self.corpus_skip, *self._process(), *limits)
+            part = self._module.corpus_range if isinstance(self._module, DecidesOrder) else CorpusRange()
+            return self.corpus.loader(self.corpus_rows(), part, *self._process())
         records = self.records("fit")
         lengths = [len(record.requests[0].prompt) for record in records]
         size = self.batch_size * self.requests_per_edit
@@ -227,9 +234,15 @@ class EditDataModule(LightningDataModule):
     def _evaluation(self, stage: str) -> DataLoader[list[list[EditRecord]]]:
         records = self.records(stage)
         lengths = [sum(len(probe.prompt) for probe in record.all_probes) for record in records]
-        unit, size = self.eval_requests_per_edit, 1 if self.keep_order else self.eval_batch_size
-        batches = EvaluationBatches(lengths, size, *self._process(), unit=unit, keep_order=self.keep_order)
+        keep_order = isinstance(self._module, DecidesOrder) and self._module.keeps_order(stage)
+        unit, size = self.eval_requests_per_edit, 1 if keep_order else self.eval_batch_size
+        batches = EvaluationBatches(lengths, size, *self._process(), unit=unit, keep_order=keep_order)
         return DataLoader(cast(Any, RecordGroups(records)), batch_sampler=batches, collate_fn=list)
+
+    @property
+    def _module(self) -> object:
+        """The Trainer's LightningModule, if there is one."""
+        return None if self.trainer is None else self.trainer.lightning_module
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -183,8 +183,18 @@ class Editor(nn.Module, ABC):
             EditError: If the editor does not support the requests.
             EditorNotFittedError: If it has to be fitted first.
         """
+        self.check(model, groups, on_top=after is not None and len(after) > 0)
+        return self.edit_checked_groups(model, groups, after, passes)
+
+    def edit_checked_groups(
+        self,
+        model: LanguageModel,
+        groups: Groups,
+        after: EditSequence | None = None,
+        passes: ForwardPasses | None = None,
+    ) -> EditBatch:
+        """Like :meth:`edit_each_group`, for requests that :meth:`check` was called with before."""
         after = after if after is not None else EditSequence()
-        self.check(model, groups, on_top=bool(len(after)))
         kept = [without_contradictions(group, self.contradictions) for group in groups]
         self.prepare(model)
         with _applied(model, after):
@@ -196,7 +206,7 @@ class Editor(nn.Module, ABC):
     def edit_in_parts(
         self, model: LanguageModel, groups: Groups, memory: int, passes: ForwardPasses | None = None
     ) -> Iterator[tuple[slice, EditBatch]]:
-        """Makes independent edits in parts that fit into memory.
+        """Makes independent edits in parts that fit into memory, of requests that :meth:`check` was called with.
 
         Args:
             model: The base model.
@@ -210,7 +220,8 @@ class Editor(nn.Module, ABC):
         size = self.bytes_per_edit(model)
         step = max(memory // size, 1) if size else max(len(groups), 1)
         for start in range(0, len(groups), step):
-            yield slice(start, start + step), self.edit_each_group(model, groups[start : start + step], passes=passes)
+            part = slice(start, start + step)
+            yield part, self.edit_checked_groups(model, groups[part], passes=passes)
 
     def _provenances(
         self,

@@ -20,6 +20,7 @@ from lightning_edit.models.sentence_encoder import SentenceEncoder
 from lightning_edit.records import EditRecord, EditRequest, ProbeKind
 
 COPY, UPDATE, RETAIN = "copy", "update", "retain"
+FACTS = "facts"
 SHARES = {COPY: 4, UPDATE: 12, RETAIN: 16}
 """Number of demonstrations of each kind, out of 32 (Zheng et al. 2023, section 4.3)."""
 
@@ -36,6 +37,24 @@ class EveryPrompt(Router):
         """See :meth:`Router.join`; the later text is closer to the prompt."""
         both = first.all_requests + second.all_requests
         return Memory((named_requests(both),), texts=("".join(first.texts + second.texts),))
+
+
+class FactsLast(EveryPrompt):
+    """Keeps the new facts of all joined edits after the demonstrations of all of them.
+
+    The memory's tensor "facts" (M) is the offset of the facts in each item's text, in characters.
+    """
+
+    def join(self, first: Memory, second: Memory) -> Memory:
+        """See :meth:`Router.join`."""
+        halves = [
+            (text[:offset], text[offset:])
+            for memory in (first, second)
+            for text, offset in zip(memory.texts, memory.tensors[FACTS].tolist(), strict=True)
+        ]
+        demonstrations, facts = ("".join(column) for column in zip(*halves, strict=True))
+        joined = super().join(first, second)
+        return Memory(joined.requests, {FACTS: torch.tensor([len(demonstrations)])}, (demonstrations + facts,))
 
 
 class ICE(Editor):
@@ -99,7 +118,7 @@ class IKE(ICE):
     _EXAMPLE = "New Fact: {prompt} {target}\nPrompt: {prompt} {target}\n\n"
 
     def __init__(self, demonstrations: int = 32, encoder: str = "all-minilm-l6-v2", seed: int = 0) -> None:
-        super().__init__(self._EXAMPLE, "{text}{prompt}")
+        super().__init__(self._EXAMPLE, "{text}Prompt: {prompt}")
         ranges.at_least(1, "editor", demonstrations=demonstrations)
         self.demonstrations, self.encoder, self.seed = demonstrations, encoder, seed
         self._sentences = SentenceEncoder(encoder)
@@ -150,14 +169,26 @@ class IKE(ICE):
             self._examples = json.loads(bytes(self.stored.cpu().tolist()).decode())
         return self._examples
 
+    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
+        """See :meth:`Editor.compute_changes`."""
+        memories = []
+        for group in groups:
+            demonstrations, facts = self._demonstrations_and_facts(group)
+            offset = torch.tensor([len(demonstrations)])
+            memories.append(Memory((named_requests(group),), {FACTS: offset}, (demonstrations + facts,)))
+        return GroupChanges(RoutedChanges(memories, FactsLast(), TextResponder(self.query)))
+
     def text_of(self, model: LanguageModel, requests: Sequence[EditRequest]) -> str:
-        """See :meth:`ICE.text_of`; the query's own "New Fact" line ends the text."""
+        """See :meth:`ICE.text_of`; the "New Fact" lines of the requests end the text."""
+        return "".join(self._demonstrations_and_facts(requests))
+
+    def _demonstrations_and_facts(self, requests: Sequence[EditRequest]) -> tuple[str, str]:
         texts: list[str] = []
         for request in requests:
             texts += self._choose_demonstrations(request)
             texts.append(stated(self.fact, request.prompt, request.target))
-        facts = "".join(f"New Fact: {request.prompt} {request.target}\n" for request in requests)
-        return "".join(texts) + facts + "Prompt: "
+        facts = (f"New Fact: {request.prompt} {request.target}\n" for request in requests)
+        return "".join(texts), "".join(facts)
 
     def _choose_demonstrations(self, request: EditRequest) -> Iterator[str]:
         """Yields the demonstrations for a request, the nearest last."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Unpack
+from typing import Any, ClassVar, Protocol, Unpack, runtime_checkable
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,7 +22,7 @@ from lightning_edit.hub import PushOptions, marked
 from lightning_edit.manifests import write_manifest
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.passes import ForwardPasses
-from lightning_edit.models.perplexity import perplexity
+from lightning_edit.models.perplexity import losses_of_rows, perplexity
 from lightning_edit.models.scoring import Score
 from lightning_edit.records import Route
 
@@ -62,29 +62,36 @@ class Scorer(Protocol):
         """See :meth:`LanguageModel.generate`."""
 
 
+@runtime_checkable
 class RoutedScorer(Scorer, Protocol):
     """A scorer that decides for each prompt whether a remembered edit answers it."""
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
         """Returns the decision for each prompt."""
 
+    def losses_of_rows(self, rows: Tensor) -> Tensor:
+        """See :func:`lightning_edit.models.perplexity.losses_of_rows`; each row is routed on its beginning."""
+
 
 def routes_of(scorer: Scorer, prompts: Sequence[str]) -> list[Route | None]:
     """Returns a scorer's routing decision for each prompt; None if the scorer does not route."""
-    routes = getattr(scorer, "routes", None)
-    return list(routes(prompts)) if routes is not None else [None] * len(prompts)
+    return list(scorer.routes(prompts)) if isinstance(scorer, RoutedScorer) else [None] * len(prompts)
 
 
-def perplexity_of(scorer: Scorer, model: LanguageModel, rows: Tensor) -> float:
-    """Computes the perplexity of packed rows (R, L) of token ids under an edited model.
+def losses_under(scorer: Scorer, model: LanguageModel, rows: Tensor) -> Tensor:
+    """Computes the (R · (L - 1)) losses in nats of packed rows (R, L) of token ids under an edited model.
 
     Args:
         scorer: The scorer that ``applied`` yielded.
         model: The base model, within that context.
         rows: Token ids.
     """
-    routed = getattr(scorer, "perplexity", None)
-    return float(routed(rows)) if routed is not None else perplexity(model, rows)
+    return scorer.losses_of_rows(rows) if isinstance(scorer, RoutedScorer) else losses_of_rows(model, rows)
+
+
+def perplexity_of(scorer: Scorer, model: LanguageModel, rows: Tensor) -> float:
+    """Computes the perplexity of packed rows (R, L) under an edited model; see :func:`losses_under`."""
+    return perplexity(lambda part: losses_under(scorer, model, part), rows)
 
 
 class Edit(ABC):

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_edit.edits.base import Scorer
+from lightning_edit.edits.base import Scorer, losses_under
 from lightning_edit.edits.memory import Memory
 from lightning_edit.edits.routing import Responder, Router
 from lightning_edit.edits.rows import check_prompts
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.passes import ForwardPasses
-from lightning_edit.models.perplexity import losses_of_rows
 from lightning_edit.models.scoring import Score
 from lightning_edit.records import Route
 
@@ -120,23 +119,32 @@ class RoutedModel:
         return [texts[index] for index in range(len(prompts))]
 
     @torch.no_grad()
-    def perplexity(self, rows: Tensor) -> float:
-        """Computes the perplexity of packed rows (R, L) of token ids, each routed on its first quarter.
+    def losses_of_rows(self, rows: Tensor) -> Tensor:
+        """Computes the (R · (L - 1)) losses in nats of packed rows (R, L), each routed on its first quarter.
 
-        If an item answers a row, the responder scores the rest of it as text.
+        If an item answers a row, the responder scores the rest of it, from the next beginning of a word on.
         """
-        decode, cut = self._model.encoder.decode, max(rows.shape[1] // _ROUTED_SHARE, 1)
-        prompts = [decode(row[:cut].tolist()) for row in rows]
-        routed = self._routed(prompts)
-        total, count = 0.0, 0
-        for row, prompt, (route, item) in zip(rows, prompts, routed, strict=True):
-            losses = losses_of_rows(self._model, row[None])
-            if route.hit:
-                rest = decode(row[cut:].tolist())
+        cuts = [self._cut(row.tolist()) for row in rows]
+        routed = self._routed([self._decode(row[:cut].tolist()) for row, cut in zip(rows, cuts, strict=True)])
+        losses = []
+        for row, cut, (route, item) in zip(rows, cuts, routed, strict=True):
+            of_row = losses_under(self._below, self._model, row[None])
+            if route.hit and cut < len(row):
+                prompt, rest = self._decode(row[:cut].tolist()), self._decode(row[cut:].tolist())
                 [score] = self._responder.score(self._model, [prompt], [rest], [item], self._memory, [None], False)
-                losses = torch.cat([losses[: cut - 1].cpu(), -torch.tensor(score.log_probs)])
-            total, count = total + float(losses.double().sum()), count + len(losses)
-        return math.exp(min(total / max(count, 1), 700.0))
+                of_row = torch.cat([of_row[: cut - 1].cpu(), -torch.tensor(score.log_probs)])
+            losses.append(of_row.cpu())
+        return torch.cat(losses)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.encoder.decode(ids)
+
+    def _cut(self, ids: list[int]) -> int:
+        """Returns the length of a row's prompt: a quarter, and the rest of the word that it ends in."""
+        cut = max(len(ids) // _ROUTED_SHARE, 1)
+        while cut < len(ids) and not self._decode(ids[cut:])[:1].isspace():
+            cut += 1
+        return cut
 
 
 def _pick(places: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,12 +13,11 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.tokenization import TokenBatch
 
 
-@torch.no_grad()
-def perplexity(model: LanguageModel, rows: Tensor, rows_per_pass: int = 8) -> float:
+def perplexity(losses: Callable[[Tensor], Tensor], rows: Tensor, rows_per_pass: int = 8) -> float:
     """Computes exp(-1/N Σ log p(x_t | x_<t)) over packed rows, without the first token of each row.
 
     Args:
-        model: The model; edits may be applied to it.
+        losses: Computes the losses of some rows, such as :func:`losses_of_rows` of a model.
         rows: (R, L) token ids.
         rows_per_pass: Rows in one forward pass.
 
@@ -26,8 +26,8 @@ def perplexity(model: LanguageModel, rows: Tensor, rows_per_pass: int = 8) -> fl
     """
     total, count = 0.0, 0
     for part in rows.split(rows_per_pass):
-        losses = losses_of_rows(model, part)
-        total, count = total + float(losses.double().sum()), count + len(losses)
+        values = losses(part)
+        total, count = total + float(values.double().sum()), count + len(values)
     try:
         return math.exp(total / max(count, 1))
     except OverflowError:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 
 from lightning_edit.checkpoint_io import AtomicCheckpointIO
+from lightning_edit.data.corpus import CorpusRange
 from lightning_edit.data.sampling import limited
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits import EditBatch
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.judges import Judge
 from lightning_edit.metrics.base import Average
@@ -26,7 +26,8 @@ from lightning_edit.modules.checkpoint_hooks import load_description, write_desc
 from lightning_edit.modules.costs import Costs
 from lightning_edit.modules.evaluation import Evaluator
 from lightning_edit.modules.evaluation_settings import EvaluationSettings, SequentialSettings
-from lightning_edit.modules.sequential import SequentialRun, flat, perplexity_text
+from lightning_edit.modules.protocols import EvaluationProtocol, IndependentProtocol, JointProtocol
+from lightning_edit.modules.sequential import SequentialProtocol, flat, perplexity_text
 from lightning_edit.modules.unedited_answers import UneditedAnswers
 from lightning_edit.records import EditOutcome, EditRecord, ProbeKind
 from lightning_edit.tokenization import PromptEncoder
@@ -91,10 +92,9 @@ class EditingModule(LightningModule):
         self._answers: UneditedAnswers | None = None
         self._judge: Judge | None = None
         self.costs = Costs()
-        self._evaluators: dict[str, Evaluator] = {}
         self._metrics: dict[str, MetricCollection] = {}
-        self._runs: dict[str, SequentialRun] = {}
-        self.left_out: list[str] = []
+        self._protocols: dict[str, EvaluationProtocol] = {}
+        self._checked_texts: set[str] = set()
 
     @property
     def language_model(self) -> LanguageModel:
@@ -167,6 +167,10 @@ class EditingModule(LightningModule):
             TokenizationError: If there is such a text.
         """
         model, name = self.language_model, "validate" if stage == "fit" else stage
+        # Once for each stage: in fit, validation starts after every epoch.
+        if stage in self._checked_texts:
+            return
+        self._checked_texts.add(stage)
         if name in datamodule.reports:
             settings = self.validation if stage == "fit" else self.evaluation
             Evaluator(model, settings, judge=self._judge).check(datamodule.records(name))
@@ -186,25 +190,53 @@ class EditingModule(LightningModule):
         if datamodule.sources.get(stage) is None:
             return
         settings = self.validation if stage == "validate" and self.trainer.state.fn == "fit" else self.evaluation
-        self._evaluators[stage] = Evaluator(self.language_model, settings, self._answers, self._judge)
+        evaluator = Evaluator(self.language_model, settings, self._answers, self._judge)
         self.costs = Costs()
-        self._close_sequence(stage)
+        names = settings.groups(datamodule.groups(stage))
+
+        def new_metrics() -> MetricCollection:
+            return edit_metrics(names, self.average, metric_names(copy.deepcopy(self._extra_metrics)))
+
+        self._close(stage)
         if settings.sequential is not None:
-            self._prepare_sequence(datamodule, stage, settings.sequential)
-        groups = settings.groups(datamodule.groups(stage))
-        extra = metric_names(copy.deepcopy(self._extra_metrics))
-        self._metrics[stage] = edit_metrics(groups, self.average, extra).to(self.device)
+            self._protocols[stage] = self._sequential(datamodule, stage, settings.sequential, evaluator, new_metrics)
+        else:
+            groups, joint = datamodule.evaluation_groups(stage), datamodule.eval_requests_per_edit > 1
+            limit = getattr(self.trainer, _LIMITS[stage])
+            complete = limit is None or (isinstance(limit, float) and limit >= 1)
+            protocol = JointProtocol if joint else IndependentProtocol
+            self._protocols[stage] = protocol(
+                self.language_model, self.editor, evaluator, groups, self.costs, check_all=complete
+            )
+        self._metrics[stage] = new_metrics().to(self.device)
+
+    def protocol(self, stage: str) -> EvaluationProtocol:
+        """Returns how the records of a stage are edited and evaluated.
+
+        Raises:
+            ConfigurationError: If the stage was not set up.
+        """
+        if stage not in self._protocols:
+            raise ConfigurationError(f"nothing was prepared for {stage}; run it with a Trainer and an EditDataModule")
+        return self._protocols[stage]
+
+    def keeps_order(self, stage: str) -> bool:
+        """Whether the records of a stage have to be evaluated in their order, one group at a time."""
+        return stage in self._protocols and self._protocols[stage].keeps_order
 
     @property
-    def protocol(self) -> str:
-        """Description of how records are edited in testing and prediction."""
-        joint = getattr(getattr(self.trainer, "datamodule", None), "eval_requests_per_edit", 1)
-        number = f"{joint} at a time, " if joint > 1 else ""
-        if self.evaluation.sequential is not None:
-            return f"edited one after another, {number}each edit on top of all before"
-        return f"edited jointly, {number}on the clean model" if joint > 1 else "each edited on the clean model"
+    def corpus_range(self) -> CorpusRange:
+        """The part of the corpus that fit reads."""
+        return CorpusRange()
 
-    def _prepare_sequence(self, datamodule: Any, stage: str, settings: SequentialSettings) -> None:
+    def _sequential(
+        self,
+        datamodule: Any,
+        stage: str,
+        settings: SequentialSettings,
+        evaluator: Evaluator,
+        new_metrics: Callable[[], MetricCollection],
+    ) -> SequentialProtocol:
         if self.trainer.state.fn == "fit":
             raise ConfigurationError(
                 "model.validation.sequential: a sequence is measured once, not after each epoch; run validate or test "
@@ -214,73 +246,23 @@ class EditingModule(LightningModule):
             raise ConfigurationError(
                 "evaluation.sequential: a sequence of edits cannot be divided between processes; use trainer.devices 1"
             )
-        datamodule.keep_order = True
         groups = datamodule.evaluation_groups(stage)
         # A limited sequence is measured at its limit.
         groups = groups[: limited(len(groups), getattr(self.trainer, _LIMITS[stage]))]
         folder = Path(settings.folder or self.trainer.log_dir or self.trainer.default_root_dir)
-        self._runs[stage] = SequentialRun(
-            self.language_model, self.editor, self._evaluators[stage], settings, groups, folder, self.costs
+        return SequentialProtocol(
+            self.language_model, self.editor, evaluator, settings, groups, folder, self.costs, new_metrics
         )
 
-    def _close_sequence(self, stage: str) -> None:
-        run = self._runs.pop(stage, None)
-        if run is not None:
-            run.close()
+    def _close(self, stage: str) -> None:
+        protocol = self._protocols.pop(stage, None)
+        if protocol is not None:
+            protocol.close()
 
     def teardown(self, stage: str) -> None:
         """Releases the folder of a sequence for other runs."""
-        for run in self._runs.values():
-            run.close()
-
-    def stopped_after(self, stage: str) -> int | None:
-        """Returns the number of edits after which a sequence was stopped by its perplexity, or None."""
-        run = self._runs.get(stage)
-        return run.edited if run is not None and run.stopped else None
-
-    def _step_of_sequence(self, run: SequentialRun, number: int) -> list[EditOutcome]:
-        outcomes = run.step(number)
-        self.left_out = [note for edit in run.sequence.edits for note in edit.provenance.notes]
-        for row in run.new_rows():
-            values = {f"sequence/{name}": value for name, value in flat(row).items()}
-            for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=int(row["edits"]))
-        return outcomes
-
-    def evaluate(self, groups: list[list[EditRecord]], stage: str) -> list[EditOutcome]:
-        """Edits each group of records jointly on the clean model, and asks all probes of its records."""
-        requests = [[request for record in group for request in record.requests] for group in groups]
-        records = [record for group in groups for record in group]
-        evaluator = self._evaluators[stage]
-        # Checked before asking the unedited model, which takes long.
-        self.editor.check(self.language_model, requests)
-        with ExitStack() as stack:
-            with self.costs.timed("unedited"):
-                stack.enter_context(evaluator.prepared(self.editor, records))
-            parts = self.editor.edit_in_parts(
-                self.language_model, requests, self.evaluation.change_bytes, evaluator.passes
-            )
-            outcomes: list[EditOutcome] = []
-            while (part := self._next_part(parts)) is not None:
-                places, edits = part
-                self.left_out += [note for provenance in edits.provenances for note in provenance.notes]
-                part_records = [record for group in groups[places] for record in group]
-                edit_of_record = [index for index, group in enumerate(groups[places]) for _ in group]
-                with self.costs.timed_asking(evaluator):
-                    outcomes += evaluator.evaluate(part_records, edits, edit_of_record)
-            self.costs.probes += len(outcomes)
-            return outcomes
-
-    def _next_part(self, parts: Iterator[tuple[slice, EditBatch]]) -> tuple[slice, EditBatch] | None:
-        """Makes the next batch of edits, and adds up its costs."""
-        reused = self.editor.reused_seconds
-        with self.costs.timed("editing"):
-            part = next(parts, None)
-        self.costs.reused_seconds += self.editor.reused_seconds - reused
-        if part is not None:
-            self.costs.edits += len(part[1])
-            self.costs.edit_bytes = max(self.costs.edit_bytes, part[1][0].nbytes)
-        return part
+        for protocol in self._protocols.values():
+            protocol.close()
 
     def on_validation_start(self) -> None:
         """See :meth:`on_test_start`."""
@@ -295,42 +277,43 @@ class EditingModule(LightningModule):
         self._check_all("test")
 
     def _check_all(self, stage: str) -> None:
-        self.left_out = []
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             self.check_texts(datamodule, stage)
-        # A sequence is checked when it is prepared; in a limited run, each batch is checked when it is reached.
-        limit = getattr(self.trainer, _LIMITS[stage])
-        is_cut = limit is not None and (isinstance(limit, int) or limit < 1)
-        if stage in self._runs or is_cut:
-            return
-        assert datamodule is not None
-        groups = datamodule.evaluation_groups(stage) if stage in self._evaluators else []
-        if groups:
-            requests = [[request for record in group for request in record.requests] for group in groups]
-            self.editor.check(self.language_model, requests)
+        if stage in self._protocols:
+            if self.editor.capabilities.needs_grad and torch.is_inference_mode_enabled():
+                raise ConfigurationError(
+                    f"{type(self.editor).__name__} takes gradients, which inference mode forbids; create the Trainer "
+                    "with inference_mode=False"
+                )
+            self._protocols[stage].check()
 
     def validation_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
-        return self._evaluate_and_update(batch, batch_idx, "validate")
+        return self._evaluate_and_update(batch, "validate")
 
     def test_step(self, batch: list[list[EditRecord]], batch_idx: int) -> dict[str, Any]:
         """Evaluates a batch of groups of records; callbacks find the outcomes under "outcomes"."""
-        return self._evaluate_and_update(batch, batch_idx, "test")
+        return self._evaluate_and_update(batch, "test")
 
     def predict_step(self, batch: list[list[EditRecord]], batch_idx: int) -> Prediction:
         """Returns the outcomes of a batch of groups of records."""
-        return Prediction(self._evaluate_batch(batch, batch_idx, "predict"))
+        return Prediction(self._evaluate(batch, "predict"))
 
-    def _evaluate_and_update(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> dict[str, Any]:
-        outcomes = self._evaluate_batch(batch, batch_idx, stage)
+    def _evaluate_and_update(self, batch: list[list[EditRecord]], stage: str) -> dict[str, Any]:
+        outcomes = self._evaluate(batch, stage)
         self._metrics[stage].update(outcomes)
         return {"outcomes": outcomes}
 
-    def _evaluate_batch(self, batch: list[list[EditRecord]], batch_idx: int, stage: str) -> list[EditOutcome]:
+    def _evaluate(self, batch: list[list[EditRecord]], stage: str) -> list[EditOutcome]:
         if not batch:
             return []
-        run = self._runs.get(stage)
-        return self.evaluate(batch, stage) if run is None else self._step_of_sequence(run, batch_idx)
+        protocol = self._protocols[stage]
+        outcomes = protocol.step(batch)
+        for row in protocol.new_measures():
+            values = {f"sequence/{name}": value for name, value in flat(row).items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=int(row["edits"]))
+        return outcomes
 
     def on_validation_epoch_end(self) -> None:
         """Logs the measures as "val/…"."""

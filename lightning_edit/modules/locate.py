@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_edit import ranges
-from lightning_edit.data.corpus import CorpusBatches
+from lightning_edit.data.corpus import CorpusBatches, CorpusRange
 from lightning_edit.data.datamodule import EditDataModule
 from lightning_edit.distributed import lists_of_all_processes, sum_over_processes
 from lightning_edit.editors.locate import LocateEditor
@@ -70,6 +71,7 @@ class LocateEditing(EditingModule):
         self._sums = MomentSums()
         self._sites: list[EditSite] = []
         self._identity = ""
+        self._range = CorpusRange()
 
     def setup(self, stage: str) -> None:
         """Loads the base model; in fit, resumes the sums of a stopped run."""
@@ -98,7 +100,7 @@ class LocateEditing(EditingModule):
         """Returns the rows of each batch of this process, including finished ones."""
         data, trainer = self._data(), self.trainer
         size, rows = data.corpus.batch_size if data.corpus else 1, len(data.corpus_rows())
-        return CorpusBatches(rows, size, 0, trainer.global_rank, trainer.world_size, data.corpus_stop).batches
+        return CorpusBatches(rows, size, 0, trainer.global_rank, trainer.world_size, self._range.stop).batches
 
     def _limit_batches(self) -> None:
         """Applies the Trainer's batch limit to the whole corpus, not only to the rest after resuming.
@@ -112,7 +114,7 @@ class LocateEditing(EditingModule):
                 "trainer.limit_train_batches: a share of what is left to read would be another one after a resume; "
                 "give a number of batches, or limit data.corpus.tokens"
             )
-        self._data().corpus_stop = limit if isinstance(limit, int) else None
+        self._range = CorpusRange(stop=limit if isinstance(limit, int) else None)
 
     def _tokens_to_read(self) -> int:
         """Returns the number of tokens that a complete run reads in all processes."""
@@ -122,8 +124,13 @@ class LocateEditing(EditingModule):
     def _skip_done_batches(self) -> None:
         """Skips finished batches; a process with fewer left than another gets empty ones."""
         left = max(len(self._batches()) - self._sums.batches, 0)
-        self._data().corpus_skip = self._sums.batches
-        self._data().corpus_steps = max(lists_of_all_processes([left])[0])
+        steps = max(lists_of_all_processes([left])[0])
+        self._range = replace(self._range, skip=self._sums.batches, steps=steps)
+
+    @property
+    def corpus_range(self) -> CorpusRange:
+        """See :attr:`EditingModule.corpus_range`."""
+        return self._range
 
     def _check_length(self) -> None:
         """Refuses rows longer than the model's positions.
@@ -157,7 +164,7 @@ class LocateEditing(EditingModule):
             [site.name for site in self._sites],
             self._digest(),
             [*data.corpus_rows().shape, data.corpus.batch_size if data.corpus else 0, self.trainer.world_size],
-            data.corpus_stop,
+            self._range.stop,
         ]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from lightning_edit.data.corpus import TextCorpus
 from lightning_edit.editors.base import Editor
-from lightning_edit.edits import EditSequence, load_edit
+from lightning_edit.edits import Edit, EditSequence, load_edit
 from lightning_edit.edits.base import perplexity_of
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.errors import ConfigurationError, EditError
 from lightning_edit.files import finite_json, replace_file
 from lightning_edit.metrics import edit_metrics
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.perplexity import perplexity
 from lightning_edit.modules.costs import Costs
 from lightning_edit.modules.evaluation import Evaluator
 from lightning_edit.modules.evaluation_settings import SequentialSettings
+from lightning_edit.modules.protocols import EvaluationProtocol, Group, requests_of
 from lightning_edit.records import EditOutcome, EditRecord, group_names
 
 SCHEDULE_FILE = "sequence.jsonl"
@@ -34,7 +36,7 @@ _ROW = 256
 """Number of tokens per row of the perplexity text."""
 
 
-class SequentialRun:
+class SequentialProtocol(EvaluationProtocol):
     """A sequence of edits, each on top of the earlier ones.
 
     Args:
@@ -45,7 +47,10 @@ class SequentialRun:
         groups: The records, in the order of the edits; those of a group are edited jointly.
         folder: Where the measures are written.
         costs: Accumulates seconds and sizes.
+        metrics: Builds an empty collection of the measures; by default the standard ones, averaged over probes.
     """
+
+    keeps_order = True
 
     def __init__(
         self,
@@ -56,21 +61,22 @@ class SequentialRun:
         groups: Sequence[Sequence[EditRecord]],
         folder: Path,
         costs: Costs | None = None,
+        metrics: Callable[[], MetricCollection] | None = None,
     ) -> None:
-        self.costs = costs if costs is not None else Costs()
-        self.model, self.editor, self.evaluator, self.settings = model, editor, evaluator, settings
-        self.groups, self.folder = [list(group) for group in groups], folder
+        super().__init__(model, editor, evaluator, groups, costs if costs is not None else Costs())
+        self.settings, self.folder = settings, folder
         self._lock = FileLock(folder / _LOCK_FILE)
         self.sequence = EditSequence()
         self.rows: list[dict[str, Any]] = []
         self._reported = 0
+        self._reached = 0
         self.stopped = False
         if not self.groups:
             raise ConfigurationError(
                 "a sequence needs at least one record, and there is none; see data.test, and the Trainer's limits"
             )
-        # Checked before asking the unedited model, which takes long.
-        editor.check(model, [_requests(group) for group in self.groups], on_top=len(self.groups) > 1)
+        # Before asking the unedited model, which takes long.
+        editor.check(model, [requests_of(group) for group in self.groups], on_top=len(self.groups) > 1)
         if settings.folder is not None:
             self._lock_folder()
             self._resume_edits()
@@ -79,11 +85,27 @@ class SequentialRun:
         records = [record for group in self.groups for record in group]
         with self.costs.timed("unedited"):
             evaluator.ask_before(evaluator.questions(records))
-        self._names = evaluator.settings.groups(group_names(records))
+        names = evaluator.settings.groups(group_names(records))
+        self._new_metrics = metrics if metrics is not None else partial(edit_metrics, names)
         with self.costs.timed("perplexity"):
-            self._perplexity_before = None if self._text is None else perplexity(model, self._text)
+            self._perplexity_before = None if self._text is None else perplexity_of(model, model, self._text)
         if settings.folder is not None:
             self._resume_measures()
+
+    @property
+    def description(self) -> str:
+        """See :attr:`EvaluationProtocol.description`."""
+        joint = max(map(len, self.groups))
+        number = f"{joint} at a time, " if joint > 1 else ""
+        return f"edited one after another, {number}each edit on top of all before"
+
+    @property
+    def stopped_after(self) -> int | None:
+        """See :attr:`EvaluationProtocol.stopped_after`: perplexity rose above the limit."""
+        return self.edited if self.stopped else None
+
+    def check(self) -> None:
+        """See :meth:`EvaluationProtocol.check`; a sequence is checked when it is built."""
 
     def _lock_folder(self) -> None:
         """Locks the folder for the lifetime of this run.
@@ -124,12 +146,12 @@ class SequentialRun:
             if not place.exists():
                 break
             edit = load_edit(place)
-            if not self.editor.could_have_produced(edit.provenance, _requests(group)):
+            if not self.editor.could_have_produced(edit.provenance, requests_of(group)):
                 raise ConfigurationError(
                     f"{place} holds an edit of other requests, of another editor or with other statistics; name "
                     "another folder in evaluation.sequential.folder, or delete it"
                 )
-            self.sequence = self.sequence.then(edit)
+            self._append(edit)
 
     def _read_measures(self) -> list[dict[str, Any]]:
         """Reads the measures in the folder.
@@ -175,27 +197,26 @@ class SequentialRun:
         """Whether there are no more edits to make."""
         return self.stopped or len(self.sequence) == len(self.groups)
 
-    def step(self, number: int) -> list[EditOutcome]:
-        """Makes an edit, and measures the sequence if it is due.
+    def step(self, groups: Sequence[Group]) -> list[EditOutcome]:
+        """Makes the edits of the next groups, and measures the sequence where it is due.
 
         Args:
-            number: Index of the group to edit; groups already edited, or after the end, are skipped.
+            groups: The next groups in the order of the sequence; those already edited, or after the end, are skipped.
 
         Returns:
             The outcomes of all edited records after the last edit; an empty list before.
         """
+        outcomes: list[EditOutcome] = []
+        for group in groups:
+            if list(group) != self.groups[self._reached]:
+                raise EditError(f"records of a sequence come in its order, and {group[0].id!r} does not come next")
+            outcomes += self._step(self._reached)
+            self._reached += 1
+        return outcomes
+
+    def _step(self, number: int) -> list[EditOutcome]:
         if number == len(self.sequence) and not self.is_done:
-            group = self.groups[number]
-            # Unlike edit(), this leaves out a failed request without ending the sequence.
-            reused = self.editor.reused_seconds
-            with self.costs.timed("editing"):
-                edit = self.editor.edit_each_group(self.model, [_requests(group)], after=self.sequence)[0]
-            self.costs.reused_seconds += self.editor.reused_seconds - reused
-            self.costs.edits += 1
-            self.costs.edit_bytes = max(self.costs.edit_bytes, edit.nbytes)
-            if self.settings.folder is not None:
-                edit.save(self._edit_folder(number))
-            self.sequence = self.sequence.then(edit)
+            self._edit(number)
         if number != len(self.sequence) - 1:
             return []
         due = self.settings.every and self.edited // self.settings.every > self._measured // self.settings.every
@@ -204,8 +225,23 @@ class SequentialRun:
         outcomes = self._measure()
         return outcomes if self.is_done else []
 
-    def new_rows(self) -> list[dict[str, Any]]:
-        """Returns the measures since the last call; the first call includes those of a resumed run."""
+    def _edit(self, number: int) -> None:
+        """Makes an edit; a request that fails is left out without ending the sequence."""
+        reused = self.editor.reused_seconds
+        with self.costs.timed("editing"):
+            requests = [requests_of(self.groups[number])]
+            edit = self.editor.edit_checked_groups(self.model, requests, after=self.sequence)[0]
+        self.record_edit(1, reused, edit.nbytes)
+        if self.settings.folder is not None:
+            edit.save(self._edit_folder(number))
+        self._append(edit)
+
+    def _append(self, edit: Edit) -> None:
+        self.sequence = self.sequence.then(edit)
+        self.left_out += edit.provenance.notes
+
+    def new_measures(self) -> list[dict[str, Any]]:
+        """See :meth:`EvaluationProtocol.new_measures`; the first call includes those of a resumed run."""
         rows = [row for row in self.rows if row["edits"] > self._reported]
         self._reported = self._measured
         return rows
@@ -250,7 +286,7 @@ class SequentialRun:
             )
 
     def _measures(self, outcomes: list[EditOutcome]) -> dict[str, float]:
-        metrics = edit_metrics(self._names)
+        metrics = self._new_metrics()
         metrics.update(outcomes)
         values = {name: float(value) for name, value in metrics.compute().items()}
         return {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
@@ -302,7 +338,3 @@ def flat(row: dict[str, Any]) -> dict[str, float]:
         elif value is not None:
             values[name] = value
     return values
-
-
-def _requests(group: Sequence[EditRecord]) -> list[Any]:
-    return [request for record in group for request in record.requests]

@@ -72,8 +72,6 @@ class TestSCR(TextEditorTester):
 
 
 class TestIKE(TextEditorTester):
-    a_sequence_is_the_joint_edit = False
-
     def make(self, model):
         editor = IKE(demonstrations=1)
         editor.index(training_records())
@@ -137,8 +135,22 @@ def test_demonstrations_come_in_the_published_ratio_with_the_nearest_last():
     assert len(blocks) == 4 + 1 + 1
     assert "house 17" in blocks[3]
     assert blocks[4] == f"New Fact: {request.prompt} red\nPrompt: {request.prompt} red"
-    assert blocks[5] == f"New Fact: {request.prompt} red\nPrompt: "
+    assert blocks[5] == f"New Fact: {request.prompt} red\n"
     assert text == editor.text_of(language_model("llama"), [request])
+
+
+def test_demonstrations_of_a_sequence_come_before_all_of_its_facts(model):
+    editor = IKE(demonstrations=2)
+    editor.index(training_records())
+    sequence = EditSequence([editor.edit(model, [request]) for request in REQUESTS[:2]])
+    [layer] = sequence.layers
+    [text] = layer.memory.texts
+    assert text == editor.text_of(model, REQUESTS[:2])
+    assert text.endswith("\n\n" + "".join(f"New Fact: {one.prompt} {one.target}\n" for one in REQUESTS[:2]))
+    assert "Prompt: New Fact" not in text
+    shown = f"{text}Prompt: {PROBES[0]}"
+    with sequence.applied(model) as edited:
+        assert edited.score([PROBES[0]], ["Rome"])[0].log_probs == model.score([shown], ["Rome"])[0].log_probs
 
 
 def test_an_index_is_part_of_the_checkpoint(model):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,14 +10,15 @@ import yaml
 
 from lightning_edit.cli import main
 from lightning_edit.data import WorldFacts
-from lightning_edit.editors import MEMIT, GradientStep, ValueSettings
+from lightning_edit.editors import GRACE, ICE, MEMIT, GradientStep, TuningSettings, ValueSettings
 from lightning_edit.edits import EditSequence
-from lightning_edit.errors import ConfigurationError
+from lightning_edit.edits.base import losses_under, perplexity_of
+from lightning_edit.errors import ConfigurationError, EditError
 from lightning_edit.metrics import edit_metrics
-from lightning_edit.models.perplexity import perplexity
+from lightning_edit.models.perplexity import losses_of_rows, perplexity
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.modules import EvaluationSettings, Evaluator, SequentialSettings
-from lightning_edit.modules.sequential import SCHEDULE_FILE, SequentialRun
+from lightning_edit.modules.sequential import SCHEDULE_FILE, SequentialProtocol
 from lightning_edit.records import group_names
 from tests.modules.test_training import write_config
 from tests.tiny_models import FAMILIES, language_model
@@ -46,7 +48,12 @@ def sequence_of(records, folder, text=None, size=1, step_size=0.05, keep=False, 
     sequential = SequentialSettings(text=text, tokens=512, folder=str(folder) if keep else None, **settings)
     evaluator = Evaluator(model, EvaluationSettings(generate=False, sequential=sequential))
     groups = [records[start : start + size] for start in range(0, len(records), size)]
-    return SequentialRun(model, editor or GradientStep([-1], step_size), evaluator, sequential, groups, folder)
+    return SequentialProtocol(model, editor or GradientStep([-1], step_size), evaluator, sequential, groups, folder)
+
+
+def first_step(run):
+    """Makes the first edit of a sequence."""
+    return run.step([run.groups[0]])
 
 
 _RUNS = {}
@@ -79,7 +86,7 @@ def accuracy(model, records, scorer):
 @pytest.mark.parametrize("size", [1, 2])
 def test_every_edit_is_made_on_top_of_all_before_and_retention_is_measured(records, tmp_path, text, size):
     run = sequence_of(records, tmp_path, text, size, every=2)
-    outcomes = [run.step(number) for number in range(len(run.groups))]
+    outcomes = [run.step([run.groups[number]]) for number in range(len(run.groups))]
     assert not any(outcomes[:-1])
     assert {outcome.record_id for outcome in outcomes[-1]} == {record.id for record in records}
     assert [row["edits"] for row in run.rows] == [2, 4, 6]
@@ -98,7 +105,7 @@ def test_every_edit_is_made_on_top_of_all_before_and_retention_is_measured(recor
             earlier = row["earlier"].get("edit_success/token_accuracy", math.nan)
             expected = accuracy(model, done[:-size], edited) if done[:-size] else math.nan
             assert earlier == pytest.approx(expected, abs=1e-6, nan_ok=True)
-            assert row["perplexity"] == pytest.approx(perplexity(model, run._text), rel=1e-5)
+            assert row["perplexity"] == pytest.approx(perplexity_of(model, model, run._text), rel=1e-5)
     (site, norm), *_ = run.rows[-1]["relative_norm"].items()
     change = sum(edit.deltas[site].dense() for edit in sequence.edits)
     weight = model.layer_map.named_site(site).weight
@@ -110,7 +117,7 @@ def test_the_unedited_answers_are_taken_before_the_first_edit(records, tmp_path)
     run = sequence_of(records, tmp_path)
     fresh = Evaluator(run.model, EvaluationSettings(generate=False))
     for number in range(len(records)):
-        outcomes = run.step(number)
+        outcomes = run.step([run.groups[number]])
     expected = fresh.ask_before(fresh.questions(records))
     assert [outcome.before.predicted_ids for outcome in outcomes] == [
         reference.answer.predicted_ids for reference in expected
@@ -121,18 +128,18 @@ def test_the_unedited_answers_are_taken_before_the_first_edit(records, tmp_path)
 def test_a_stopped_sequence_resumes_where_it_stopped(records, tmp_path, text, monkeypatch, stopped_at):
     settings = {"text": text, "every": 2}
     first = kept_sequence_of(records, tmp_path / "whole", **settings)
-    expected = [first.step(number) for number in range(len(records))][-1]
+    expected = [first.step([first.groups[number]]) for number in range(len(records))][-1]
     begun = kept_sequence_of(records, tmp_path / "cut", **settings)
     for number in range(stopped_at):
-        begun.step(number)
+        begun.step([begun.groups[number]])
     again = kept_sequence_of(records, tmp_path / "cut", **settings)
     assert len(again.sequence) == stopped_at
     calls = []
-    edit = again.editor.edit_each_group
+    edit = again.editor.edit_checked_groups
     monkeypatch.setattr(
-        again.editor, "edit_each_group", lambda *args, **kwargs: calls.append(1) or edit(*args, **kwargs)
+        again.editor, "edit_checked_groups", lambda *args, **kwargs: calls.append(1) or edit(*args, **kwargs)
     )
-    outcomes = [again.step(number) for number in range(len(records))][-1]
+    outcomes = [again.step([again.groups[number]]) for number in range(len(records))][-1]
     assert len(calls) == len(records) - stopped_at
     assert [outcome.after.predicted_ids for outcome in outcomes] == [o.after.predicted_ids for o in expected]
     assert [row["edits"] for row in again.rows] == [2, 4, 6]
@@ -144,13 +151,13 @@ def test_a_stopped_sequence_resumes_where_it_stopped(records, tmp_path, text, mo
 @pytest.mark.parametrize("stopped_at", [1, 2])
 def test_a_stopped_sequence_of_located_edits_resumes_without_a_difference(records, tmp_path, stopped_at):
     first = kept_sequence_of(records, tmp_path / "whole", size=2, editor=memit())
-    expected = [first.step(number) for number in range(3)][-1]
+    expected = [first.step([first.groups[number]]) for number in range(3)][-1]
     begun = kept_sequence_of(records, tmp_path / "cut", size=2, editor=memit())
     for number in range(stopped_at):
-        begun.step(number)
+        begun.step([begun.groups[number]])
     again = kept_sequence_of(records, tmp_path / "cut", size=2, editor=memit())
     assert len(again.sequence) == stopped_at
-    outcomes = [again.step(number) for number in range(3)][-1]
+    outcomes = [again.step([again.groups[number]]) for number in range(3)][-1]
     contexts = {str(edit.provenance.findings["contexts"]) for edit in again.sequence.edits}
     assert len(contexts) == 1
     for one, same in zip(outcomes, expected, strict=True):
@@ -171,7 +178,7 @@ def test_a_request_that_cannot_be_edited_does_not_end_a_sequence(records, tmp_pa
     monkeypatch.setattr(locate, "search_values", broken)
     run = sequence_of(records[:3], tmp_path, editor=memit())
     with pytest.warns(UserWarning, match="1 of 1 requests are left out: its loss became nan"):
-        outcomes = [run.step(number) for number in range(3)]
+        outcomes = [run.step([run.groups[number]]) for number in range(3)]
     assert {outcome.record_id for outcome in outcomes[-1]} == {record.id for record in records[:3]}
     assert [len(edit.provenance.failed) for edit in run.sequence.edits] == [0, 1, 0]
 
@@ -180,11 +187,11 @@ def test_an_ended_sequence_stays_ended(records, tmp_path, text):
     settings = {"text": text, "step_size": 500.0, "every": 1, "stop_above": 2.0}
     run = kept_sequence_of(records, tmp_path, **settings)
     with pytest.warns(UserWarning, match="the sequence ends here"):
-        expected = run.step(0)
+        expected = run.step([run.groups[0]])
     with pytest.warns(UserWarning, match="the sequence ends here"):
         again = kept_sequence_of(records, tmp_path, **settings)
     with pytest.warns(UserWarning, match="the sequence ends here"):
-        outcomes = [again.step(number) for number in range(len(records))]
+        outcomes = [again.step([again.groups[number]]) for number in range(len(records))]
     assert len(again.sequence) == 1
     assert [outcome.record_id for outcome in outcomes[0]] == [outcome.record_id for outcome in expected]
     assert not any(outcomes[1:])
@@ -192,7 +199,7 @@ def test_an_ended_sequence_stays_ended(records, tmp_path, text):
 
 def test_edits_of_other_requests_are_refused(records, tmp_path):
     begun = kept_sequence_of(records, tmp_path)
-    begun.step(0)
+    begun.step([begun.groups[0]])
     with pytest.raises(ConfigurationError, match="edit of other requests, of another editor or with other statistics"):
         kept_sequence_of(records[::-1], tmp_path)
 
@@ -200,7 +207,7 @@ def test_edits_of_other_requests_are_refused(records, tmp_path):
 def test_a_longer_sequence_is_not_resumed(records, tmp_path, monkeypatch):
     run = kept_sequence_of(records, tmp_path, every=1)
     for number in range(4):
-        run.step(number)
+        run.step([run.groups[number]])
     written = (tmp_path / SCHEDULE_FILE).read_text()
     monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
     with pytest.raises(ConfigurationError, match="holds a longer sequence than the 2 edits"):
@@ -213,20 +220,20 @@ def test_a_longer_sequence_is_not_resumed(records, tmp_path, monkeypatch):
 def test_a_resumed_sequence_returns_its_earlier_measures_once(records, tmp_path):
     run = kept_sequence_of(records, tmp_path, every=1)
     for number in range(2):
-        run.step(number)
-    assert [row["edits"] for row in run.new_rows()] == [1, 2]
-    assert not run.new_rows()
+        run.step([run.groups[number]])
+    assert [row["edits"] for row in run.new_measures()] == [1, 2]
+    assert not run.new_measures()
     again = kept_sequence_of(records, tmp_path, every=1)
     for number in range(3):
-        again.step(number)
-    assert [row["edits"] for row in again.new_rows()] == [1, 2, 3]
-    assert not again.new_rows()
+        again.step([again.groups[number]])
+    assert [row["edits"] for row in again.new_measures()] == [1, 2, 3]
+    assert not again.new_measures()
 
 
 @pytest.mark.parametrize("line", ['{"edits": 2, "all": {"edit_su', "[2]", '{"all": {}}'])
 def test_measures_that_cannot_be_read_are_named(records, tmp_path, monkeypatch, line):
     run = kept_sequence_of(records, tmp_path, every=1)
-    run.step(0)
+    run.step([run.groups[0]])
     with (tmp_path / SCHEDULE_FILE).open("a") as file:
         file.write(line)
     monkeypatch.setattr(Evaluator, "ask_before", lambda *arguments: pytest.fail("the unedited model was asked"))
@@ -247,7 +254,7 @@ def test_a_sequence_resumes_with_statistics_that_were_moved(records, tmp_path):
     original, moved = (
         MEMIT(layers=[0, 1], statistics=str(folder), search=ValueSettings(steps=2)) for folder in folders
     )
-    kept_sequence_of(records, tmp_path / "run", editor=original).step(0)
+    first_step(kept_sequence_of(records, tmp_path / "run", editor=original))
     assert len(kept_sequence_of(records, tmp_path / "run", editor=moved).sequence) == 1
 
 
@@ -259,7 +266,7 @@ def test_edits_with_other_statistics_are_refused(records, tmp_path):
         editor.use_statistics(KeyStatistics(moments, corpus, model.name, model.fingerprint))
         return editor
 
-    kept_sequence_of(records, tmp_path, editor=fitted(640)).step(0)
+    first_step(kept_sequence_of(records, tmp_path, editor=fitted(640)))
     assert len(kept_sequence_of(records, tmp_path, editor=fitted(640)).sequence) == 1
     for other in (fitted(641), memit()):
         with pytest.raises(ConfigurationError, match="with other statistics"):
@@ -269,7 +276,7 @@ def test_edits_with_other_statistics_are_refused(records, tmp_path):
 def test_measures_on_another_text_are_refused(records, tmp_path, text):
     other = tmp_path / "other.txt"
     other.write_text("Something else is said here, at some length. " * 40)
-    kept_sequence_of(records, tmp_path, text=text, every=1).step(0)
+    first_step(kept_sequence_of(records, tmp_path, text=text, every=1))
     for changed in (str(other), None):
         with pytest.raises(ConfigurationError, match="was measured on another text"):
             kept_sequence_of(records, tmp_path, text=changed, every=1)
@@ -279,11 +286,63 @@ def test_measures_on_another_text_are_refused(records, tmp_path, text):
 def test_a_sequence_ends_where_the_model_breaks(records, tmp_path, text):
     run = sequence_of(records, tmp_path, text, step_size=500.0, every=1, stop_above=2.0)
     with pytest.warns(UserWarning, match="the sequence ends here"):
-        outcomes = [run.step(number) for number in range(len(records))]
+        outcomes = [run.step([run.groups[number]]) for number in range(len(records))]
     assert run.stopped
     assert len(run.sequence) == 1
     assert {outcome.record_id for outcome in outcomes[0]} == {records[0].id}
     assert not any(outcomes[1:])
+
+
+def everything_in_scope():
+    """A codebook whose radius covers every text."""
+    tuning = TuningSettings(steps=5, learning_rate=0.5, skip_below=0, stop_below=0)
+    return GRACE(site=-1, radius=1e6, tuning=tuning)
+
+
+def test_a_sequence_of_routed_edits_is_stopped_by_the_edited_models_perplexity(records, tmp_path, text):
+    run = sequence_of(records[:2], tmp_path, text, editor=everything_in_scope(), every=1, stop_above=1e-6)
+    with pytest.warns(UserWarning, match="the sequence ends here"):
+        first_step(run)
+    [row] = run.rows
+    assert run.stopped_after == 1
+    assert row["perplexity"] != pytest.approx(row["perplexity_before"], rel=1e-3)
+    with run.sequence.applied(run.model) as scorer:
+        assert row["perplexity"] == pytest.approx(perplexity_of(scorer, run.model, run._text))
+
+
+@torch.no_grad()
+def test_rows_that_match_no_item_are_scored_by_the_layer_below(records, text):
+    """A prompt in front of every text, with a codebook on top that answers nothing, or everything."""
+    model, requests = language_model("llama"), records[0].requests
+    rows = torch.tensor([model.encoder.encode(TEXT).ids[:48]])
+    text_below = ICE().edit(model, requests)
+    far, near = (GRACE(site=-1, radius=radius, tuning=TuningSettings(steps=2)) for radius in (1e-6, 1e6))
+    with text_below.applied(model) as scorer:
+        expected = losses_under(scorer, model, rows)
+    assert not torch.allclose(expected, losses_of_rows(model, rows), atol=1e-3)
+    with EditSequence([text_below, far.edit(model, requests)]).applied(model) as scorer:
+        torch.testing.assert_close(losses_under(scorer, model, rows), expected)
+    with EditSequence([text_below, near.edit(model, requests)]).applied(model) as scorer:
+        assert not torch.allclose(losses_under(scorer, model, rows), expected, atol=1e-3)
+
+
+def test_a_sequence_takes_the_runs_average_and_metrics(records, tmp_path):
+    run = sequence_of(records[:3], tmp_path)
+    names = group_names(run.groups[0])
+    custom = partial(edit_metrics, names, "record")
+    again = SequentialProtocol(run.model, run.editor, run.evaluator, run.settings, run.groups, tmp_path, metrics=custom)
+    outcomes = [again.step([group]) for group in again.groups][-1]
+    expected = custom()
+    expected.update(outcomes)
+    for name, value in expected.compute().items():
+        if not math.isnan(value):
+            assert again.rows[-1]["all"][name] == pytest.approx(float(value), abs=1e-6)
+
+
+def test_records_out_of_order_are_an_error(records, tmp_path):
+    run = sequence_of(records, tmp_path)
+    with pytest.raises(EditError, match="come in its order"):
+        run.step([run.groups[1]])
 
 
 def test_stopping_by_a_perplexity_that_is_not_measured_is_an_error():
@@ -308,7 +367,9 @@ def test_perplexity_is_that_of_the_full_logits(family):
     rows = torch.randint(3, 90, (5, 12), generator=torch.Generator().manual_seed(0))
     logits = model.model(rows).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), rows[:, 1:].flatten())
-    assert perplexity(model, rows, rows_per_pass=2) == pytest.approx(float(expected.exp()), rel=1e-4)
+    assert perplexity(partial(losses_of_rows, model), rows, rows_per_pass=2) == pytest.approx(
+        float(expected.exp()), rel=1e-4
+    )
 
 
 def test_training_measures_no_sequence(tmp_path, tiny_folder, capsys):
@@ -352,7 +413,7 @@ def test_on_the_command_line(tmp_path, tiny_folder, text, capsys):
 
 
 def test_measures_of_a_model_that_broke_are_written_as_null(records, tmp_path):
-    sequence_of(records[:1], tmp_path, step_size=1e38, every=1).step(0)
+    first_step(sequence_of(records[:1], tmp_path, step_size=1e38, every=1))
     lines = (tmp_path / SCHEDULE_FILE).read_text().splitlines()
 
     def refuse(name):
