@@ -263,11 +263,13 @@ class Route:
             probability of being in its scope). 0 for an empty memory.
         hit: Whether that item answers.
         requests: The requests of that item.
+        is_probability: Whether the score is the probability of being in the item's scope.
     """
 
     score: float
     hit: bool
     requests: tuple[EditRequest, ...] = ()
+    is_probability: bool = False
 
     @property
     def request(self) -> EditRequest | None:

@@ -144,13 +144,13 @@ class _Prunable(Adapters):
         return self.orthogonality * torch.stack(distances).mean()
 
     @torch.no_grad()
-    def after_step(self, edit: int, step: int) -> None:
+    def after_step(self, edit: int, epoch: int) -> None:
         budget = self.budget
-        if step < self.steps - budget.final:
+        if epoch < self.steps - budget.final:
             self._update_importance(edit)
-        left = budget.values_left(step, self.steps, len(self.sites))
-        due = step % budget.every == 0 or step >= self.steps - budget.final
-        if step > budget.warmup and due:
+        left = budget.values_left(epoch, self.steps, len(self.sites))
+        due = epoch % budget.every == 0 or epoch >= self.steps - budget.final
+        if epoch > budget.warmup and due:
             self._keep(edit, left)
 
     def _update_importance(self, edit: int) -> None:

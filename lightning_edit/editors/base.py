@@ -135,8 +135,11 @@ class Editor(nn.Module, ABC):
             after: The earlier edits; may be empty.
         """
 
-    def bytes_per_edit(self, model: LanguageModel) -> int:
-        """Returns the memory of one group's change in bytes; 0 if it is small (low-rank factors)."""
+    def bytes_per_edit(self, model: LanguageModel, groups: Groups) -> int:
+        """Returns the memory that the change of one of the groups takes at most while it is made, in bytes.
+
+        0 if it is small (low-rank factors).
+        """
         return 0
 
     def edit(self, model: LanguageModel, requests: Sequence[EditRequest], after: EditSequence | None = None) -> Edit:
@@ -217,7 +220,7 @@ class Editor(nn.Module, ABC):
         Yields:
             The groups of a part as a slice, and their edits.
         """
-        size = self.bytes_per_edit(model)
+        size = self.bytes_per_edit(model, groups)
         step = max(memory // size, 1) if size else max(len(groups), 1)
         for start in range(0, len(groups), step):
             part = slice(start, start + step)

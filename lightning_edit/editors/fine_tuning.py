@@ -72,9 +72,9 @@ class FineTuning(Editor):
         """See :meth:`Editor.lowest_layer`."""
         return self.edit_sites(model)[0].layer
 
-    def bytes_per_edit(self, model: LanguageModel) -> int:
-        """See :meth:`Editor.bytes_per_edit`: float32 matrices."""
-        return sum(4 * site.fan_in * site.fan_out for site in self.edit_sites(model))
+    def bytes_per_edit(self, model: LanguageModel, groups: Groups) -> int:
+        """See :meth:`Editor.bytes_per_edit`: float32 matrices with gradients, Adam's moments and a copy."""
+        return sum(5 * 4 * site.fan_in * site.fan_out for site in self.edit_sites(model))
 
     def validate(self, model: LanguageModel, groups: Groups) -> None:
         """See :meth:`Editor.validate`."""
@@ -110,7 +110,7 @@ class _Matrices(Tuned):
         }
 
     @torch.no_grad()
-    def after_step(self, edit: int, step: int) -> None:
+    def after_step(self, edit: int, epoch: int) -> None:
         if self.bound is not None:
             for matrix in self.parameters[edit]:
                 matrix.clamp_(-self.bound, self.bound)

@@ -66,26 +66,25 @@ class GradientEditor(Editor):
     def compute_changes(
         self, model: LanguageModel, groups: Groups, after: EditSequence, passes: ForwardPasses | None = None
     ) -> GroupChanges:
-        """See :meth:`Editor.compute_changes`.
-
-        Raises:
-            NonFiniteError: If a request's loss or gradient is not finite.
-        """
-        return GroupChanges(WeightChanges(self.stacked_changes(model, groups, passes)))
+        """See :meth:`Editor.compute_changes`."""
+        changes, problems = self.stacked_changes(model, groups, passes)
+        return GroupChanges(WeightChanges(changes), problems)
 
     def stacked_changes(
         self, model: LanguageModel, groups: Groups, passes: ForwardPasses | None = None
-    ) -> dict[str, StackedDelta]:
-        """Computes the weight changes of groups of requests, by site name.
+    ) -> tuple[dict[str, StackedDelta], dict[int, str]]:
+        """Computes the weight changes of groups of requests.
 
-        Raises:
-            NonFiniteError: If a request's loss or gradient is not finite.
+        Returns:
+            The changes by site name, without the requests whose loss or gradient is not finite; and what is wrong with
+            these requests, by their index over all groups.
         """
         batch, edit_of_row = encode_groups(model, groups, self.encoder(model))
         names = [name_of(request) for group in groups for request in group]
-        store = self.collect(model, batch, edit_of_row, names, passes)
+        problems: dict[int, str] = {}
+        store = self.collect(model, batch, edit_of_row, names, passes, problems=problems)
         with torch.no_grad():
-            return {site: changes.detach() for site, changes in self.stack(store).items()}
+            return {site: changes.detach() for site, changes in self.stack(store).items()}, problems
 
     def new_store(self, edits: int) -> FactorStore:
         """Creates the store for the factors of B edits."""
@@ -99,6 +98,7 @@ class GradientEditor(Editor):
         names: Sequence[str],
         passes: ForwardPasses | None = None,
         cache: FactorCache | None = None,
+        problems: dict[int, str] | None = None,
     ) -> FactorStore:
         """Computes gradient factors of requests, in passes of at most ``model.tokens_per_batch`` padded tokens.
 
@@ -109,6 +109,8 @@ class GradientEditor(Editor):
             names: Names of the requests, for messages.
             passes: Forward passes with cached hidden states below the lowest site; the model's own by default.
             cache: Cached factors of the unedited model.
+            problems: Collects what is wrong with requests whose loss or gradient is not finite, by row; their factors
+                are left out. If None, they raise an error.
 
         Raises:
             NonFiniteError: If a loss or gradient is not finite; the message names the request and the site.
@@ -118,7 +120,11 @@ class GradientEditor(Editor):
             part = batch if len(chunk) == len(batch) else batch.select(chunk)
             factors = cache.get(part) if cache is not None else None
             if factors is None:
-                factors = self._factors(model, part, [names[row] for row in chunk.tolist()], passes)
+                factors, wrong = self._factors(model, part, [names[row] for row in chunk.tolist()], passes)
+                if wrong and problems is None:
+                    raise NonFiniteError(next(iter(wrong.values())))
+                if problems is not None:
+                    problems |= {int(chunk[row]): problem for row, problem in wrong.items()}
             store.append(self.prepared(factors), edit_of_row[chunk])
         return store
 
@@ -128,21 +134,32 @@ class GradientEditor(Editor):
 
     def _factors(
         self, model: LanguageModel, batch: TokenBatch, names: Sequence[str], passes: ForwardPasses | None
-    ) -> dict[str, GradientFactors]:
+    ) -> tuple[dict[str, GradientFactors], dict[int, str]]:
+        """Returns the factors of a batch by site, without those of rows that are not finite, and their problems."""
         positions = batch.answer_mask if self.tokens == "answer" else None
         factors, losses = capture_factors(model, batch, self.edit_sites(model), passes, positions)
-        bad = (~losses.isfinite()).nonzero()[:, 0].tolist()
-        if bad:
-            raise NonFiniteError(f"the target's loss of {names[bad[0]]!r} is {float(losses[bad[0]])}")
+        problems = {
+            row: f"the target's loss of {names[row]!r} is {float(losses[row])}"
+            for row in (~losses.isfinite()).nonzero()[:, 0].tolist()
+        }
         for site, one in factors.items():
             wrong = (~one.delta.isfinite()).any(-1) | (~one.x.isfinite()).any(-1)
-            if wrong.any():
-                name = names[int(one.rows[wrong][0])]
-                raise NonFiniteError(
-                    f"the gradient of {name!r} at {site} is not finite; is the base model in a precision that "
-                    "overflows? float32 or bfloat16 are safe"
+            for row in one.rows[wrong].unique().tolist():
+                problems.setdefault(
+                    row,
+                    f"the gradient of {names[row]!r} at {site} is not finite; is the base model in a precision that "
+                    "overflows? float32 or bfloat16 are safe",
                 )
-        return factors
+        return (without_rows(factors, list(problems)) if problems else factors), problems
+
+
+def without_rows(factors: Mapping[str, GradientFactors], rows: Sequence[int]) -> dict[str, GradientFactors]:
+    """Returns the factors of each site without those of some rows."""
+    kept = {site: ~torch.isin(one.rows, torch.tensor(rows, device=one.rows.device)) for site, one in factors.items()}
+    return {
+        site: GradientFactors(one.x[kept[site]], one.delta[kept[site]], one.rows[kept[site]])
+        for site, one in factors.items()
+    }
 
 
 def encode_groups(model: LanguageModel, groups: Groups, encoder: PromptEncoder) -> tuple[TokenBatch, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_edit.editors.base import Groups
 from lightning_edit.editors.factors import FactorChunk, FactorStore
 from lightning_edit.editors.gradient import Tokens
 from lightning_edit.editors.hypernetwork import HypernetworkEditor, Proposal, site_key
@@ -17,6 +18,7 @@ from lightning_edit.functional.low_rank import low_rank_gated
 from lightning_edit.functional.packing import pack_rows, slots_within_group
 from lightning_edit.functional.ridge import DualRidge, PrimalRidge
 from lightning_edit.functional.surrogate import carried, cut
+from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 
 
@@ -81,6 +83,19 @@ class MALMEN(HypernetworkEditor):
     def new_store(self, edits: int) -> FactorStore:
         """See :meth:`GradientEditor.new_store`."""
         return FactorStore(edits, self.factors_on_disk)
+
+    def bytes_per_edit(self, model: LanguageModel, groups: Groups) -> int:
+        """See :meth:`Editor.bytes_per_edit`: the float64 system and its solution, dense or as factors."""
+        encoder, total = self.encoder(model), 0
+        texts = [[encoder.encode(request.prompt, request.target) for request in group] for group in groups]
+        rows = max(
+            sum(len(text.target_ids if self.tokens == "answer" else text.ids) for text in group) for group in texts
+        )
+        for site in self.edit_sites(model):
+            size = min(rows, site.fan_in)
+            solution = site.fan_in * site.fan_out if rows >= site.fan_in else rows * (site.fan_in + site.fan_out)
+            total += 8 * (size * size + 2 * solution)
+        return total
 
     def propose(self, store: FactorStore) -> Proposal:
         """See :meth:`HypernetworkEditor.propose`."""

@@ -117,10 +117,9 @@ class Scoped(Editor):
 
         Raises:
             ConfigurationError: If the other editor's changes are not low-rank factors.
-            NonFiniteError: If a request's loss or gradient is not finite.
         """
         requests = [request for group in groups for request in group]
-        changes = self.editor.stacked_changes(model, [[request] for request in requests], passes)
+        changes, problems = self.editor.stacked_changes(model, [[request] for request in requests], passes)
         tensors: dict[str, Tensor] = {}
         for site, change in changes.items():
             if not isinstance(change, StackedFactors):
@@ -131,6 +130,10 @@ class Scoped(Editor):
         # Named within each edit, as ids need to be unique only there.
         named = [request for group in groups for request in named_requests(group)]
         items = Memory(tuple((request,) for request in named), tensors)
-        memories = items.split([len(group) for group in groups])
+        good = [place for place in range(len(requests)) if place not in problems]
+        edits = [edit for edit, group in enumerate(groups) for _ in group]
+        memories = items.select(good).split(
+            [sum(edits[place] == edit for place in good) for edit in range(len(groups))]
+        )
         router = ScopeRouter(self.scope_classifier, self.threshold)
-        return GroupChanges(RoutedChanges(memories, router, BlockResponder(list(changes))))
+        return GroupChanges(RoutedChanges(memories, router, BlockResponder(list(changes))), problems)

@@ -27,6 +27,8 @@ class ScopeRouter(Router):
         threshold: Smallest probability that counts as in scope.
     """
 
+    scores_are_probabilities = True
+
     def __init__(self, classifier: ScopeClassifier, threshold: float) -> None:
         super().__init__()
         self.classifier, self.threshold = classifier, threshold

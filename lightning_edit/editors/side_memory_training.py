@@ -175,7 +175,7 @@ class _Selection(Tuned):
             gradient *= self.memories.masks[self.edits[edit]]
 
     @torch.no_grad()
-    def after_step(self, edit: int, step: int) -> None:
+    def after_step(self, edit: int, epoch: int) -> None:
         bound = self.memories.settings.norm_constraint
         self.parameters[edit][0].clamp_(-bound, bound)
 

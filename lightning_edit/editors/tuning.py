@@ -89,8 +89,8 @@ class Tuned(ABC):
     def before_step(self, edit: int) -> None:  # noqa: B027 - nothing to do by default
         """Called between the gradient and the step of an edit."""
 
-    def after_step(self, edit: int, step: int) -> None:  # noqa: B027 - nothing to do by default
-        """Called after each step of an edit, also where it was skipped; ``step`` counts passes from one."""
+    def after_step(self, edit: int, epoch: int) -> None:  # noqa: B027 - nothing to do by default
+        """Called after each step of an edit, also a skipped one; ``epoch`` counts passes over its texts from one."""
 
     def optimizer(self, parameters: Sequence[Tensor], settings: TuningSettings) -> torch.optim.Optimizer:
         """Adam."""

@@ -84,10 +84,10 @@ class WISE(Editor):
         """The copied matrix in ``model``."""
         return model.layer_map.sites([self.site])[0]
 
-    def bytes_per_edit(self, model: LanguageModel) -> int:
-        """See :meth:`Editor.bytes_per_edit`: a float32 matrix."""
+    def bytes_per_edit(self, model: LanguageModel, groups: Groups) -> int:
+        """See :meth:`Editor.bytes_per_edit`: a float32 matrix with gradient and copy, and a mask of bytes."""
         site = self.edit_site(model)
-        return 4 * site.fan_in * site.fan_out
+        return (3 * 4 + 1) * site.fan_in * site.fan_out
 
     def validate(self, model: LanguageModel, groups: Groups) -> None:
         """See :meth:`Editor.validate`."""

@@ -14,7 +14,7 @@ from lightning_edit.models.language_model import LanguageModel
 Term = Callable[[Tensor, Tensor], Tensor]
 """Maps a site's input (..., fan_in) and its output (..., fan_out) to the term added to the output.
 
-A term is built for one batch from its :class:`~lightning_edit.models.language_model.BatchRows`, and includes what
+A term is built for one batch from its :class:`~lightning_edit.models.passes.BatchRows`, and includes what
 differs between rows: their edit or memory entry, and where their prompt ends.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -105,10 +105,6 @@ class Provenance:
         failed = (f"left out: {problem}" for problem in self.failed)
         overruled = (f"overruled by a later request: {name}" for name in self.overruled)
         return (*self.warnings, *overruled, *failed)
-
-    def on_top_of(self, ids: Sequence[str]) -> Provenance:
-        """Returns the provenance for an edit computed with the edits ``ids`` applied."""
-        return replace(self, depends_on=tuple(ids))
 
     def to_dict(self) -> dict[str, Any]:
         """Converts to plain data for the manifest."""

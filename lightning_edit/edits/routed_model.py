@@ -56,7 +56,7 @@ class RoutedModel:
         if self._rows is not None:
             check_prompts(prompts, self._rows)
         if not len(self._memory) or not prompts:
-            return [(Route(0.0, False), -1)] * len(prompts)
+            return [(Route(0.0, False, is_probability=self._router.scores_are_probabilities), -1)] * len(prompts)
         questions = list(zip(prompts, self._rows or [0] * len(prompts), strict=True))
         unique = list(dict.fromkeys(questions))
         owners = torch.tensor(self._memory.owners)
@@ -73,7 +73,10 @@ class RoutedModel:
         return [routed[question] for question in questions]
 
     def _route(self, score: float, hit: bool, item: int) -> Route:
-        return Route(score, hit, self._memory.requests[item]) if score > -math.inf else Route(0.0, False)
+        probability = self._router.scores_are_probabilities
+        if score == -math.inf:
+            return Route(0.0, False, is_probability=probability)
+        return Route(score, hit, self._memory.requests[item], probability)
 
     def score(
         self,

@@ -31,6 +31,9 @@ class Match:
 class Router(nn.Module, ABC):
     """Matches prompts with memory items, and joins memories."""
 
+    scores_are_probabilities = False
+    """Whether the scores of a match are probabilities of being in scope, so that their threshold can be studied."""
+
     @abstractmethod
     def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
         """Matches each prompt, without its target, with each item.

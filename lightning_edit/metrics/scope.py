@@ -40,18 +40,23 @@ class ChosenEditAccuracy(OutcomeMetric):
 
 
 def scope_labels(outcomes: Sequence[EditOutcome]) -> tuple[Tensor, Tensor]:
-    """Returns (N) float32 in-scope probabilities and (N) int64 labels of the counted outcomes."""
+    """Returns (N) float32 in-scope probabilities and (N) int64 labels of the counted outcomes.
+
+    Scores that are no probabilities, such as the distances of a codebook, are left out.
+    """
     judged = [
         (outcome.route.score, int(outcome.probe.kind in IN_SCOPE))
         for outcome in outcomes
-        if outcome.route is not None and outcome.probe.kind in (*IN_SCOPE, ProbeKind.LOCALITY)
+        if outcome.route is not None
+        and outcome.route.is_probability
+        and outcome.probe.kind in (*IN_SCOPE, ProbeKind.LOCALITY)
     ]
     probabilities, labels = zip(*judged, strict=True) if judged else ((), ())
     return torch.tensor(probabilities, dtype=torch.float32), torch.tensor(labels, dtype=torch.int64)
 
 
 def scope_curve(outcomes: Sequence[EditOutcome]) -> list[dict[str, float]]:
-    """Computes precision, recall and false-hit rate at thresholds from 0 to 1; empty without routes."""
+    """Computes precision, recall and false-hit rate at thresholds from 0 to 1; empty without probabilities."""
     probabilities, labels = scope_labels(outcomes)
     if not len(labels):
         return []
@@ -65,7 +70,7 @@ def scope_curve(outcomes: Sequence[EditOutcome]) -> list[dict[str, float]]:
 
 
 class _ScopeArea(Metric):
-    """Area under a curve of the scope classifier over all outcomes; NaN without routes."""
+    """Area under a curve of the scope classifier over all outcomes; NaN without probabilities of scope."""
 
     higher_is_better = True
     full_state_update = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from lightning_edit.records import EditRecord
 _LOG = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class IndexesRecords(Protocol):
     """An editor that indexes training records."""
 
@@ -55,7 +56,7 @@ class RetrievalEditing(EditingModule):
         metrics: Sequence[Metric] = (),
     ) -> None:
         super().__init__(editor, language_model, evaluation, validation, average, metrics)
-        if not hasattr(editor, "index"):
+        if not isinstance(editor, IndexesRecords):
             raise ConfigurationError(
                 f"model.editor: {type(editor).__name__} indexes no records; use it with "
                 "lightning_edit.modules.EditingModule"

@@ -148,9 +148,9 @@ def test_a_loss_that_is_not_finite_leaves_the_request_out(monkeypatch):
 def test_dense_edits_are_made_in_parts_that_fit_into_memory():
     model = language_model("llama")
     editor = FineTuning(sites=[1], tuning=STEPS)
-    size = editor.bytes_per_edit(model)
-    assert size == 4 * 48 * 32
     groups = [[request] for request in REQUESTS]
+    size = editor.bytes_per_edit(model, groups)
+    assert size == 5 * 4 * 48 * 32
     parts = list(editor.edit_in_parts(model, groups, memory=2 * size))
     assert [(part.start, len(edits)) for part, edits in parts] == [(0, 2), (2, 1)]
     assert [len(edits) for _, edits in editor.edit_in_parts(model, groups, memory=1)] == [1, 1, 1]

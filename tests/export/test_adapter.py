@@ -1,6 +1,7 @@
 """Adapters loaded by plain peft give the logits of the applied edit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_the_command_writes_one_adapter_or_several(base, tmp_path, capsys):
 
 def test_edits_on_top_of_others_are_not_exported_alone(base, tmp_path, capsys):
     first, second = edit_of(base), edit_of(base, seed=1)
-    second.provenance = second.provenance.on_top_of([first.id])
+    second.provenance = replace(second.provenance, depends_on=(first.id,))
     folders = [str(edit.save(tmp_path / edit.id)) for edit in (first, second)]
     arguments = ["export-adapter", "--edits", *folders, "--output", str(tmp_path / "out")]
     assert main([*arguments, "--switchable", "true"]) == 1

@@ -5,6 +5,7 @@ import pickle
 import random
 import string
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def outcomes(count=60, seed=0):
         divergence = rng.choice([None, rng.random()])
         # On the metrics' grid of thresholds, so that areas are exact.
         probability = rng.randint(0, 100) / 100
-        route = rng.choice([None, Route(probability, probability >= 0.5)])
+        route = rng.choice([None, Route(probability, probability >= 0.5, is_probability=True)])
         right = None if route is None else rng.random() < 0.7
         if divergence is None and route is not None and route.hit:
             divergence = 0.5
@@ -182,6 +183,8 @@ def test_average_precision_and_the_curve_equal_plain_counts():
         false = (len(hits) - sum(hits)) / (len(pairs) - positives)
         assert point["false_hit_rate"] == pytest.approx(false, abs=1e-6)
     assert m.scope_curve([]) == []
+    distances = [replace(one, route=Route(-3.0, True)) for one in sample]
+    assert m.scope_curve(distances) == []
 
 
 @pytest.mark.parametrize("settings", [
