@@ -44,9 +44,19 @@ def import_allowed() -> None:
 
 def init_arguments(part: object) -> dict[str, Any]:
     """Reads the constructor's arguments from attributes of the same names; dataclasses become dictionaries."""
-    values = {name: getattr(part, name) for name in argument_names(type(part))}
+    values = {name: _argument(part, name) for name in argument_names(type(part))}
     # mypy does not know that a dataclass value is an instance here.
     return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # type: ignore[arg-type]
+
+
+def _argument(part: object, name: str) -> Any:
+    try:
+        return getattr(part, name)
+    except AttributeError as error:
+        # Not an AttributeError: inside a property, torch.nn.Module would report the property as missing.
+        raise ConfigurationError(
+            f"{type(part).__name__} does not keep its argument {name} in an attribute of that name, as components do"
+        ) from error
 
 
 def argument_names(kind: type) -> list[str]:

@@ -19,7 +19,6 @@ from lightning_edit.editors.gradient import GradientEditor
 from lightning_edit.edits import Changes, Edit, EditSequence, Provenance, Scorer, StackedFactors
 from lightning_edit.edits.hooks import added_terms
 from lightning_edit.edits.rows import check_prompts, repeats_of, split_rows
-from lightning_edit.errors import EditError
 from lightning_edit.functional.packing import pack_rows
 from lightning_edit.metrics import OutcomeMetric
 from lightning_edit.models import LanguageModel
@@ -122,9 +121,10 @@ class BiasEdit(Edit):
             return None
         return BiasEdit(self.site, self.bias + later.bias, later.provenance)
 
-    def check_mergeable(self, action: str = "merged") -> None:
-        """Refuses to be written into weights."""
-        raise EditError(f"this edit cannot be {action}: the site has no bias")
+    @property
+    def nbytes(self) -> int:
+        """Size of the edit in bytes."""
+        return self.bias.nbytes
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Writes the tensors; what is returned becomes "details" in the manifest."""

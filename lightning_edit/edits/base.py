@@ -111,7 +111,12 @@ class Edit(ABC):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if inspect.isabstract(cls) or "kind" not in vars(cls):
+        if inspect.isabstract(cls):
+            return
+        if not hasattr(cls, "kind"):
+            raise TypeError(f"{cls.__qualname__} needs a kind: a class attribute with the name that is saved with it")
+        if "kind" not in vars(cls):
+            # A subclass is saved and loaded as its base class.
             return
         known = Edit.kinds.setdefault(cls.kind, cls)
         if f"{known.__module__}.{known.__qualname__}" != f"{cls.__module__}.{cls.__qualname__}":
@@ -176,16 +181,19 @@ class Edit(ABC):
         return model.check_base(base.fingerprint, "edit", base.name, base.chat_template)
 
     def weight_deltas(self) -> Mapping[str, Delta]:
-        """Returns the weight changes by site name; empty for kinds that do not change weights."""
+        """Returns the weight changes by site name, for kinds that can be merged.
+
+        A kind that overrides this can be merged and exported; for others, :meth:`check_mergeable` raises an error.
+        """
         return {}
 
     @property
     def nbytes(self) -> int:
-        """Size of the edit in bytes."""
+        """Size of the edit in bytes; kinds without weight changes override it."""
         return sum(tensor.nbytes for delta in self.weight_deltas().values() for tensor in delta.tensors().values())
 
-    def check_mergeable(self, action: str = "merged") -> None:  # noqa: B027 - most kinds can be merged
-        """Refuses kinds that cannot be written into weights.
+    def check_mergeable(self, action: str = "merged") -> None:
+        """Refuses kinds that cannot be written into weights: by default those that do not define weight_deltas().
 
         Args:
             action: The refused action, for the message.
@@ -193,6 +201,11 @@ class Edit(ABC):
         Raises:
             EditError: If this kind cannot be merged.
         """
+        if type(self).weight_deltas is Edit.weight_deltas:
+            raise EditError(
+                f"this edit cannot be {action}: edits of the kind {self.kind!r} give no changes of weights "
+                "(weight_deltas); apply it instead"
+            )
 
     def merge(self, model: LanguageModel) -> None:
         """Writes the edit into the model's weights, for export.

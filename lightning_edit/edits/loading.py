@@ -42,7 +42,8 @@ def _read(folder: Path) -> Edit:
         raise EditError(f"{path}: format {stored}; this version reads format {FORMAT}, make the edit again")
     if kind not in Edit.kinds:
         raise EditError(
-            f"{path}: kind {kind!r}; known are {sorted(Edit.kinds)}. Import the module that defines it first"
+            f"{path}: kind {kind!r}; known are {sorted(Edit.kinds)}. If another module defines it and you trust it, "
+            "add --allow MODULE, set LIGHTNING_EDIT_ALLOW=MODULE in the environment, or import it first"
         )
     try:
         edit = Edit.kinds[kind].read(folder, manifest.pop("details"), Provenance.from_dict(manifest))

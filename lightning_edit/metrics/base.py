@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.records import Answer, EditOutcome, ProbeKind
 
 Average = Literal["probe", "record"]
@@ -21,7 +22,7 @@ class OutcomeMetric(Metric, ABC):
     """Averages a value over the outcomes of one kind and group.
 
     Args:
-        kind: Count only probes of this kind; None counts all.
+        kind: Count only probes of this kind, such as "locality"; None counts all.
         group: Count only probes of this group; None counts all.
         average: "probe" weights all probes equally; "record" averages within each record first. A record's outcomes
             must be in one update.
@@ -35,13 +36,18 @@ class OutcomeMetric(Metric, ABC):
 
     def __init__(
         self,
-        kind: ProbeKind | None = None,
+        kind: ProbeKind | str | None = None,
         group: str | None = None,
         average: Average = "probe",
         side: Side = "after",
     ) -> None:
         super().__init__()
-        self.kind, self.group, self.average, self.side = kind, group, average, side
+        if kind is not None and kind not in list(ProbeKind):
+            raise ConfigurationError(
+                f"{type(self).__name__}.kind: expected one of {[str(one) for one in ProbeKind]}, found {kind!r}"
+            )
+        self.kind = None if kind is None else ProbeKind(kind)
+        self.group, self.average, self.side = group, average, side
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("not_finite", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -57,6 +63,11 @@ class OutcomeMetric(Metric, ABC):
     def counts(self, outcome: EditOutcome) -> bool:
         """Whether an outcome has the metric's kind and group."""
         return self.kind in (None, outcome.probe.kind) and self.group in (None, outcome.probe.group)
+
+    def qualified(self, name: str) -> str:
+        """Returns a name with the metric's kind, group and side, such as "locality/neighbour/first_token_before"."""
+        parts = [part for part in (self.kind and str(self.kind), self.group) if part]
+        return "/".join([*parts, f"{name}_before" if self.side == "before" else name])
 
     def update(self, outcomes: Sequence[EditOutcome]) -> None:
         """Adds outcomes; those of other kinds and groups are ignored."""

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 from torchmetrics import Metric, MetricCollection
 
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.all_tokens_match import AllTokensMatch
 from lightning_edit.metrics.base import Average, OutcomeMetric, Side
 from lightning_edit.metrics.consistency import TfidfConsistency
@@ -128,18 +129,42 @@ def edit_metrics(
         extra: Further metrics over all outcomes, by name.
 
     Returns:
-        A collection whose names are "<kind>/<group>/<measure>", without the group if it has no name. Measures without
-        outcomes are NaN.
+        A collection whose names are "<kind>/<group>/<measure>", without the group if it has no name; the further
+        metrics come last. Measures without outcomes are NaN.
+
+    Raises:
+        ConfigurationError: If a further metric has the name of a measure.
     """
-    metrics: dict[str, Metric | MetricCollection] = dict(extra or {})
+    metrics: dict[str, Metric | MetricCollection] = {}
     for (kind, group), prefix in metric_prefixes(groups).items():
         for measure in MEASURES:
             if kind in measure.kinds:
                 metrics[f"{prefix}/{measure.name}"] = measure.metric(kind, group, average, measure.side)
+    taken = sorted(metrics.keys() & (extra or {}).keys())
+    if taken:
+        raise ConfigurationError(f"model.metrics: {taken[0]} is measured already; leave it out, or rename its class")
+    metrics |= extra or {}
     # Compute groups would silently merge metrics with equal states.
     return MetricCollection(metrics, compute_groups=False)
 
 
 def metric_names(metrics: Sequence[Metric]) -> dict[str, Metric]:
-    """Returns metrics by their class names in snake case, such as "scope_auroc"."""
-    return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower(): metric for metric in metrics}
+    """Returns metrics by their class names in snake case, such as "scope_auroc".
+
+    Outcome metrics for a kind or group of probes are named like measures, such as "locality/first_token"; the side
+    "before" is appended.
+
+    Raises:
+        ConfigurationError: If two metrics have the same name.
+    """
+    named: dict[str, Metric] = {}
+    for metric in metrics:
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
+        if isinstance(metric, OutcomeMetric):
+            name = metric.qualified(name)
+        if name in named:
+            raise ConfigurationError(
+                f"model.metrics: two metrics are named {name}; give them another kind, group or side, or subclass one"
+            )
+        named[name] = metric
+    return named

@@ -32,7 +32,7 @@ class EditSite:
     Args:
         name: Full name of the module in the model.
         module: The module.
-        layer: Index of its block; -1 if it is outside the blocks.
+        layer: Index of its block.
         fan_in: Size of its input.
         fan_out: Size of its output.
         orientation: How its weight is stored.
@@ -230,7 +230,7 @@ class LayerMap:
         """Returns the linear map with a given name.
 
         Raises:
-            LayerMapError: If there is no such module, or it is not a linear map.
+            LayerMapError: If there is no such module, it is not a linear map, or it is outside the blocks.
         """
         module = self._modules.get(name)
         expert = self._expert_site(name)
@@ -241,6 +241,11 @@ class LayerMap:
             raise LayerMapError(
                 f"{name!r} is {'no module' if module is None else 'not a linear map'} of this model; "
                 f"linear maps are {', '.join(known[:8])}{', …' if len(known) > 8 else ''}"
+            )
+        if self._layer_of(name) < 0:
+            raise LayerMapError(
+                f"{name!r} is outside the blocks of this model; edit sites are linear maps in {self.blocks_name}, as "
+                "the head is also used to compare predictions before and after an edit"
             )
         fan_in, fan_out, orientation = _fans(module)
         return EditSite(name, module, self._layer_of(name), fan_in, fan_out, orientation)

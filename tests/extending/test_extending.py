@@ -2,14 +2,17 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lightning_edit.cli import main
-from lightning_edit.edits import EditSequence, load_edit
-from lightning_edit.errors import EditError
+from lightning_edit.editors import GradientStep
+from lightning_edit.edits import Edit, EditSequence, Provenance, load_edit
+from lightning_edit.edits.hooks import added_terms
+from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
 from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import language_model
 
@@ -81,3 +84,57 @@ def test_an_edit_of_its_own_kind_is_saved_loaded_and_joined(tmp_path):
     assert len(sequence.layers) == 1
     with pytest.raises(EditError, match="cannot be merged"):
         EditSequence([second]).merge(model)
+
+
+class Unmergeable(Edit):
+    """A kind without changes of weights that does not say so."""
+
+    kind = "unmergeable"
+
+    def layered(self, below, model):
+        return nullcontext(below)
+
+    def write(self, folder):
+        return {}
+
+    @classmethod
+    def read(cls, folder, details, provenance):
+        return cls(provenance)
+
+
+def test_a_kind_without_weight_changes_is_never_merged_as_nothing():
+    model = language_model("llama")
+    weights = GradientStep([-1]).edit(model, REQUESTS[:1])
+    other = Unmergeable(Provenance.of(model, "none", {}, REQUESTS[1:2]))
+    for merge in (other.merge, EditSequence([weights, other]).merge):
+        with pytest.raises(EditError, match=r"cannot be merged: edits of the kind 'unmergeable'"):
+            merge(model)
+    with pytest.raises(EditError, match="cannot be exported as a LoRA adapter"):
+        EditSequence([weights, other]).to_peft(model, "nowhere")
+
+
+def test_a_kind_without_a_name_is_refused_where_it_is_defined():
+    with pytest.raises(TypeError, match="Nameless needs a kind"):
+        type(
+            "Nameless",
+            (Unmergeable.__base__,),
+            {name: vars(Unmergeable)[name] for name in ("layered", "write", "read")},
+        )
+
+
+def test_an_argument_without_an_attribute_is_named():
+    class Renamed(GradientStep):
+        def __init__(self, power=1.0):
+            super().__init__([-1])
+            self.strength = power
+
+    with pytest.raises(ConfigurationError, match="Renamed does not keep its argument power"):
+        Renamed().hyperparameters  # noqa: B018 - the property raises
+
+
+def test_the_head_is_no_edit_site():
+    model = language_model("llama")
+    with pytest.raises(LayerMapError, match="'lm_head' is outside the blocks"):
+        GradientStep(["lm_head"]).edit(model, REQUESTS[:1])
+    with pytest.raises(LayerMapError, match="'lm_head' is outside the blocks"), added_terms(model, {"lm_head": None}):
+        pass

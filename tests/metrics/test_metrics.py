@@ -12,7 +12,9 @@ import torch
 import torch.multiprocessing as mp
 
 from lightning_edit import metrics as m
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.divergence import kl_divergence
+from lightning_edit.metrics.collection import metric_names
 from lightning_edit.records import Answer, EditOutcome, EditRequest, Probe, ProbeKind, Route
 from tests.two_processes import start_method
 
@@ -452,3 +454,19 @@ def test_consistency_of_scripts_without_spaces_compares_characters(generation, r
     spaced = [" ".join(text) for text in (generation, *references)]
     if generation.startswith("東"):
         assert value == pytest.approx(m.tfidf_similarity(spaced[0], spaced[1:]), rel=1e-9)
+
+
+def test_further_metrics_are_named_by_what_they_are_restricted_to():
+    metrics = [
+        m.TokenAccuracy(),
+        m.TokenAccuracy(kind="locality"),
+        m.TokenAccuracy(kind=ProbeKind.LOCALITY, group="near", side="before"),
+    ]
+    names = ["token_accuracy", "locality/token_accuracy", "locality/near/token_accuracy_before"]
+    assert list(metric_names(metrics)) == names
+    with pytest.raises(ConfigurationError, match="two metrics are named locality/token_accuracy"):
+        metric_names([metrics[1], m.TokenAccuracy(kind="locality")])
+    with pytest.raises(ConfigurationError, match="near/token_accuracy_before is measured already"):
+        m.edit_metrics([(ProbeKind.LOCALITY, "near")], extra=metric_names(metrics[2:]))
+    with pytest.raises(ConfigurationError, match=r"TokenAccuracy.kind: expected one of .*found 'nearby'"):
+        m.TokenAccuracy(kind="nearby")
