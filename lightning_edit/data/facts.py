@@ -26,6 +26,7 @@ _OTHER_NAMES = {
     "rephrase": "rephrases",
     "rephrase_prompt": "rephrases",
     "paraphrase_prompts": "rephrases",
+    "case_id": "id",
 }
 """Field names of other toolkits."""
 _ANSWERS = {field for _, field, _ in EXTRA_PROBES.values()} - {""}
@@ -40,8 +41,9 @@ class Facts(RecordSource):
     docs/facts.schema.json. A .json file holds a list of facts; a .jsonl file one fact per line; a .csv file a header
     and one fact per row, with lists and objects as JSON.
 
-    EasyEdit's flat fields are read as well: target_new, rephrase_prompt, locality_prompt with locality_ground_truth,
-    portability_prompt with portability_ground_truth, ood_rephrase.
+    EasyEdit's flat fields are read as well: case_id, target_new, rephrase_prompt, locality_prompt with
+    locality_ground_truth, portability_prompt with portability_ground_truth, ood_rephrase. Of a list of ground truths,
+    the first is taken.
 
     Odd cases: an unknown field is an error that suggests the nearest name; an unusable request is an error; an empty
     cell of a .csv file counts as missing; a repeated id gets a number (counted).
@@ -154,9 +156,11 @@ def _refuse_unknown(entry: Entry) -> None:
 
 
 def _record(entry: Entry, default_id: str) -> EditRecord:
-    optional = {name: entry.text(name) for name in ("subject", "ground_truth") if name in entry}
+    optional = {"subject": entry.text("subject")} if "subject" in entry else {}
+    if "ground_truth" in entry:
+        optional["ground_truth"] = _first_text(entry, "ground_truth")
     start = entry.number("subject_start") if "subject_start" in entry else None
-    name = entry.text("id") if "id" in entry else default_id
+    name = _id(entry) if "id" in entry else default_id
     target = entry.text("target")
     request = EditRequest(entry.text("prompt"), target, **optional, subject_start=start, id=name)
     rival = request.ground_truth
@@ -170,6 +174,22 @@ def _record(entry: Entry, default_id: str) -> EditRecord:
             answers = entry.answers(answer) if answer else ((target,),)
             probes += make_probe(entry, entry.text(field), answers, kind, group)
     return EditRecord(name, (request,), tuple(probes))
+
+
+def _id(entry: Entry) -> str:
+    """Returns the id, which may be a number."""
+    is_number = isinstance(entry.values["id"], int) and not isinstance(entry.values["id"], bool)
+    return str(entry.number("id")) if is_number else entry.text("id")
+
+
+def _first_text(entry: Entry, name: str) -> str:
+    """Returns a text, or the first of a list of texts."""
+    if not isinstance(entry.values[name], list):
+        return entry.text(name)
+    texts = entry.texts(name)
+    if not texts:
+        raise entry.error(name, "an empty list; give a text, or leave the field out")
+    return texts[0]
 
 
 def _texts(entry: Entry, name: str) -> list[str]:

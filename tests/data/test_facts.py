@@ -156,3 +156,26 @@ def test_a_subject_in_another_normal_form_is_an_error_when_the_file_is_read(tmp_
     path.write_text(json.dumps([fact]))
     with pytest.raises(DataFormatError, match=r"record 0: the subject .* is not in the prompt"):
         Facts(str(path)).read()
+
+
+def test_a_flat_counterfact_record_is_read(tmp_path):
+    """The fields of EasyEdit's counterfact-train.json, with a number as id and a list of true answers."""
+    path = tmp_path / "flat.json"
+    record = {
+        "case_id": 2,
+        "prompt": "Jo Doe plays",
+        "target_new": "chess",
+        "subject": "Jo Doe",
+        "ground_truth": ["go", "Go"],
+        "rephrase_prompt": "Jo Doe's game is",
+        "locality_prompt": "Al Roe plays",
+        "locality_ground_truth": "go",
+    }
+    path.write_text(json.dumps([record]))
+    [read] = Facts(str(path)).read().records
+    assert (read.id, read.requests[0].ground_truth) == ("2", "go")
+    assert [str(probe.kind) for probe in read.probes] == ["generalization", "locality"]
+    for broken, message in (({"ground_truth": []}, "an empty list"), ({"case_id": 1.5}, "expected a string")):
+        path.write_text(json.dumps([{**record, **broken}]))
+        with pytest.raises(DataFormatError, match=message):
+            Facts(str(path)).read()

@@ -471,12 +471,48 @@ def test_a_repeated_case_gives_two_records_that_measures_count_apart(write):
     assert float(measure.compute()) == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("original", [True, False], ids=["original", "compact"])
-def test_another_subject_in_a_counterfact_file_is_counted_as_not_read(write, original):
-    record = TestCounterFact.original if original else TestCounterFact.compact
-    report = CounterFact(write([{**record, "alternative_subject": "Al Roe"}])).read()
-    assert report.noted["field 'alternative_subject' not read"] == 1
-    assert report.records == CounterFact(write([record])).read().records
+def test_the_fields_of_the_extended_zsre_files_are_read(write):
+    """zsre_mend_eval_portability_gpt4.json and its siblings (Yao et al. 2023)."""
+    hop = {"Recalled Relation": "(Mount Doe, in, Peru)", "New Question": "Where is it?", "New Answer": "Lima"}
+    fields = {"alternative_subject": "Mt. Doe", "alter_subject_question": "What is the range of Mt. Doe?"}
+    entry = zsre(portability=hop, **fields, **{"inverse question": "Which mountain is there?"})
+    report = ZsRE(write([entry])).read()
+    [record] = report.records
+    request = record.requests[0]
+    assert [(probe.group, probe.prompt, probe.answer) for probe in record.probes_of(ProbeKind.PORTABILITY)] == [
+        ("Reasoning", "Where is it?", "Lima"),
+        ("Subject_Aliasing", "What is the range of Mt. Doe?", request.target),
+        ("Logical_Generalization", "Which mountain is there?", request.subject),
+    ]
+    assert not any("alter" in note or "inverse" in note for note in report.noted)
+
+
+def test_the_fields_of_the_extended_counterfact_files_are_read(write):
+    """counterfact_portability_gpt4.json and the files of other attributes and distracting neighbours."""
+    entry = {
+        **TestCounterFact.original,
+        "portability": {"New Question": "Which alphabet does Jo Doe use?", "New Answer": "Latin"},
+        "alternative_subject": "J. Doe",
+        "unrelated_relation": {"question": "Jo Doe was born in", "object": "Paris"},
+        "distracting_neighborhood_prompts": ["Jo Doe speaks English. The mother tongue of Al Roe is"],
+    }
+    report = CounterFact(write([entry])).read()
+    [record] = report.records
+    read = [(str(probe.kind), probe.group, probe.prompt, probe.answer, probe.rival) for probe in record.probes]
+    assert read[-4:] == [
+        ("portability", "Reasoning", "Which alphabet does Jo Doe use?", "Latin", None),
+        ("portability", "Subject_Aliasing", "The mother tongue of J. Doe is", "English", None),
+        ("locality", "Other_Attribution", "Jo Doe was born in", "Paris", None),
+        (
+            "locality",
+            "Distracting_Neighborhood",
+            "Jo Doe speaks English. The mother tongue of Al Roe is",
+            "French",
+            "English",
+        ),
+    ]
+    compact = {**TestCounterFact.compact, "alternative_subject": "J. Doe"}
+    assert CounterFact(write([compact])).read().noted["field 'alternative_subject' not read"] == 1
 
 
 @pytest.mark.parametrize(
