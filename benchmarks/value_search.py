@@ -76,7 +76,9 @@ def main() -> None:
             for name, editor in editors.items():
                 values = searched(model, editor, [record.requests[0] for record in records])
                 # Adam's search ends with its last value, the other with its best.
-                ends = [min(value.losses) if editor.search.optimizer == "lbfgs" else value.losses[-1] for value in values]
+                ends = [
+                    min(value.losses) if editor.search.optimizer == "lbfgs" else value.losses[-1] for value in values
+                ]
                 path = options.work / f"search-{method}-{benchmark}-{name}.jsonl".replace(" ", "-")
                 lines, _ = evaluate(evaluator, editor, records, path, 10)
                 result.setdefault(method, {}).setdefault(benchmark, {})[name] = {

@@ -89,3 +89,7 @@ class DiskFullError(LightningEditError, OSError):
 
 class ConfigurationError(LightningEditError, ValueError):
     """Settings are invalid, or contradict each other or the data."""
+
+
+class NotApplicableError(ConfigurationError):
+    """An editor by its nature cannot be used with a data set or a protocol."""

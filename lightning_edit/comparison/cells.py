@@ -51,6 +51,21 @@ class Cell:
         """Whether a run with the same settings is complete."""
         return (self.folder / METRICS_FILE).is_file() and self._stored().get("identity") == self.identity
 
+    @property
+    def ruled_out(self) -> str:
+        """Why the editor cannot be used here, as a run with the same settings determined; empty otherwise."""
+        stored = self._stored()
+        return str(stored.get("not_applicable", "")) if stored.get("identity") == self.identity else ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the cell is to be run."""
+        return not (self.is_done or self.reason or self.ruled_out)
+
+    def rule_out(self, reason: str) -> None:
+        """Records that the editor cannot be used here."""
+        write_json(self.folder / CELL_FILE, {**self._stored(), "not_applicable": reason})
+
     def _stored(self) -> dict[str, Any]:
         try:
             content = json.loads((self.folder / CELL_FILE).read_text(encoding="utf-8"))

@@ -95,6 +95,7 @@ class Editors:
                 ]
                 resume = ["--ckpt_path", str(last)] if last.exists() else []
                 given = ["--trainer.logger", "false", "--trainer.callbacks", json.dumps(callbacks)]
+                given += ["--trainer.default_root_dir", str(folder)]
                 run(["fit", "--config", experiment, *given, *resume])
                 done.touch()
         return last

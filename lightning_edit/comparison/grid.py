@@ -17,11 +17,17 @@ from lightning_edit.callbacks.report import TestReport
 from lightning_edit.comparison.cells import FAILURE_FILE, SEQUENCE_FOLDER, Cell, cells_of
 from lightning_edit.comparison.estimate import Estimate, Size, duration
 from lightning_edit.comparison.fitting import Editors, interrupts_raised
-from lightning_edit.comparison.settings import Comparison
+from lightning_edit.comparison.settings import Comparison, Protocol
 from lightning_edit.comparison.tracking import tracked
 from lightning_edit.data import EditDataModule, ReadReport, RecordSource
 from lightning_edit.editors.base import Editor
-from lightning_edit.errors import ConfigurationError, LightningEditError, RunInterruptedError
+from lightning_edit.errors import (
+    DataFormatError,
+    LightningEditError,
+    NotApplicableError,
+    RunInterruptedError,
+    SourceNotFoundError,
+)
 from lightning_edit.files import replace_file
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import load_language_model
@@ -93,20 +99,29 @@ class Grid:
     def plan(self) -> str:
         """Describes what will be run: cells, records, probes, and the estimated time.
 
+        Data sets that cannot be read are named; their cells fail, and the others are run.
+
         Raises:
-            LightningEditError: If records cannot be read.
+            ConfigurationError: If a source of records is not configured correctly.
         """
-        open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
+        open_cells = [cell for cell in self.cells if cell.is_open]
+        left_out = sum(bool(cell.reason or cell.ruled_out) for cell in self.cells)
         lines = [
-            f"{len(self.cells)} cells: {sum(cell.is_done for cell in self.cells)} done, "
-            f"{sum(bool(cell.reason) for cell in self.cells)} skipped, {len(open_cells)} to run"
+            f"{len(self.cells)} cells: {sum(cell.is_done for cell in self.cells)} done, {left_out} skipped, "
+            f"{len(open_cells)} to run"
         ]
+        sizes: dict[Cell, Size] = {}
         for data in dict.fromkeys(cell.data for cell in open_cells):
             data_cells = [cell for cell in open_cells if cell.data == data]
-            size = self.size_of(data_cells[0])
+            try:
+                sizes |= {cell: self.size_of(cell) for cell in data_cells}
+            except (DataFormatError, SourceNotFoundError) as error:
+                lines.append(f"{data}: cannot be read, {len(data_cells)} cells will fail ({error})")
+                continue
+            size = sizes[data_cells[0]]
             lines.append(f"{data}: {size.records} records with {size.probes} probes, {len(data_cells)} cells")
-        if open_cells:
-            lines.append(Estimate(self.comparison, self.cells).total({cell: self.size_of(cell) for cell in open_cells}))
+        if sizes:
+            lines.append(Estimate(self.comparison, self.cells).total(sizes))
         return "\n".join(lines)
 
     def size_of(self, cell: Cell) -> Size:
@@ -120,7 +135,7 @@ class Grid:
     def run(self) -> None:
         """Runs the cells that are not done; a failure is recorded and does not stop the others."""
         estimate, clock = Estimate(self.comparison, self.cells), _Clock()
-        open_cells = [cell for cell in self.cells if not cell.is_done and not cell.reason]
+        open_cells = [cell for cell in self.cells if cell.is_open]
         for cell in self.cells:
             if cell.reason:
                 cell.begin()
@@ -172,6 +187,9 @@ class Grid:
             self.run_cell(cell)
         except RunInterruptedError:
             raise
+        except NotApplicableError as error:
+            cell.rule_out(str(error))
+            return f"not applicable ({error})"
         except Exception as error:  # the other cells are run after any error
             known = isinstance(error, LightningEditError)
             text = str(error) if known else "".join(traceback.format_exception(error))
@@ -188,9 +206,9 @@ class Grid:
         Raises:
             LightningEditError: If the editor or the records cannot be used.
         """
-        editor = self.editors[cell.editor]
+        editor, protocol = self.editors[cell.editor], self.comparison.protocols[cell.protocol]
         report = usable_records(self.report_of(cell), editor)
-        protocol = self.comparison.protocols[cell.protocol]
+        check_applicable(report, editor, protocol)
         evaluation = self.comparison.evaluation
         if protocol.sequential:
             folder = str(cell.folder / SEQUENCE_FOLDER)
@@ -215,17 +233,32 @@ class Grid:
                 trainer.test(module, data, verbose=False)
 
 
+def check_applicable(report: ReadReport, editor: Editor, protocol: Protocol) -> None:
+    """Refuses a protocol that the editor does not support.
+
+    Raises:
+        NotApplicableError: If it edits one request at a time, or cannot edit on top of other edits.
+    """
+    name, can = type(editor).__name__, editor.capabilities
+    if protocol.sequential and not can.sequential:
+        raise NotApplicableError(f"{name} cannot edit on top of earlier edits")
+    most = max((len(record.requests) for record in report.records), default=0)
+    if not can.joint and (protocol.requests_per_edit != 1 or most > 1):
+        what = "the protocol edits records jointly" if most <= 1 else f"a record of {report.origin} has {most} requests"
+        raise NotApplicableError(f"{name} edits one request at a time, and {what}")
+
+
 def usable_records(report: ReadReport, editor: Editor) -> ReadReport:
     """Drops and counts the records without a subject, if the editor needs one.
 
     Raises:
-        ConfigurationError: If no record is left.
+        NotApplicableError: If no record is left.
     """
     if not editor.capabilities.needs_subject:
         return report
     kept = [record for record in report.records if all(request.subject for request in record.requests)]
     if not kept:
-        raise ConfigurationError(f"{type(editor).__name__} needs subjects, and no record of {report.origin} has one")
+        raise NotApplicableError(f"{type(editor).__name__} needs subjects, and no record of {report.origin} has one")
     dropped = report.dropped.copy()
     if len(kept) < len(report.records):
         dropped[f"record without a subject, which {type(editor).__name__} needs"] = len(report.records) - len(kept)

@@ -17,6 +17,11 @@ from lightning_edit.files import finite_json
 _TEMPLATE = "report.html"
 
 
+def can_render() -> bool:
+    """Whether plotly, whose script the page contains, is installed."""
+    return importlib.util.find_spec("plotly") is not None
+
+
 def page(report: Report, traces: Sequence[Mapping[str, Any]] = ()) -> str:
     """Renders the page. Texts of records are embedded as data, and never interpreted as HTML.
 
@@ -27,7 +32,7 @@ def page(report: Report, traces: Sequence[Mapping[str, Any]] = ()) -> str:
     Raises:
         ConfigurationError: If plotly is not installed.
     """
-    if importlib.util.find_spec("plotly") is None:
+    if not can_render():
         raise ConfigurationError("report.html needs the package plotly: pip install 'lightning-edit[report]'")
     from plotly.offline import get_plotlyjs
 

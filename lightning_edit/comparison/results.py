@@ -123,6 +123,8 @@ def _problem(folder: Path, names: Mapping[str, Any]) -> str:
     failure = folder / FAILURE_FILE
     if failure.is_file():
         return "failed: " + failure.read_text(encoding="utf-8").strip().splitlines()[-1]
+    if names.get("not_applicable"):
+        return f"not applicable: {names['not_applicable']}"
     return f"skipped: {names['reason']}" if names.get("reason") else "not run"
 
 

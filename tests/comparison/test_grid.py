@@ -434,6 +434,54 @@ def test_a_failure_is_kept_with_its_reason(grid):
     assert "layer 99 does not exist" in (folder / FAILURE_FILE).read_text()
 
 
+def test_what_an_editor_cannot_do_is_marked_as_not_applicable(tmp_path, tiny_folder, caplog):
+    no_subjects = tmp_path / "facts.jsonl"
+    no_subjects.write_text(json.dumps({"prompt": "The capital of France is", "target": "Rome"}) + "\n")
+    path = configured(
+        tmp_path, tiny_folder, editors={"ROME": {"editor": "rome.yaml"}, "ICE": {"editor": "ice.yaml"}},
+        data={
+            "facts": {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"split": "validation"}},
+            "own": {"class_path": "lightning_edit.data.Facts", "init_args": {"source": str(no_subjects)}},
+        },
+        protocols={"independent": {}, "joint": {"requests_per_edit": 0}},
+    )  # fmt: skip
+    assert main(["compare", "--config", str(path)]) == 0
+    problems = {(run.editor, run.data, run.protocol): run.problem for run in read_runs([tmp_path / "grid"])}
+    alone = "not applicable: ROME edits one request at a time, and the protocol edits records jointly"
+    assert problems["ROME", "facts", "joint"] == alone
+    for protocol in ("independent", "joint"):
+        assert problems["ROME", "own", protocol].startswith("not applicable: ROME needs subjects, and no record of")
+    assert not any(problem for (editor, *_), problem in problems.items() if editor == "ICE")
+    assert alone in (tmp_path / "grid" / "leaderboard.md").read_text()
+    again = Grid(read_comparison(path))
+    assert not any(cell.is_open for cell in again.cells)
+    assert "8 cells: 5 done, 3 skipped, 0 to run" in again.plan()
+
+
+def test_data_that_cannot_be_read_stop_no_other_cell(tmp_path, tiny_folder):
+    path = configured(
+        tmp_path, tiny_folder, editors={"ICE": {"editor": "ice.yaml"}}, protocols={"independent": {}},
+        data={
+            "missing": {"class_path": "lightning_edit.data.Facts", "init_args": {"source": "nowhere.json"}},
+            "facts": {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"split": "validation"}},
+        },
+    )  # fmt: skip
+    grid = Grid(read_comparison(path))
+    assert "missing: cannot be read, 1 cells will fail (nowhere.json: no such file" in grid.plan()
+    grid.run()
+    problems = {cell.data: read_run(cell.folder).problem for cell in grid.cells}
+    assert problems["facts"] == ""
+    assert problems["missing"].startswith("failed: nowhere.json: no such file")
+
+
+def test_without_plotly_everything_but_the_page_is_written(grid, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("lightning_edit.comparison.writing.can_render", lambda: False)
+    written = write_report(build_report(read_runs([grid / "grid"]), resamples=20), tmp_path)
+    assert {path.name for path in written} >= {"leaderboard.md", "leaderboard.csv", "report.json"}
+    assert not (tmp_path / "report.html").exists()
+    assert "report.html was not written" in caplog.text
+
+
 def test_the_plan_estimates_from_the_file_and_then_from_done_cells(tmp_path, tiny_folder, grid):
     editors = {"ICE": {"editor": "ice.yaml", "seconds_per_edit": 100.0}, "step": {"editor": "step.yaml"}}
     changes = {"editors": editors, "protocols": {"independent": {}}}
