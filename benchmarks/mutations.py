@@ -61,7 +61,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Mishap:
-    """A damaged file that was not handled.
+    """A damaged file that raised a raw exception or was read with wrong content.
 
     Args:
         target: What it was.
@@ -156,7 +156,7 @@ def run_mutations(
     """Reads damaged copies of each target's files in turn.
 
     Returns:
-        How often each end was met ("target: refused", "unchanged", "read"), and what was not handled.
+        Number of runs per outcome ("target: refused", "unchanged", "read"), and what was not handled.
     """
     counts: Counter[str] = Counter()
     mishaps: list[Mishap] = []

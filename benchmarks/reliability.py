@@ -50,7 +50,7 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Work:
-    """Something that is killed.
+    """A job that the campaign kills and resumes.
 
     Args:
         name: What it is.

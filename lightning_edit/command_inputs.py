@@ -25,7 +25,7 @@ def requested(prompt: str, target: str, subject: str, path: str | None) -> list[
             raise ConfigurationError("give either --requests, or --prompt with --target, not both")
         records = Facts(path).read().records
         if probes := sum(len(record.probes) for record in records):
-            _LOG.info("%s: its %d probes are not asked here; test and compare ask them", path, probes)
+            _LOG.info("%s: its %d probes are ignored by edit; use test or compare to evaluate them", path, probes)
         return [request for record in records for request in record.requests]
     if not prompt or not target:
         raise ConfigurationError("nothing to edit: give --prompt and --target, or --requests with a file of facts")

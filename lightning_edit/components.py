@@ -108,7 +108,7 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
 
 
 def rebuild(part: T, **settings: Any) -> T:
-    """Creates a part like another one, with some other settings.
+    """Copies a component with some constructor arguments replaced.
 
     Args:
         part: The other part.
@@ -141,9 +141,9 @@ def class_of(class_path: str, where: str) -> object:
     known = module in sys.modules or any(f"{module}.".startswith(f"{package}.") for package in (_PACKAGE, *allowed))
     if not known:
         raise ConfigurationError(
-            f"{where}: {class_path} is not a class of this package, and its module is not imported on the word of a "
-            f"file; if you trust it, add --allow {module}, set {ALLOWED}={module} in the environment, or import it "
-            "first"
+            f"{where}: {class_path} is not a class of this package, and files may not import other modules unless they "
+            f"are allowed; if you trust it, add --allow {module}, set {ALLOWED}={module} in the environment, or import "
+            "it first"
         )
     try:
         return getattr(importlib.import_module(module), name, None)

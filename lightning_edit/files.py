@@ -284,7 +284,7 @@ def _full_disk_explained(path: Path) -> Iterator[None]:
     except Exception as error:  # libraries raise many exception types on a full disk; others are re-raised
         if not is_disk_full(error, path.parent):
             raise
-        raise DiskFullError(f"{path}: the disk is full; what was there is as it was") from error
+        raise DiskFullError(f"{path}: the disk is full; the existing content is unchanged") from error
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:

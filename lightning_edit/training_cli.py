@@ -207,7 +207,7 @@ class EditingCLI(LightningCLI):
         saved = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
         if self.subcommand == "fit" and saved is not None and saved.exists():
             return RunInterruptedError(f"stopped; the state is in {saved}. Go on with --ckpt_path {saved}", status)
-        return RunInterruptedError("stopped; run the same command again to go on", status)
+        return RunInterruptedError("stopped; run the same command again to resume", status)
 
 
 def _file_of(error: UnicodeDecodeError, arguments: list[str]) -> str:

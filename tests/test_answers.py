@@ -1,4 +1,4 @@
-"""What is shown of an edit."""
+"""The report that the edit command prints."""
 
 import pytest
 

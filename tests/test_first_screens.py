@@ -1,4 +1,4 @@
-"""What a person sees at the start of a run."""
+"""Console output at the start of a run."""
 
 import subprocess
 import sys

@@ -15,7 +15,7 @@ def test_the_benchmark_measures_in_a_small_form():
     result = measure("tiny", "cpu", 2, ["MEND", "ROME", "ICE"])
     assert set(editors(random_model("tiny", "cpu", torch.float32))) > {"MEND", "ROME", "ICE"}
     assert set(result["agreement with the CPU"]) == {"MEND", "ROME", "ICE"}
-    # Twice the same place: what differs would depend on the order of edits, or on a seed.
+    # Both runs use the CPU here, so any difference would come from the order of edits or a seed.
     assert max(result["agreement with the CPU"].values()) < 1e-5
     assert set(result["edits"]) == {"MEND", "ROME", "ICE"}
     for row in result["edits"].values():

@@ -101,7 +101,7 @@ def export_adapter(
     model = base_of(sequence, name_or_path, "float32", device)
     if switchable and (dependent := [edit.id for edit in sequence.edits if edit.provenance.depends_on]):
         raise ConfigurationError(
-            f"switchable: {dependent} were computed on top of other edits, without which they mean nothing; export all "
+            f"switchable: {dependent} were computed on top of other edits and cannot be used without them; export all "
             "edits as one adapter"
         )
     parts = {f"/{edit.id}": edit for edit in sequence.edits} if switchable else {"": sequence}

@@ -135,7 +135,7 @@ def interrupts_raised(trainer: Trainer) -> Iterator[None]:
     Raises:
         RunInterruptedError: With the status 143 after SIGTERM and 130 after SIGINT.
     """
-    message = "stopped; run the same command again to go on"
+    message = "stopped; run the same command again to resume"
     try:
         yield
     except SIGTERMException as error:

@@ -266,7 +266,7 @@ def usable_records(report: ReadReport, editor: Editor) -> ReadReport:
 
 
 class _Fixed(RecordSource):
-    """Records that are read already."""
+    """Record source that returns records already in memory."""
 
     def __init__(self, report: ReadReport) -> None:
         self._report = report

@@ -16,7 +16,7 @@ class CounterFact(Benchmark):
     do have the new target); generation prompts are fluency probes, each used once. Compact: one rephrase and one
     neighborhood prompt.
 
-    Odd cases: the "{}" of the prompt marks the subject, so it may occur twice; a rephrase with an unrelated lead-in is
+    Edge cases: the "{}" of the prompt marks the subject, so it may occur twice; a rephrase with an unrelated lead-in is
     kept as published; neighborhood prompts that contain the subject are kept (counted); repeated generation prompts are
     removed (counted); duplicate prompts are kept (counted).
 

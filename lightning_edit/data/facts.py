@@ -45,7 +45,7 @@ class Facts(RecordSource):
     locality_ground_truth, portability_prompt with portability_ground_truth, ood_rephrase. Of a list of ground truths,
     the first is taken.
 
-    Odd cases: an unknown field is an error that suggests the nearest name; an unusable request is an error; an empty
+    Edge cases: an unknown field is an error that suggests the nearest name; an unusable request is an error; an empty
     cell of a .csv file counts as missing; a repeated id gets a number (counted).
 
     Args:
@@ -151,7 +151,7 @@ def _refuse_unknown(entry: Entry) -> None:
     for name in names:
         if names.count(name) > 1:
             given = [field for field in entry.values if _OTHER_NAMES.get(field, field) == name]
-            raise entry.error(given[-1], f"{' and '.join(given)} name the same; keep one of them")
+            raise entry.error(given[-1], f"{' and '.join(given)} are names of the same field; keep one of them")
     entry.values = dict(zip(names, entry.values.values(), strict=True))
 
 

@@ -62,7 +62,7 @@ class _FactualKnowEdit(Benchmark):
 class KnowEditZsRE(_FactualKnowEdit):
     """KnowEdit's ZsRE: a rephrase, one portability group and two locality probes a record.
 
-    Odd cases: locality answers are lists and portability answers strings, both are read; of several ground truths
+    Edge cases: locality answers are lists and portability answers strings, both are read; of several ground truths
     the first is the rival; a target that is already true is kept (counted); white space is stripped (counted);
     a rephrase without the subject is kept; duplicate and conflicting prompts are kept (counted); ``cond`` is not read.
 
@@ -79,7 +79,7 @@ class KnowEditZsRE(_FactualKnowEdit):
 class WikiCounterfact(_FactualKnowEdit):
     """KnowEdit's WikiData-counterfact.
 
-    Odd cases: in a probe's ``ground_truth`` the outer list holds the objects and the inner ones their aliases (test),
+    Edge cases: in a probe's ``ground_truth`` the outer list holds the objects and the inner ones their aliases (test),
     or it is one string (train); probes without any answer are dropped, empty inner lists and repeated answers are
     removed (all counted); empty portability or locality has no probes; probe prompts repeated in a record are kept,
     as their answers may differ; a locality probe equal to the edit prompt is dropped (counted), since an edit must
@@ -117,7 +117,7 @@ class WikiRecent(_FactualKnowEdit):
 class WikiBio(Benchmark):
     """KnowEdit's WikiBio: replace a hallucinated sentence of a biography; locality on other sentences.
 
-    Odd cases: ``text`` (the prompt) and ``labels`` (the target, one string) are stripped (counted); ``concept`` (the
+    Edge cases: ``text`` (the prompt) and ``labels`` (the target, one string) are stripped (counted); ``concept`` (the
     subject) is lower-cased in the file and takes its form in the prompt; if the prompt does not contain it, the request
     has no subject (counted). Several edits concern one concept; all are kept. There is no rephrase.
 
@@ -144,7 +144,7 @@ class ConvSent(Benchmark):
     The file has neither prompt nor target. The prompt is "What do you think of {ent}?" as in the paper; the target is
     the first opinion of the wanted sentiment, its rival the first of the other one. The sentiment probe has all
     opinions of both sentiments. The question about the file's next entity is the locality probe ("Other_Entity").
-    Odd cases: every string is stripped (counted).
+    Edge cases: every string is stripped (counted).
 
     Args:
         source: Path of the file or of its folder, or a Hub id.
@@ -205,7 +205,7 @@ class Sanitation(Benchmark):
     """KnowEdit's Sanitation (TriviaQA): forget 80 answers by saying "I don't know.", and keep 453 others.
 
     The file is an object: test has ``success`` and ``locality``, train has ``K_F`` and ``K_R``. The questions to keep
-    are dealt out to the records in turn, so that each of them is asked exactly once. Odd cases: test has no subject;
+    are dealt out to the records in turn, so that each of them is asked exactly once. Edge cases: test has no subject;
     a subject that is not in its question is left out (counted); in train the questions to keep carry a target equal
     to their ground truth, which is not read.
 

@@ -16,7 +16,7 @@ class MQuAKE(Benchmark):
     acceptable answers and the old ``answer`` as rival; the ``question`` of each rewrite is its rephrase; hops of the
     new chain that no rewrite covers are portability probes (group "Single_Hop").
 
-    Odd cases: an empty ``new_answer_alias`` adds nothing; the "{}" of the prompt marks the subject;
+    Edge cases: an empty ``new_answer_alias`` adds nothing; the "{}" of the prompt marks the subject;
     ``orig`` (triples) is not read.
 
     Args:

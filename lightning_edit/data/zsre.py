@@ -15,7 +15,7 @@ class ZsRE(Benchmark):
     ``loc_ans`` a Natural Questions locality probe, ``answers`` the true answers, ``case_id`` the record's name.
     ``pred`` and ``cond`` (the answer of an older model) are not read.
 
-    Odd cases: texts are stripped (counted); a record with an empty ``alt`` is dropped (counted); a subject that is
+    Edge cases: texts are stripped (counted); a record with an empty ``alt`` is dropped (counted); a subject that is
     not in the prompt is left out (counted); of several answers the first is the rival in probability comparisons;
     a target that is already the true answer is kept (counted); a repeated ``loc`` is kept, as it tests another edit;
     the prefix "nq question:" of the locality prompts is kept as published.

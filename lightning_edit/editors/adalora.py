@@ -17,7 +17,7 @@ from lightning_edit.models.layer_map import EditSite
 
 @dataclass(frozen=True)
 class Budget:
-    """How the number of singular values falls (section 3.3 of the paper; defaults of PEFT).
+    """Rank schedule of AdaLoRA (section 3.3 of the paper; PEFT's defaults).
 
     Args:
         initial_rank: Singular values of each site at the start.

@@ -41,7 +41,7 @@ from lightning_edit.records import EditRequest
 
 Covariance = Literal["fitted", "identity"]
 PLACE = "value"
-"""Name of the value's place, for methods that search one value."""
+"""Key of the tap in methods that optimize a single value vector."""
 
 
 class LocateEditor(Editor):
@@ -295,7 +295,7 @@ class LocateEditor(Editor):
 
     @abstractmethod
     def taps(self, model: LanguageModel, sites: Sequence[EditSite]) -> dict[str, Tap]:
-        """Returns the taps at which values are searched."""
+        """Returns the module outputs whose values are optimized, by name."""
 
     @abstractmethod
     def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:

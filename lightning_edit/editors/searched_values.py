@@ -1,4 +1,4 @@
-"""On-disk cache of searched values, shared by methods with the same search."""
+"""On-disk cache of optimized value vectors, shared by methods with the same objective."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Scored = Literal["target", "prompt_last"]
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """How a change is fitted to the targets.
+    """Training settings of fine-tuning editors: steps, learning rate, batches and early stopping.
 
     Args:
         steps: Passes over the requests of an edit.
@@ -64,7 +64,7 @@ class TuningSettings:
 
 
 class Tuned(ABC):
-    """The trainable tensors of B independent edits, and how they change the model.
+    """Base class of the trainable parameters of B independent edits.
 
     Args:
         parameters: For each edit the tensors that are trained.
@@ -75,7 +75,7 @@ class Tuned(ABC):
 
     @abstractmethod
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
-        """Site name to what is added to its output.
+        """Returns the term to add to each site's output, by site name.
 
         Args:
             rows: The edits in the batch, each with the rows of its texts.
@@ -98,7 +98,7 @@ class Tuned(ABC):
 
 
 def grouped_term(changes: Sequence[Sequence[Tensor]], rows: Sequence[tuple[int, slice]]) -> Term:
-    """X ↦ x · M₁ · M₂ · …, with the matrices of the edit that each row belongs to.
+    """Returns a term x · M₁ · M₂ · … that multiplies each row by the matrices of its edit.
 
     Args:
         changes: For each edit its matrices.
@@ -139,7 +139,7 @@ def tuning_texts(model: LanguageModel, groups: Groups, settings: TuningSettings)
 
 
 def _tuning_text(model: LanguageModel, request: EditRequest, settings: TuningSettings) -> TuningText:
-    """A request as the settings want it scored.
+    """Tokenises a request and selects the labels that its loss is computed on.
 
     Raises:
         ConfigurationError: If the end-of-text token is asked of a tokenizer that has none.
@@ -170,9 +170,9 @@ def tune(
         model: The model; earlier edits may be applied to it.
         texts: The texts of each edit.
         names: A name for each edit, for messages.
-        tuned: What is trained for each.
+        tuned: Trainable parameters of all edits.
         layer: The lowest block in which something is trained.
-        settings: How.
+        settings: Training settings.
         desc: Title of the progress bar.
 
     Returns:
@@ -189,7 +189,7 @@ def tune(
 def _side_by_side(
     model: LanguageModel, texts: Sequence[Sequence[TuningText]], settings: TuningSettings
 ) -> Iterator[list[int]]:
-    """Edits that are trained in the same passes: as many as make a pass efficient, texts of similar length together."""
+    """Groups edits with texts of similar length into chunks that are trained in the same forward passes."""
     budget, sizes = GRADIENT_BATCH_FACTOR * model.saturation_tokens, []
     for group in texts:
         count, longest = min(len(group), settings.batch_size or len(group)), max(len(one.text.ids) for one in group)
@@ -315,7 +315,7 @@ def names_of(groups: Groups) -> list[str]:
 
 
 def problems_of(failed: Mapping[int, str], groups: Groups) -> dict[int, str]:
-    """Failures of edits as those of their requests, counted over all groups."""
+    """Maps failed edits to the indices of their requests over all groups, with the reason for each."""
     problems: dict[int, str] = {}
     place = 0
     for edit, group in enumerate(groups):

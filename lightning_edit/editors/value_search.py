@@ -32,7 +32,7 @@ GRADIENT_BATCH_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """How a value is searched.
+    """Settings for optimizing the value vector of a locate-then-edit method.
 
     Args:
         steps: Number of loss evaluations (published settings have 20 or 25), with one gradient step less.
@@ -74,8 +74,8 @@ class ValueSettings:
         ranges.above(0, where, learning_rate=self.learning_rate, clamp_norm=self.clamp_norm)
         if self.optimizer != "adam" and self.satisfied_weight != 1.0:
             raise ConfigurationError(
-                f"{where}.optimizer: {self.optimizer!r} needs a loss that stays as it is, and satisfied_weight "
-                f"({self.satisfied_weight}) weighs it anew as the search goes; leave one of them at its default"
+                f"{where}.optimizer: {self.optimizer!r} needs a loss with constant weights, but satisfied_weight "
+                f"({self.satisfied_weight}) reweights it during the search; keep the default of one of them"
             )
 
     def steps_from(self, initial: Mapping[str, Tensor]) -> ValueSteps:

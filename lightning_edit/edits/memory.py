@@ -34,7 +34,7 @@ class Memory:
         object.__setattr__(self, "owners", self.owners or (0,) * count)
         lengths = {len(self.texts), len(self.owners), *(len(values) for values in self.tensors.values())}
         if lengths != {count}:
-            raise ValueError(f"a memory of {count} items with values for {sorted(lengths)}")
+            raise ValueError(f"the memory has {count} items, but fields of {sorted(lengths)} entries")
 
     def __len__(self) -> int:
         return len(self.requests)

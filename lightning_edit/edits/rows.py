@@ -17,7 +17,7 @@ def check_rows(rows: Sequence[int], edits: int) -> None:
         EditError: If there are such rows.
     """
     if rows and not 0 <= min(rows) <= max(rows) < edits:
-        raise EditError(f"rows name the edits {min(rows)} to {max(rows)}, but there are {edits}")
+        raise EditError(f"rows refer to the edits {min(rows)} to {max(rows)}, but there are {edits}")
 
 
 def check_prompts(prompts: Sequence[str], rows: Sequence[int]) -> None:

@@ -160,9 +160,9 @@ def _answer_logits(scorer: Scorer, model: LanguageModel, ids: list[int], prompt_
     text = model.encoder.decode(rest) + _NEXT
     [score] = scorer.score([prompt], [text], None, True)
     if score.head_input is None:
-        raise EditError("as_hf: another model answers for this prompt, so that it has no logits here; call generate")
+        raise EditError("as_hf: a separate model answers this prompt, so forward() has no logits; call generate()")
     if tuple(rest) != score.target_ids[: len(rest)]:
-        raise EditError(f"as_hf: the tokens behind the prompt {prompt!r} are not those of their text")
+        raise EditError(f"as_hf: the tokens after the prompt {prompt!r} change when their text is tokenised again")
     return model.logits_of(score.head_input[: len(rest) + 1])
 
 

@@ -178,8 +178,8 @@ class _Tracer:
             self.clean = {name: as_rows(value, torch.Size((1, len(ids))))[0] for name, value in seen.items()}
         except LayerMapError as error:
             raise LayerMapError(
-                f"{self.model.name} keeps several states for each position between its blocks, of which causal tracing "
-                "puts back one; this model cannot be traced"
+                f"{self.model.name} keeps several states for each position between its blocks, but causal tracing "
+                "can restore only one; this model cannot be traced"
             ) from error
         noisy: dict[str, Tensor] = {}
         with self._noisy(self.settings.samples), tapped(wanted, noisy):
@@ -200,7 +200,7 @@ class _Tracer:
         problem = next((text for text in problems if text is not None), None)
         if problem is not None:
             warnings.warn(
-                f"passes that start above the first block do not give what whole passes give in {self.model.name} "
+                f"passes that start above the first block do not match full passes in {self.model.name} "
                 f"({problem}); all blocks are run",
                 stacklevel=4,
             )

@@ -159,7 +159,7 @@ class WildInContext(OutcomeMetric):
 
 
 class JudgedInContext(WildInContext):
-    """Mean of a judge's verdicts on these generations."""
+    """Share of the generations in one of WILD's contexts that a judge finds correct."""
 
     def value(self, outcome: EditOutcome) -> float | None:
         """See :meth:`OutcomeMetric.value`."""

@@ -128,8 +128,8 @@ class LanguageModel:
         def refuse(module: object, args: object) -> None:
             if not self._running_calls:
                 raise EditError(
-                    "a routed edit is applied, which the Hugging Face model itself knows nothing of; call score() and "
-                    "generate() of what applied() yields"
+                    "a routed edit is applied, which direct calls of the Hugging Face model bypass; call score() or "
+                    "generate() of the scorer that applied() yields"
                 )
 
         inner: Any = self.model.base_model

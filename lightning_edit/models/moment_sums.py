@@ -104,7 +104,9 @@ class MomentSums:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("identity") != identity:
-                    _LOG.warning("%s holds sums of another model or corpus, or of other layers; beginning anew", path)
+                    _LOG.warning(
+                        "%s contains sums for another model, corpus or set of layers; starting from scratch", path
+                    )
                     return cls()
                 sums = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118 - not a dictionary
             return cls(sums, json.loads(metadata["tokens"]), json.loads(metadata["batches"]))

@@ -47,7 +47,7 @@ def _is_faster_here() -> bool:
     """Whether oneDNN is faster and correct on this machine; warns if its result differs from torch's."""
     problem = _problem() if _mkl_is_narrow() else None
     if problem is not None:
-        warnings.warn(f"oneDNN's products cannot be used ({problem}); torch's own are", stacklevel=3)
+        warnings.warn(f"oneDNN matrix products are not used ({problem}); torch's default is", stacklevel=3)
     return problem is None and _mkl_is_narrow()
 
 

@@ -42,7 +42,7 @@ def as_rows(values: Tensor, shape: torch.Size) -> Tensor:
     """
     if values.numel() != shape.numel() * values.shape[-1]:
         raise LayerMapError(
-            f"a block hands on values of shape {tuple(values.shape)} for texts of shape {tuple(shape)}, not one state "
+            f"a block outputs values of shape {tuple(values.shape)} for texts of shape {tuple(shape)}, not one state "
             "for each position; choose a method that reads the MLP's output instead of the block's, such as ROME"
         )
     return values.reshape(*shape, values.shape[-1])

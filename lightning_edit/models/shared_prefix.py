@@ -18,7 +18,7 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
 _MIN_TOKENS = 64
-"""Shortest prefix, in tokens, that is worth running the texts that have it apart from the others."""
+"""Minimum length, in tokens, of a prefix that is computed once and reused."""
 _MIN_SAVED_TOKENS = 256
 """Fewest tokens that reusing a prefix must save, over all texts."""
 _LENGTH_FACTOR = 2

@@ -57,7 +57,7 @@ class TextLimits:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{message}; what it says beyond them may be of no use (other such texts are not named)", stacklevel=3
+                f"{message}; output beyond them may be unreliable (further such texts are not reported)", stacklevel=3
             )
 
     def check_text(self, prompt: str, target: str = "", new_tokens: int = 0) -> None:

@@ -267,7 +267,7 @@ class Trunk:
         if problem is not None:
             warnings.warn(
                 f"the hidden states below block {self.layer} cannot be reused in {self.model.name} ({problem}); the "
-                "full forward pass is taken from now on",
+                "full forward pass is used from now on",
                 stacklevel=3,
             )
 

@@ -94,7 +94,7 @@ class LocateEditing(EditingModule):
             # Data parallelism refuses modules without parameters.
             self.placeholder = nn.Parameter(torch.zeros(()))
         if self._sums.batches:
-            _LOG.info("going on behind %d batches (%d tokens)", self._sums.batches, self._sums.tokens)
+            _LOG.info("resuming after %d batches (%d tokens)", self._sums.batches, self._sums.tokens)
 
     def _batches(self) -> list[list[int]]:
         """Returns the rows of each batch of this process, including finished ones."""
@@ -111,7 +111,7 @@ class LocateEditing(EditingModule):
         limit = self.trainer.limit_train_batches
         if isinstance(limit, float) and limit != 1.0:
             raise ConfigurationError(
-                "trainer.limit_train_batches: a share of what is left to read would be another one after a resume; "
+                "trainer.limit_train_batches: a fraction would cover a different part of the corpus after a resume; "
                 "give a number of batches, or limit data.corpus.tokens"
             )
         self._range = CorpusRange(stop=limit if isinstance(limit, int) else None)
@@ -191,7 +191,7 @@ class LocateEditing(EditingModule):
         if others and self.trainer.is_global_zero:
             _LOG.warning(
                 "%s: sums of another run that was stopped (another model, text, packing, limit or number of processes, "
-                "or other layers); they are not used here, and can be deleted unless that run is to go on",
+                "or other layers); they are not used here; delete them unless you want to resume that run",
                 ", ".join(others),
             )
 
@@ -218,7 +218,7 @@ class LocateEditing(EditingModule):
             # Stopped early, e.g. by trainer.max_time; partial sums must not pass for statistics of the whole corpus.
             self._sums.save(self._partial(), self._identity)
             _LOG.warning(
-                "stopped after %d of %d tokens; no statistics were written. Run the same command again to go on",
+                "stopped after %d of %d tokens; no statistics were written. Run the same command again to resume",
                 whole.tokens,
                 wanted,
             )

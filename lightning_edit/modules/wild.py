@@ -101,5 +101,5 @@ def judged(
     verdicts = judge.judge(cases)
     unclear = sum(math.isnan(verdict) for verdict in verdicts)
     if unclear:
-        warnings.warn(f"the judge said neither right nor wrong of {unclear} of {len(cases)} answers", stacklevel=2)
+        warnings.warn(f"the judge gave no clear verdict on {unclear} of {len(cases)} answers", stacklevel=2)
     return [None if math.isnan(verdict) else verdict for verdict in verdicts]

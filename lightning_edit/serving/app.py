@@ -152,9 +152,9 @@ def _reject_unsupported(request: CompletionRequest | ChatRequest) -> None:
     if request.temperature:
         raise ConfigurationError("temperature: answers are greedy; leave it out, or send 0")
     if request.stream:
-        raise ConfigurationError("stream: answers come whole; leave it out")
+        raise ConfigurationError("stream: streaming is not supported; leave it out or send false")
     if request.n != 1:
-        raise ConfigurationError("n: there is one answer to a prompt; leave it out")
+        raise ConfigurationError("n: only one choice per prompt is supported; leave it out or send 1")
 
 
 def _single_turn(messages: list[Message]) -> str:

@@ -76,7 +76,7 @@ def test_every_and_text_are_for_sequences():
         Comparison({"ICE": EditorEntry("ice.yaml")}, {"facts": {}}, {"all": Protocol(every=1)})
 
 
-def test_settings_that_came_later_do_not_make_other_cells_of_earlier_ones():
+def test_new_settings_keep_the_identity_of_existing_cells():
     assert _identity_of(Protocol()) == {"requests_per_edit": 1, "sequential": False, "editors": None}
     assert _identity_of(Protocol(sequential=True, every=2))["every"] == 2
     assert set(asdict(Protocol())) == {"requests_per_edit", "sequential", "editors", "every", "text"}

@@ -1,4 +1,4 @@
-"""A grid on a tiny model: run, stopped, gone on with, divided, reported."""
+"""Comparison grids on a tiny model: running, resuming, sharding and reporting."""
 
 import csv
 import json
@@ -105,7 +105,7 @@ def test_every_cell_is_an_ordinary_test_run(grid):
     assert "layer 99 does not exist" in runs["broken", "facts", "independent"].problem
 
 
-def test_the_time_beside_editing_and_asking_is_told(grid):
+def test_overhead_outside_editing_and_evaluation_is_reported(grid):
     comparison = Grid(read_comparison(grid / "grid.yaml"))
     known = {cell.name: cell.overhead for cell in comparison.cells if cell.overhead is not None}
     assert len(known) == 9
@@ -138,7 +138,7 @@ def test_knowedits_columns_follow_its_definitions(grid):
     assert rows["locality"].mean == pytest.approx(100 * sum(groups) / len(groups), abs=1e-3)
 
 
-def test_a_stopped_grid_goes_on_and_only_failed_cells_are_tried_again(tmp_path, tiny_folder, monkeypatch):
+def test_stopped_grid_resumes_and_retries_failed_cells_only(tmp_path, tiny_folder, monkeypatch):
     comparison = read_comparison(configured(tmp_path, tiny_folder))
     run_cell, started = Grid.run_cell, []
 
@@ -317,7 +317,7 @@ def test_a_judge_is_built_once_and_its_time_is_told_apart(tmp_path, tiny_folder,
 
 
 class SlowJudge(Judge):
-    """Finds everything right, after some time."""
+    """Accepts every answer after a delay."""
 
     built = 0
 
@@ -419,7 +419,7 @@ def test_the_command_reports_existing_runs(grid, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_a_wrong_grid_is_refused_in_words(tmp_path, tiny_folder, changes, message):
+def test_wrong_grid_raises_a_clear_error(tmp_path, tiny_folder, changes, message):
     path = configured(tmp_path, tiny_folder, **changes)
     if message is None:
         with pytest.raises(ConfigurationError, match=r"data\.again: lightning_edit.data.None is no RecordSource"):

@@ -98,7 +98,7 @@ def test_flat_fields_of_easyedit(tmp_path):
         ({"prompt": "a", "target": "b", "locality": [{"prompt": "c"}]}, r"field 'locality\[0\].answer': missing"),
         ({"prompt": "a", "target": "b", "locality": [{"prompt": "c", "answer": "d", "anser": 1}]}, "anser"),
         ({"prompt": "a", "target": "b", "subject": "z"}, "record 0: the subject 'z' is not in the prompt"),
-        ({"prompt": "a", "target": "b", "target_new": "c"}, "target and target_new name the same"),
+        ({"prompt": "a", "target": "b", "target_new": "c"}, "target and target_new are names of the same field"),
         ([], "expected an object"),
     ],
     ids=str,

@@ -449,7 +449,7 @@ def test_a_misspelled_path_is_not_looked_up_on_the_hub(name, monkeypatch):
         ZsRE(name).read()
 
 
-def test_a_subject_in_another_case_is_found_behind_letters_that_grow_in_lower_case(write):
+def test_subject_is_found_after_letters_whose_lower_case_is_longer(write):
     report = ZsRE(write([zsre(src="İİİ asks which range MOUNT DOE, in the west, is in.")])).read()
     [request] = report.records[0].requests
     assert request.subject == "MOUNT DOE"

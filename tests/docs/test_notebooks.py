@@ -16,7 +16,7 @@ def cells(path: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
-def test_there_are_four():
+def test_all_notebooks_exist():
     names = {path.stem for path in NOTEBOOKS}
     assert names == {"edit_and_undo", "train_mend", "compare", "trace_and_locate"}
 

@@ -314,7 +314,7 @@ class TestBatch:
         batch = GradientStep(sites=[1]).edit_each(model, REQUESTS)
         assert len(batch) == 3
         with (
-            pytest.raises(EditError, match="rows name the edits 0 to 3, but there are 3"),
+            pytest.raises(EditError, match="rows refer to the edits 0 to 3, but there are 3"),
             batch.changes.hooked(model, [0, 3]),
         ):
             pass

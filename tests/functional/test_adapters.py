@@ -22,7 +22,7 @@ def test_compressing_keeps_the_product_and_finds_the_rank(rank):
     torch.testing.assert_close(small_a.norm(dim=0), small_b.norm(dim=1))
 
 
-def test_a_cut_is_the_best_one_and_its_error_is_told():
+def test_truncation_is_optimal_and_reports_its_error():
     matrix = torch.randn(20, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a, b = decompose(matrix)
     torch.testing.assert_close(a @ b, matrix)

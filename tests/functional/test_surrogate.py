@@ -47,7 +47,7 @@ def editor_key(editor, site):
 
 
 def whitened(change):
-    """A change for z = W x as one for x: Wᵀ Δ, with W written out."""
+    """Converts a change computed for z = W x into one for x (Wᵀ Δ), with an explicit W."""
 
     def of_whitened(editor, network, site, x, delta):
         whitening = list(editor.whitenings.values())[int(site)]

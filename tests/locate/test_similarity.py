@@ -1,4 +1,4 @@
-"""Whether related facts are kept in the same place."""
+"""Similarity of the traced locations of related facts (RSim)."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is said of models that cannot be loaded."""
+"""Error messages for models that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_damaged_gguf_file_is_an_error_in_words(tmp_path, content):
         load_language_model(str(tmp_path / "model.gguf"))
 
 
-def test_a_missing_tokenizer_is_said(folder):
+def test_missing_tokenizer_is_reported(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     with pytest.raises((ConfigurationError, SourceNotFoundError), match="tokenizer"):

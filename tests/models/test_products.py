@@ -134,7 +134,7 @@ def test_a_wrong_product_is_not_used(product, words, monkeypatch):
     assert "forward" not in vars(module)
 
 
-def test_language_models_multiply_so():
+def test_language_models_use_onednn_products():
     model = language_model("llama")
     maps = [module for module in model.model.modules() if type(module) is nn.Linear]
     assert maps

@@ -63,7 +63,7 @@ def test_they_are_collected_once_and_layers_are_added(monkeypatch):
         both.check(language_model("gpt2"))
 
 
-def test_rome_edits_with_them_where_none_are_fitted(tmp_path):
+def test_rome_uses_sampled_statistics_without_fitted_ones(tmp_path):
     model = language_model("llama")
     before = state(model)
     editor = ROME(

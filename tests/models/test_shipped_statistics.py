@@ -50,7 +50,7 @@ def test_a_moment_without_full_rank_is_not_packed(tmp_path):
     assert not (tmp_path / "packed").exists()
 
 
-def test_they_serve_the_model_that_they_belong_to(shipped):
+def test_shipped_statistics_are_used_for_their_model(shipped):
     model = language_model("llama")
     statistics = shipped_statistics(model, [1])
     assert statistics is not None

@@ -197,8 +197,8 @@ def test_a_broken_checkpoint_is_an_error_in_words(tiny_folder, tmp_path, capsys,
     assert "checkpoints are read from local files" in capsys.readouterr().err
 
 
-class StopBehind(Callback):
-    """Interrupts a run behind a batch, once."""
+class StopAfterBatch(Callback):
+    """Interrupts a run once, after a given batch."""
 
     def __init__(self, batch: int, marker: str) -> None:
         self.batch, self.marker = batch, Path(marker)
@@ -213,7 +213,7 @@ class StopBehind(Callback):
 
 
 def add_stop(config, kind, batch):
-    """Adds a callback that stops the run behind a batch, once."""
+    """Adds a callback that stops the run once, after a given batch."""
     path = Path(config)
     content = yaml.safe_load(path.read_text())
     arguments = {"batch": batch, "marker": str(path.parent / "stopped")}
@@ -228,15 +228,15 @@ def test_a_run_stopped_between_the_batches_of_a_step_goes_on_within_it(tiny_fold
     folder.mkdir()
     assert main(["fit", "--config", configured(whole, tiny_folder, max_epochs=1, accumulate_grad_batches=2)]) == 0
     config = configured(folder, tiny_folder, max_epochs=1, accumulate_grad_batches=2)
-    add_stop(config, StopBehind, batch)
+    add_stop(config, StopAfterBatch, batch)
     assert main(["fit", "--config", config]) == 130
     assert weights(folder)[0] < 5
     assert main(["fit", "--config", config, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]) == 0
     assert_same(weights(folder), weights(whole))
 
 
-class StopLikeATimer(StopBehind):
-    """Ends a run behind a batch as the Trainer's ``max_time`` does, once."""
+class StopLikeATimer(StopAfterBatch):
+    """Ends a run after a given batch as the Trainer's ``max_time`` does, once."""
 
     def stop(self, trainer):
         trainer.should_stop = True
@@ -269,7 +269,7 @@ def test_last_does_not_take_the_checkpoint_of_another_run(tiny_folder, tmp_path,
     assert "no earlier run in" in capsys.readouterr().err
 
 
-class TouchBehindTestBatch(Callback):
+class TouchAfterTestBatch(Callback):
     """Says by a file that a test has measured its first batch."""
 
     def __init__(self, marker: str) -> None:
@@ -293,7 +293,7 @@ def test_a_signal_ends_a_test_and_is_the_exit_status(tiny_folder, tmp_path, numb
     }
     facts = {"class_path": "lightning_edit.data.WorldFacts", "init_args": {"limit": 400}}
     content["data"] = {"test": facts, "eval_batch_size": 2}
-    callback = {"class_path": f"{__name__}.TouchBehindTestBatch", "init_args": {"marker": str(marker)}}
+    callback = {"class_path": f"{__name__}.TouchAfterTestBatch", "init_args": {"marker": str(marker)}}
     content["trainer"]["callbacks"] = [callback, {"class_path": "lightning_edit.callbacks.TestReport"}]
     config.write_text(yaml.safe_dump(content))
     errors = tmp_path / "errors"
@@ -313,7 +313,7 @@ def test_a_signal_ends_a_test_and_is_the_exit_status(tiny_folder, tmp_path, numb
         assert run.wait(timeout=60) == status, errors.read_text()
     finally:
         run.kill()
-    assert errors.read_text().endswith("lightning-edit test: stopped; run the same command again to go on\n")
+    assert errors.read_text().endswith("lightning-edit test: stopped; run the same command again to resume\n")
     assert "Traceback" not in errors.read_text()
     assert not list(tmp_path.rglob("metrics.json"))
 

@@ -370,7 +370,7 @@ def test_sigterm_keeps_the_sums_and_is_the_exit_status(tiny_folder, text, tmp_pa
     )
     stopped = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert stopped.returncode == 143, stopped.stderr[-3000:]
-    assert stopped.stderr.endswith("lightning-edit fit: stopped; run the same command again to go on\n")
+    assert stopped.stderr.endswith("lightning-edit fit: stopped; run the same command again to resume\n")
     assert not (tmp_path / "statistics").exists()
     [partial] = tmp_path.glob("*.partial-*-0.safetensors")
     with safe_open(partial, "pt") as file:

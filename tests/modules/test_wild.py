@@ -73,7 +73,7 @@ def test_answers_that_a_judge_cannot_tell_are_left_out_and_counted():
         def judge(self, cases):
             return [math.nan, *[1.0] * (len(cases) - 1)]
 
-    with pytest.warns(UserWarning, match="neither right nor wrong of 1 of 3 answers"):
+    with pytest.warns(UserWarning, match="no clear verdict on 1 of 3 answers"):
         assert judged(Unsure(), ["a"] * 3, [["b"]] * 3, ["c"] * 3) == [None, 1.0, 1.0]
 
 

@@ -97,13 +97,13 @@ def test_chat_and_models(served, client):
     ("settings", "message"),
     [
         ({"temperature": 0.7}, "greedy"),
-        ({"stream": True}, "answers come whole"),
+        ({"stream": True}, "streaming is not supported"),
         ({"n": 2}, "one answer"),
         ({"max_tokens": 100_000}, "max_tokens"),
     ],
     ids=str,
 )
-def test_what_is_not_offered_is_refused(client, settings, message):
+def test_unsupported_options_are_rejected(client, settings, message):
     with pytest.raises(openai.BadRequestError, match=message):
         client.completions.create(model="any", prompt="a", **{"max_tokens": 4, **settings})
 
@@ -171,7 +171,7 @@ def test_a_prompt_that_cannot_be_answered_fails_alone(served, client):
         client.completions.create(model="any", prompt="a", max_tokens="many")
 
 
-def test_usage_and_the_end_are_told(client):
+def test_response_contains_usage_and_finish_reason(client):
     answer = client.completions.create(model="any", prompt=PROMPTS[0], max_tokens=8)
     assert answer.choices[0].finish_reason in ("stop", "length")
     assert 0 < answer.usage.completion_tokens <= 8
@@ -198,7 +198,7 @@ def test_routed_edits_are_served():
     engine.close()
 
 
-def test_too_many_prompts_are_refused_and_a_failure_reaches_who_waits(monkeypatch):
+def test_full_queue_is_rejected_and_failures_reach_callers(monkeypatch):
     model = language_model("llama")
     hold = threading.Event()
     generate = model.generate
