@@ -3,8 +3,7 @@
 python -m benchmarks.sequence_growth [--tiny 10 100 1000 10000] [--smollm2 10 100 1000]
 
 A sequence is filled with random edits of the same shape as AlphaEdit's, with the keys that they carry; then one more
-edit
-is made on top of it by AlphaEdit, added, applied and scored once. The earlier edits differ from real ones in their
+edit is made on top of it by AlphaEdit, added, applied and scored once. The earlier edits differ from real ones in their
 values alone, which neither time nor memory depends on.
 """
 
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def random_edit(model: LanguageModel, layers: list[int], number: int, before: tu
         a = 1e-4 * torch.randn(site.fan_in, 1, generator=generator)
         deltas[site.name] = FactoredDelta(a, 1e-4 * torch.randn(1, site.fan_out, generator=generator))
         state[f"keys/{site.name}"] = torch.randn(1, site.fan_in, generator=generator)
-    provenance = Provenance.of(model, "AlphaEdit", {}, [REQUEST]).on_top_of(before)
+    provenance = replace(Provenance.of(model, "AlphaEdit", {}, [REQUEST]), depends_on=before)
     return WeightEdit(deltas, provenance, state)
 
 

@@ -97,7 +97,7 @@ def build(description: dict[str, Any], base: Callable[..., T], where: str) -> T:
     kind = class_of(str(description.get("class_path")), where)
     expected = cast(type[T], base)
     if not (isinstance(kind, type) and issubclass(kind, expected)):
-        raise ConfigurationError(f"{where}: {description['class_path']} is no {expected.__name__}")
+        raise ConfigurationError(f"{where}: {description['class_path']} is not a subclass of {expected.__name__}")
     names, settings = argument_names(kind), description.get("init_args") or {}
     for unknown in set(settings) - set(names):
         close = difflib.get_close_matches(str(unknown), names, 1)

@@ -31,7 +31,7 @@ def check_editor_file(path: str | Path) -> None:
     _check_classes(content, str(path))
     kind = class_of(str(content["class_path"]), str(path))
     if not (isinstance(kind, type) and issubclass(kind, Editor)):
-        raise ConfigurationError(f"{path}: {content['class_path']} is no Editor")
+        raise ConfigurationError(f"{path}: {content['class_path']} is not a subclass of Editor")
 
 
 def check_settings_file(path: str | Path) -> None:

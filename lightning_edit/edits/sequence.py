@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,6 +17,27 @@ from lightning_edit.edits.writing import write_deltas
 from lightning_edit.errors import BaseModelMismatchError, EditError
 from lightning_edit.models.fingerprint import Likeness
 from lightning_edit.models.language_model import LanguageModel
+
+
+class _Ids(Collection[str]):
+    """The first ids of a table that longer sequences share, so that one more edit copies nothing.
+
+    Args:
+        positions: Position of each id.
+        length: How many of them belong to this sequence.
+    """
+
+    def __init__(self, positions: Mapping[str, int], length: int) -> None:
+        self._positions, self._length = positions, length
+
+    def __contains__(self, id: object) -> bool:
+        return self._positions.get(id, self._length) < self._length if isinstance(id, str) else False
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.islice(self._positions, self._length)
+
+    def __len__(self) -> int:
+        return self._length
 
 
 class EditSequence:
@@ -41,23 +63,34 @@ class EditSequence:
     """
 
     def __init__(self, edits: Sequence[Edit] = ()) -> None:
-        self.edits: tuple[Edit, ...] = ()
+        # Shared with longer sequences, which append to them; of the edits, the first ones are this sequence's.
+        self._shared: list[Edit] = []
+        self._positions: dict[str, int] = {}
+        self._length = 0
         self.layers: tuple[Edit, ...] = ()
         """The edits after joining, lowest first."""
         self.state: dict[str, Tensor] = {}
         """(M, M) float64 Σ rowsᵀ rows over the states of all edits, by name; see :class:`Edit`."""
-        self._ids: frozenset[str] = frozenset()
         self._frontier: dict[str, None] = {}
         for edit in edits:
             self._add(edit)
 
     def __len__(self) -> int:
-        return len(self.edits)
+        return self._length
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits, oldest first."""
+        return tuple(itertools.islice(self._shared, self._length))
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The edits' ids, oldest first."""
-        return tuple(edit.id for edit in self.edits)
+        return tuple(self._ids)
+
+    @property
+    def _ids(self) -> _Ids:
+        return _Ids(self._positions, self._length)
 
     @property
     def frontier(self) -> tuple[str, ...]:
@@ -67,8 +100,12 @@ class EditSequence:
     def then(self, edit: Edit) -> EditSequence:
         """Returns the sequence with one more edit."""
         longer = EditSequence()
-        longer.edits, longer.layers, longer.state = self.edits, self.layers, dict(self.state)
-        longer._ids, longer._frontier = self._ids, dict(self._frontier)
+        longer._shared, longer._positions, longer._length = self._shared, self._positions, self._length
+        if len(self._shared) > self._length:
+            # Another sequence has already continued this one.
+            longer._shared = list(self.edits)
+            longer._positions = dict(itertools.islice(self._positions.items(), self._length))
+        longer.layers, longer.state, longer._frontier = self.layers, dict(self.state), dict(self._frontier)
         longer._add(edit)
         return longer
 
@@ -81,7 +118,9 @@ class EditSequence:
         self._check_base(edit)
         joined = self.layers[-1].joined(edit) if self.layers else None
         self.layers = (*self.layers, edit) if joined is None else (*self.layers[:-1], joined)
-        self.edits, self._ids = (*self.edits, edit), self._ids | {edit.id}
+        self._shared.append(edit)
+        self._positions[edit.id] = self._length
+        self._length += 1
         for id in edit.provenance.depends_on:
             self._frontier.pop(id, None)
         self._frontier[edit.id] = None
@@ -91,9 +130,9 @@ class EditSequence:
             self.state[name] = wide.T @ wide if earlier is None else torch.addmm(earlier, wide.T, wide)
 
     def _check_base(self, edit: Edit) -> None:
-        if not self.edits:
+        if not self._length:
             return
-        mine, base = self.edits[-1].provenance.base, edit.provenance.base
+        mine, base = self._shared[self._length - 1].provenance.base, edit.provenance.base
         if base.fingerprint.compare(mine.fingerprint) is Likeness.DIFFERENT:
             raise BaseModelMismatchError(
                 f"the edit {edit.id} was made for {base.name} [{base.fingerprint}], but the edits before it for "
@@ -122,7 +161,7 @@ class EditSequence:
             layer.check(model)
         scorer: Scorer = model
         with ExitStack() as stack:
-            stack.enter_context(model.marked_as_applied(self.ids))
+            stack.enter_context(model.marked_as_applied(self._ids))
             for layer in self.layers:
                 scorer = stack.enter_context(layer.layered(scorer, model))
             yield scorer

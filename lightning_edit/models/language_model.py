@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -63,7 +63,7 @@ class LanguageModel:
         self.limits = TextLimits(model, self.encoder, self.name)
         self.tokens_per_batch = tokens_per_batch
         self._block_returns: int | None = None
-        self._applied: set[str] = set()
+        self._applied: list[Collection[str]] = []
         self._running_calls = 0
         self.proofs: dict[tuple[str, int], int] = {}
         """Fast paths, by kind and layer, verified against the full forward pass, for texts up to so many tokens."""
@@ -103,7 +103,7 @@ class LanguageModel:
         self.proofs.clear()
 
     @contextmanager
-    def marked_as_applied(self, ids: Sequence[str]) -> Iterator[None]:
+    def marked_as_applied(self, ids: Collection[str]) -> Iterator[None]:
         """Marks edits as applied to this model within the context.
 
         Args:
@@ -112,14 +112,15 @@ class LanguageModel:
         Raises:
             EditError: If one of them is already applied; its change would count twice.
         """
-        twice = sorted(self._applied.intersection(ids))
-        if twice:
-            raise EditError(f"the edit {twice[0]} is applied to this model already; leave that context first")
-        self._applied.update(ids)
+        for others in self._applied:
+            fewer, more = sorted((ids, others), key=len)
+            if twice := next((id for id in fewer if id in more), None):
+                raise EditError(f"the edit {twice} is applied to this model already; leave that context first")
+        self._applied.append(ids)
         try:
             yield
         finally:
-            self._applied.difference_update(ids)
+            self._applied.remove(ids)
 
     @contextmanager
     def direct_calls_refused(self) -> Iterator[None]:

@@ -422,7 +422,7 @@ def test_the_command_reports_existing_runs(grid, tmp_path, capsys):
 def test_wrong_grid_raises_a_clear_error(tmp_path, tiny_folder, changes, message):
     path = configured(tmp_path, tiny_folder, **changes)
     if message is None:
-        with pytest.raises(ConfigurationError, match=r"data\.again: lightning_edit.data.None is no RecordSource"):
+        with pytest.raises(ConfigurationError, match=r"data.again: lightning_edit.data.None is not a subclass of"):
             Grid(read_comparison(path)).plan()
         return
     with pytest.raises(ConfigurationError, match=message):

@@ -233,7 +233,7 @@ def test_files_name_no_class_of_a_module_that_would_have_to_be_imported(tmp_path
         build(described, Editor, "a file")
     assert not (tmp_path / "ran").exists()
     monkeypatch.setenv("LIGHTNING_EDIT_ALLOW", "other,surprise")
-    with pytest.raises(ConfigurationError, match="is no Editor"):
+    with pytest.raises(ConfigurationError, match="is not a subclass of Editor"):
         build(described, Editor, "a file")
     assert (tmp_path / "ran").exists()
 
@@ -336,3 +336,25 @@ def test_fingerprints_tell_models_apart_and_survive_json():
     assert model.fingerprint == copy.fingerprint
     restored = type(model.fingerprint).from_dict(json.loads(json.dumps(model.fingerprint.to_dict())))
     assert restored.compare(model.fingerprint) is Likeness.SAME
+
+
+def test_sequences_that_continue_the_same_one_share_no_edits():
+    model = language_model("llama")
+    edits = [GradientStep([1], 0.05).edit(model, [request]) for request in REQUESTS]
+    first = EditSequence(edits[:1])
+    second, other = first.then(edits[1]), first.then(edits[2])
+    assert [len(sequence) for sequence in (first, second, other)] == [1, 2, 2]
+    assert first.ids == (edits[0].id,)
+    assert second.ids == (edits[0].id, edits[1].id)
+    assert other.edits == (edits[0], edits[2])
+    assert second.then(edits[2]).ids == tuple(edit.id for edit in edits)
+    with pytest.raises(EditError, match="in the sequence twice"):
+        second.then(edits[1])
+    # An edit of the longer sequence alone is not in the shorter one.
+    assert first.then(edits[1]).ids == second.ids
+    with (
+        first.applied(model),
+        edits[1].applied(model),
+        pytest.raises(EditError, match=f"the edit {edits[0].id} is applied"),
+    ):
+        other.applied(model).__enter__()

@@ -158,7 +158,7 @@ def test_a_file_that_describes_no_ready_editor_is_refused(tiny_folder, tmp_path,
     assert f"{editor}, line 3: editor: ROME has no setting layer; did you mean layers?" in capsys.readouterr().err
     editor.write_text(yaml.safe_dump({"class_path": "lightning_edit.records.EditRequest"}))
     assert main(arguments) == 1
-    assert "is no Editor" in capsys.readouterr().err
+    assert "is not a subclass of Editor" in capsys.readouterr().err
     editor.write_text("class_path: [lightning_edit")
     assert main(arguments) == 1
     assert f"{editor}: not a readable YAML file of an editor" in capsys.readouterr().err
