@@ -32,7 +32,18 @@ class Column:
 
     def interval(self, run: Run, resamples: int, seed: int, per_record: bool = False) -> Interval | None:
         """Computes the column's value for a run; None if nothing was measured."""
-        groups = self.groups(run)
+        return self._interval(self.groups(run), resamples, seed, per_record)
+
+    def group_interval(
+        self, run: Run, group: str, resamples: int, seed: int, per_record: bool = False
+    ) -> Interval | None:
+        """Computes the column's value on one group of probes; None if nothing was measured."""
+        values = run.values(self.kinds, self.measure, group)
+        return self._interval([values] if values else [], resamples, seed, per_record)
+
+    def _interval(
+        self, groups: list[dict[str, list[float]]], resamples: int, seed: int, per_record: bool
+    ) -> Interval | None:
         if not groups:
             return None
         interval = mean_interval(groups, resamples, seed, per_record)

@@ -54,7 +54,8 @@ def _table(report: Report) -> dict[str, Any]:
         for run, row in zip(report.runs, report.intervals, strict=True)
     ]
     columns = [{"title": column.title, "better": column.better} for column in report.columns]
-    return {"columns": columns, "rows": rows, "resamples": report.resamples}
+    average = "record" if report.per_record else "probe"
+    return {"columns": columns, "rows": rows, "resamples": report.resamples, "average": average}
 
 
 def _records(runs: Sequence[Run]) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 from lightning_edit.comparison.bootstrap import Interval, paired_difference
 from lightning_edit.comparison.columns import PRESETS, Column
 from lightning_edit.comparison.results import Run
 from lightning_edit.errors import ConfigurationError
 
+T = TypeVar("T")
 _LARGE = 10
 """Numbers from here on are shown with one decimal."""
 _COSTS = {
@@ -46,9 +47,24 @@ class Report:
     resamples: int
     seed: int
     per_record: bool
+    _computed: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def differences(self, run: Run) -> list[Interval | None]:
-        """Computes each column's paired difference to the reference on the same data set and protocol."""
+        """Computes each column's paired difference to the reference on the same data set and protocol, once."""
+        return self._once("differences", run, self._compute_differences)
+
+    def groups(self, run: Run) -> dict[str, dict[str, Interval]]:
+        """Computes each column's value for each named group of probes, once; by title and group."""
+        return self._once("groups", run, self._compute_groups)
+
+    def _once(self, what: str, run: Run, compute: Callable[[Run], T]) -> T:
+        key = what, id(run)
+        if key not in self._computed:
+            self._computed[key] = compute(run)
+        value: T = self._computed[key]
+        return value
+
+    def _compute_differences(self, run: Run) -> list[Interval | None]:
         other = next(
             (
                 one
@@ -60,6 +76,16 @@ class Report:
         if other is None or other is run or not run.lines:
             return [None] * len(self.columns)
         return [self._difference(run, other, column) for column in self.columns]
+
+    def _compute_groups(self, run: Run) -> dict[str, dict[str, Interval]]:
+        values: dict[str, dict[str, Interval]] = {}
+        for column in self.columns:
+            names = {group for kind in column.kinds for group in run.groups(kind)} - {""}
+            for group in sorted(names):
+                interval = column.group_interval(run, group, self.resamples, self.seed, self.per_record)
+                if interval is not None:
+                    values.setdefault(column.title, {})[group] = interval
+        return values
 
     def _difference(self, run: Run, other: Run, column: Column) -> Interval | None:
         pair = column.groups(run), column.groups(other)
@@ -121,7 +147,10 @@ def plain(report: Report) -> dict[str, Any]:
             "problem": run.problem,
             "measures": _named(titles, intervals),
             f"minus {report.reference}": _named(titles, report.differences(run)),
-            "groups": _groups(report, run),
+            "groups": {
+                title: {group: asdict(one) for group, one in groups.items()}
+                for title, groups in report.groups(run).items()
+            },
             "costs": run.summary.get("costs"),
             "left_out": len(run.summary.get("left_out") or ()),
             "counts": run.summary.get("counts"),
@@ -136,20 +165,12 @@ def _named(titles: Sequence[str], intervals: Sequence[Interval | None]) -> dict[
     return {title: asdict(one) for title, one in zip(titles, intervals, strict=True) if one is not None}
 
 
-def _groups(report: Report, run: Run) -> dict[str, dict[str, float]]:
-    """Computes the mean of each named group, by column."""
-    means: dict[str, dict[str, float]] = {}
-    for column in report.columns:
-        groups = {group for kind in column.kinds for group in run.groups(kind)}
-        for group in sorted(groups - {""}):
-            values = [value for one in run.values(column.kinds, column.measure, group).values() for value in one]
-            if values:
-                means.setdefault(column.title, {})[group] = column.scale * sum(values) / len(values)
-    return means
-
-
 def markdown(report: Report) -> str:
-    """Formats a Markdown table per data set and protocol, with 95 % intervals over records."""
+    """Formats Markdown tables per data set and protocol, with 95 % intervals over records.
+
+    There is a table of all columns, one of portability and locality by group, and one of paired differences to the
+    reference.
+    """
     parts = []
     for data, protocol in dict.fromkeys((run.data, run.protocol) for run in report.runs):
         rows = [
@@ -157,31 +178,85 @@ def markdown(report: Report) -> str:
             for run, row in zip(report.runs, report.intervals, strict=True)
             if (run.data, run.protocol) == (data, protocol)
         ]
-        used = [index for index in range(len(report.columns)) if any(row[index] is not None for _, row in rows)]
-        titles = ["editor", *(report.columns[index].title for index in used), *_COSTS, "records"]
-        lines = [f"## {data}, {protocol}", "", _row(titles), _row(["---"] * len(titles))]
-        for run, row in rows:
-            if run.problem:
-                lines.append(_row([run.editor, run.problem, *[""] * (len(titles) - 2)]))
-                continue
-            cells = [_text(row[index]) for index in used]
-            lines.append(_row([run.editor, *cells, *_costs(run), str(run.summary["counts"]["records"])]))
-        parts.append("\n".join(lines))
-    note = f"Means with 95 % bootstrap intervals over records ({report.resamples} samples)."
+        parts.append("\n".join([f"## {data}, {protocol}", "", *_main_table(report, rows)]))
+        done = [run for run, _ in rows if not run.problem]
+        groups = _table(done, [_by_group(report, run) for run in done])
+        if groups:
+            parts.append("\n".join(["By group:", "", *groups]))
+        titles = [column.title for column in report.columns]
+        others = [run for run in done if run.editor != report.reference]
+        differences = _table(others, [dict(zip(titles, report.differences(run), strict=True)) for run in others])
+        if differences:
+            parts.append("\n".join([f"Minus {report.reference}, on the same records:", "", *differences]))
+    average = "record" if report.per_record else "probe"
+    note = f"Means over {average}s with 95 % bootstrap intervals over records ({report.resamples} samples)."
     return "\n\n".join([*parts, note]) + "\n"
 
 
+def _main_table(report: Report, rows: Sequence[tuple[Run, Sequence[Interval | None]]]) -> list[str]:
+    used = [index for index in range(len(report.columns)) if any(row[index] is not None for _, row in rows)]
+    titles = ["editor", *(report.columns[index].title for index in used), *_COSTS, "records"]
+    lines = [_row(titles), _row(["---"] * len(titles))]
+    for run, row in rows:
+        if run.problem:
+            lines.append(_row([run.editor, run.problem, *[""] * (len(titles) - 2)]))
+            continue
+        cells = [_text(row[index]) for index in used]
+        lines.append(_row([run.editor, *cells, *_costs(run), str(run.summary["counts"]["records"])]))
+    return lines
+
+
+def _by_group(report: Report, run: Run) -> dict[str, Interval | None]:
+    """Returns a run's portability and locality by group, under teacher forcing, by heading."""
+    titles = [
+        next((column.title for column in report.columns if column.kinds == (kind,)), "")
+        for kind in ("portability", "locality")
+    ]
+    groups = report.groups(run)
+    return {f"{title}: {group}": one for title in titles for group, one in groups.get(title, {}).items()}
+
+
+def _table(runs: Sequence[Run], values: Sequence[Mapping[str, Interval | None]]) -> list[str]:
+    """Formats a table with a row per run and a column per name that has a value; empty if there is none."""
+    used = [
+        name
+        for name in dict.fromkeys(name for row in values for name in row)
+        if any(row.get(name) is not None for row in values)
+    ]
+    if not used:
+        return []
+    rows = [_row([run.editor, *(_text(row.get(name)) for name in used)]) for run, row in zip(runs, values, strict=True)]
+    return [_row(["editor", *used]), _row(["---"] * (len(used) + 1)), *rows]
+
+
 def comma_separated(report: Report) -> str:
-    """Formats a CSV with one line per run; an interval takes three columns."""
+    """Formats a CSV with one line per run; an interval takes three columns.
+
+    After the columns come portability and locality by group, and the paired differences to the reference.
+    """
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    bounds = [f"{column.title}{end}" for column in report.columns for end in ("", " low", " high")]
+    titles = [column.title for column in report.columns]
+    rows: list[dict[str, Interval | None]] = []
+    for run, intervals in zip(report.runs, report.intervals, strict=True):
+        differences = zip(titles, report.differences(run), strict=True)
+        rows.append(
+            dict(zip(titles, intervals, strict=True))
+            | _by_group(report, run)
+            | {f"{title} minus {report.reference}": difference for title, difference in differences}
+        )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    bounds = [f"{name}{end}" for name in names for end in ("", " low", " high")]
     writer.writerow(["editor", "data", "protocol", "records", *bounds, *_COSTS, "problem"])
-    for run, row in zip(report.runs, report.intervals, strict=True):
-        numbers = [value for one in row for value in ((one.mean, one.low, one.high) if one else ("", "", ""))]
+    for run, row in zip(report.runs, rows, strict=True):
+        numbers = [value for name in names for value in _bounds(row.get(name))]
         records = run.summary.get("counts", {}).get("records", "")
         writer.writerow([run.editor, run.data, run.protocol, records, *numbers, *_costs(run), run.problem])
     return output.getvalue()
+
+
+def _bounds(interval: Interval | None) -> tuple[float | str, float | str, float | str]:
+    return ("", "", "") if interval is None else (interval.mean, interval.low, interval.high)
 
 
 def _row(cells: Sequence[str]) -> str:

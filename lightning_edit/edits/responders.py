@@ -15,7 +15,7 @@ from lightning_edit.edits.hooks import Term, added_terms
 from lightning_edit.edits.memory import Memory
 from lightning_edit.edits.routing import Responder
 from lightning_edit.edits.rows import repeats_of
-from lightning_edit.errors import TokenizationError
+from lightning_edit.errors import EditError, TokenizationError
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.counterfactual import CounterfactualModel, given
 from lightning_edit.models.language_model import LanguageModel
@@ -153,7 +153,13 @@ class SiteResponder(Responder):
         memory: Memory,
         settings: dict[str, Any],
     ) -> list[str]:
-        """See :meth:`Responder.generate`."""
+        """See :meth:`Responder.generate`.
+
+        Raises:
+            EditError: If the cache of keys and values is switched off; the prompt's end is found by it.
+        """
+        if settings.get("use_cache") is False:
+            raise EditError("use_cache: edits at the tokens of a prompt need the cache of keys and values; leave it on")
         around = self._around(model, items, memory, repeats_of(settings))
         return model.generate(prompts, max_new_tokens, around=around, **settings)
 

@@ -395,6 +395,29 @@ def test_the_picture_has_a_row_for_each_editor_and_an_interval_for_each_number(g
     assert drawn == expected
 
 
+def test_groups_and_differences_have_intervals_in_every_table(grid):
+    report = build_report(read_runs([grid / "grid"]), reference="ICE", resamples=50)
+    run = next(run for run in report.runs if (run.editor, run.data, run.protocol) == ("step", "facts", "independent"))
+    values = run.values(("locality",), "self_agreement", "same relation")
+    flat = [value for of_record in values.values() for value in of_record]
+    group = report.groups(run)["locality"]["same relation"]
+    assert group.mean == pytest.approx(sum(flat) / len(flat))
+    assert group.low <= group.mean <= group.high
+    titles = [column.title for column in report.columns]
+    difference = report.differences(run)[titles.index("locality")]
+    table = markdown(report)
+    assert "| editor | locality: " in table
+    assert "Minus ICE, on the same records:" in table
+    [line] = [
+        line
+        for line in csv.DictReader(comma_separated(report).splitlines())
+        if (line["editor"], line["data"], line["protocol"]) == ("step", "facts", "independent")
+    ]
+    assert float(line["locality: same relation"]) == pytest.approx(group.mean)
+    assert float(line["locality minus ICE low"]) == pytest.approx(difference.low)
+    assert line["locality minus ICE"] != ""
+
+
 def test_the_command_reports_existing_runs(grid, tmp_path, capsys):
     cells = grid / "grid" / "cells" / "facts" / "independent"
     output = tmp_path / "report"

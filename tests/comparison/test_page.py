@@ -105,7 +105,30 @@ def test_it_opens_without_errors_and_runs_nothing_of_a_text(browser, path):
     assert browser.execute_script("return document.querySelectorAll('.plot .heatmaplayer image').length") == 2
 
 
-def test_it_sorts_by_every_column(browser, path):
+def test_every_column_sorts_in_both_directions(browser, path):
+    opened(browser, path)
+    rows = browser.execute_script("return [table.columns.length, costs.length]")
+    for column in range(3 + sum(rows)):
+        for down in (column > 2, column <= 2):
+            browser.execute_script(f"document.querySelectorAll('#table th button')[{column}].click()")
+            values = browser.execute_script(
+                "const rows = [...table.rows];"
+                f"rows.sort((a, b) => compare(valueOf(a, {column}), valueOf(b, {column})));"
+                f"return rows.map(row => valueOf(row, {column}))"
+            )
+            known = [value for value in values if value is not None]
+            assert known == sorted(known, reverse=down), column
+            assert values[len(known) :] == [None] * (len(values) - len(known))
+            shown = texts(browser, "#table tbody td:nth-child(3)")
+            ordered = browser.execute_script(
+                "const rows = [...table.rows];"
+                f"rows.sort((a, b) => compare(valueOf(a, {column}), valueOf(b, {column})));"
+                "return rows.map(row => row.names[2])"
+            )
+            assert shown == ordered
+
+
+def test_it_sorts_by_a_measure(browser, path):
     opened(browser, path)
     editors = "#table tbody td:nth-child(3)"
     assert texts(browser, editors) == ["A<b>", "B", "C", "A<b>", "D", "A<b>"]
@@ -130,7 +153,31 @@ def test_it_filters_tables_and_records(browser, path):
     assert texts(browser, "#count") == ["1 probes"]
 
 
+def test_records_are_filtered_by_the_failures_of_one_editor(browser, path):
+    opened(browser, path)
+    options = browser.execute_script(
+        "return [...document.querySelectorAll('#filter option.run')].map(e => [e.value, e.textContent])"
+    )
+    assert options
+    for run, name in options:
+        assert name.endswith("fails")
+        browser.execute_script(
+            f"const e = document.getElementById('filter'); e.value = '{run}'; e.dispatchEvent(new Event('change'));"
+        )
+        expected = browser.execute_script(
+            "const data = document.getElementById('record-data').value;"
+            f"return content.probes.filter((probe, i) => probe[0] === data && failed(content.answers['{run}'][i])).length"
+        )
+        assert texts(browser, "#count") == [f"{expected} probes"]
+
+
 def test_it_can_be_read_on_a_phone(browser, path):
-    opened(browser, path, width=390)
-    wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
-    assert wide <= seen
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        opened(browser, path)
+        wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+        assert seen == 390
+        assert wide <= seen
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -6,7 +6,7 @@ import torch
 from lightning_edit.editors import GRACE, ICE, IKE, MELO, SCR, WISE, TuningSettings
 from lightning_edit.editors.codebook import ABSORBED, Codebook
 from lightning_edit.edits import EditSequence, Memory, load_edit
-from lightning_edit.errors import ConfigurationError, EditorNotFittedError
+from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError
 from lightning_edit.functional.ties import ties_merge
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 from tests.testers import PROBES, REQUESTS, EditorTester, log_prob
@@ -269,6 +269,12 @@ def test_a_value_replaces_the_output_at_the_right_tokens(model, replacement):
     logits = by_hand(list(full.ids))
     expected = [float(logits[place - 1, full.ids[place]]) for place in range(*full.target)]
     assert score.log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_generation_without_a_cache_is_refused_where_positions_count(model):
+    edit = GRACE(site=-2, radius=5.0, tuning=TUNING).edit(model, REQUESTS[:1])
+    with edit.applied(model) as edited, pytest.raises(EditError, match="use_cache"):
+        edited.generate([REQUESTS[0].prompt], 4, use_cache=False)
 
 
 def test_ties_equals_a_plain_loop():
