@@ -166,7 +166,8 @@ def test_records_are_filtered_by_the_failures_of_one_editor(browser, path):
         )
         expected = browser.execute_script(
             "const data = document.getElementById('record-data').value;"
-            f"return content.probes.filter((probe, i) => probe[0] === data && failed(content.answers['{run}'][i])).length"
+            f"const answers = content.answers['{run}'];"
+            "return content.probes.filter((probe, i) => probe[0] === data && failed(answers[i])).length"
         )
         assert texts(browser, "#count") == [f"{expected} probes"]
 
