@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning_edit.data.entry import Entry
+from lightning_edit.data.files import read_json
+from lightning_edit.data.read_report import ReadReport
 from lightning_edit.data.reading import Benchmark
 from lightning_edit.data.requests import make_probe, make_request
+from lightning_edit.errors import DataFormatError
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
@@ -24,6 +29,8 @@ class CounterFact(Benchmark):
         source: Path of the file or of its folder, or a Hub id.
         split: Which published file to read from a folder or the Hub.
         limit: Read at most this many records.
+        snippets: ROME's attribute_snippets.json: texts about subjects with a relation and object. Generations are
+            compared with those of the new object (consistency), which is not measured without them.
     """
 
     files = {
@@ -31,6 +38,21 @@ class CounterFact(Benchmark):
         "validation": ("counterfact-val.json",),
         "test": ("counterfact.json", "counterfact_original_format_1031.json", "multi_counterfact.json"),
     }
+
+    def __init__(self, source: str, split: str = "test", limit: int | None = None, snippets: str | None = None) -> None:
+        super().__init__(source, split, limit)
+        self.snippets = snippets
+        self._texts: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def read(self) -> ReadReport:
+        """See :meth:`Benchmark.read`.
+
+        Raises:
+            DataFormatError: If a file is broken, with the file, the record and the field.
+            SourceNotFoundError: If there is no such file.
+        """
+        self._texts = {} if self.snippets is None else read_snippets(Path(self.snippets))
+        return super().read()
 
     def parse(self, entry: Entry) -> list[EditRecord]:
         """Parses one record; see the class docstring."""
@@ -55,7 +77,9 @@ class CounterFact(Benchmark):
 
     def _parse_original(self, entry: Entry) -> list[EditRecord]:
         id = f"counterfact-{entry.number('case_id')}"
-        request = rewrite_request(entry.child("requested_rewrite"), id)
+        rewrite = entry.child("requested_rewrite")
+        request = rewrite_request(rewrite, id)
+        references = self._references(rewrite)
         target, truth = request.target, request.ground_truth or ""
         probes: list[Probe] = []
         for prompt in entry.texts("paraphrase_prompts"):
@@ -70,8 +94,35 @@ class CounterFact(Benchmark):
         unique = list(dict.fromkeys(prompts))
         if len(unique) < len(prompts):
             entry.report.changed["repeated generation prompt removed"] += len(prompts) - len(unique)
-        probes += [Probe(prompt, (), ProbeKind.FLUENCY) for prompt in unique]
+        probes += [Probe(prompt, (), ProbeKind.FLUENCY, references=references) for prompt in unique]
         return [EditRecord(id, (request,), tuple(probes))]
+
+    def _references(self, rewrite: Entry) -> tuple[str, ...]:
+        """Returns the texts about subjects with the rewrite's relation and new object."""
+        if not self._texts:
+            return ()
+        key = rewrite.text("relation_id"), rewrite.child("target_new").text("id")
+        if key not in self._texts:
+            rewrite.report.noted["relation and new object without snippets"] += 1
+        return self._texts.get(key, ())
+
+
+def read_snippets(path: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Reads ROME's attribute_snippets.json: texts by relation and object.
+
+    Raises:
+        DataFormatError: If the file is broken, with the entry and the field.
+        SourceNotFoundError: If there is no such file.
+    """
+    content, report = read_json(path), ReadReport(origin=str(path))
+    if not isinstance(content, list):
+        raise DataFormatError("expected a list of objects with relation_id, target_id and samples", path)
+    texts: dict[tuple[str, str], tuple[str, ...]] = {}
+    for index, values in enumerate(content):
+        entry = Entry(values, path, index, report)
+        key = entry.text("relation_id"), entry.text("target_id")
+        texts[key] = texts.get(key, ()) + tuple(sample.text("text") for sample in entry.children("samples"))
+    return texts
 
 
 def rewrite_request(rewrite: Entry, id: str) -> EditRequest:

@@ -471,6 +471,28 @@ def test_a_repeated_case_gives_two_records_that_measures_count_apart(write):
     assert float(measure.compute()) == pytest.approx(1 / 3)
 
 
+def test_generations_are_compared_with_texts_about_the_new_object(write, tmp_path):
+    """ROME's attribute_snippets.json."""
+    path = tmp_path / "attribute_snippets.json"
+    samples = [{"name": "Ann", "text": "Ann speaks English."}, {"name": "Bo", "text": "Bo speaks English, too."}]
+    entries = [
+        {"relation_id": "P103", "target_id": "Q1", "samples": samples[:1]},
+        {"relation_id": "P103", "target_id": "Q2", "samples": samples[1:]},
+        {"relation_id": "P103", "target_id": "Q1", "samples": samples[1:]},
+    ]
+    path.write_text(json.dumps(entries))
+    other = {**TestCounterFact.original, "case_id": 4}
+    other["requested_rewrite"] = {**other["requested_rewrite"], "relation_id": "P1"}
+    report = CounterFact(write([TestCounterFact.original, other]), snippets=str(path)).read()
+    [fluency] = report.records[0].probes_of(ProbeKind.FLUENCY)
+    assert fluency.references == ("Ann speaks English.", "Bo speaks English, too.")
+    assert report.noted["relation and new object without snippets"] == 1
+    assert report.records[1].probes_of(ProbeKind.FLUENCY)[0].references == ()
+    path.write_text(json.dumps([{"relation_id": "P103", "target_id": "Q1"}]))
+    with pytest.raises(DataFormatError, match=r"record 0, field 'samples': missing"):
+        CounterFact(write([TestCounterFact.original]), snippets=str(path)).read()
+
+
 def test_the_fields_of_the_extended_zsre_files_are_read(write):
     """zsre_mend_eval_portability_gpt4.json and its siblings (Yao et al. 2023)."""
     hop = {"Recalled Relation": "(Mount Doe, in, Peru)", "New Question": "Where is it?", "New Answer": "Lima"}
