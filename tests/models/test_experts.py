@@ -95,6 +95,12 @@ class TestROMEOnAnExpert(EditorTester):
     def model(self, request):
         return _model(request.param, num_local_experts=2)
 
+    def small_model(self):
+        return _model("mixtral", num_local_experts=2)
+
+    def complete(self, editor, model):
+        ready(editor, model)
+
     def make(self, model):
         return ready(ROME(layers=[1], **{**SEARCH, "contexts": ContextSettings([["{}"]])}), model)
 

@@ -51,12 +51,12 @@ def test_the_loss_is_that_of_mend_with_shares_and_that_of_the_scope():
     settings = ScopedOptimization(subject_examples=False, hardest_negatives=False, scope_weight=0.7)
     module = attached(ScopedEditing, Scoped(mend()), optimization=settings)
     with torch.no_grad():
-        module.scoped.scope_classifier.log_scale.fill_(1.0)
+        module.editor.scope_classifier.log_scale.fill_(1.0)
     plain = attached(HypernetworkEditing, mend())
     plain.editor.load_state_dict(module.hypernetwork.state_dict())
     loss = module.training_step(batch_of(module), 0)
 
-    classifier = module.scoped.scope_classifier
+    classifier = module.editor.scope_classifier
     with torch.no_grad():
         prompt_embeddings = classifier.embed([prompt for prompt, _ in REPHRASES + LOCALITY]).double()
         request_embeddings = classifier.embed([request.prompt for request in REQUESTS]).double()

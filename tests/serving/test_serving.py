@@ -98,7 +98,7 @@ def test_chat_and_models(served, client):
     [
         ({"temperature": 0.7}, "greedy"),
         ({"stream": True}, "streaming is not supported"),
-        ({"n": 2}, "one answer"),
+        ({"n": 2}, "only one choice"),
         ({"max_tokens": 100_000}, "max_tokens"),
     ],
     ids=str,
