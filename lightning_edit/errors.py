@@ -92,4 +92,4 @@ class ConfigurationError(LightningEditError, ValueError):
 
 
 class NotApplicableError(ConfigurationError):
-    """An editor by its nature cannot be used with a data set or a protocol."""
+    """The editor does not support this data set or protocol."""

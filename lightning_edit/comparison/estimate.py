@@ -84,7 +84,7 @@ class Estimate:
         seconds = {cell: self.seconds(cell, size) for cell, size in sizes.items()}
         known = [value for value in seconds.values() if value is not None]
         if not known:
-            return "how long they take is not known yet"
+            return "no time estimate yet"
         unknown = sorted({cell.editor for cell, value in seconds.items() if value is None})
         rest = f", and what {', '.join(unknown)} will take" if unknown else ""
         return f"about {duration(sum(known))}{rest}"

@@ -21,6 +21,7 @@ from lightning_edit.comparison.settings import Comparison, Protocol
 from lightning_edit.comparison.tracking import tracked
 from lightning_edit.data import EditDataModule, ReadReport, RecordSource
 from lightning_edit.editors.base import Editor
+from lightning_edit.editors.configured import configured_editor
 from lightning_edit.errors import (
     DataFormatError,
     LightningEditError,
@@ -116,7 +117,7 @@ class Grid:
             try:
                 sizes |= {cell: self.size_of(cell) for cell in data_cells}
             except (DataFormatError, SourceNotFoundError) as error:
-                lines.append(f"{data}: cannot be read, {len(data_cells)} cells will fail ({error})")
+                lines.append(f"{data}: cannot be read, cells that will fail: {len(data_cells)} ({error})")
                 continue
             size = sizes[data_cells[0]]
             lines.append(f"{data}: {size.records} records with {size.probes} probes, {len(data_cells)} cells")
@@ -135,7 +136,8 @@ class Grid:
     def run(self) -> None:
         """Runs the cells that are not done; a failure is recorded and does not stop the others."""
         estimate, clock = Estimate(self.comparison, self.cells), _Clock()
-        open_cells = [cell for cell in self.cells if cell.is_open]
+        # Cells that were not applicable are looked at again, since data and versions may have changed.
+        open_cells = [cell for cell in self.cells if not (cell.is_done or cell.reason)]
         for cell in self.cells:
             if cell.reason:
                 cell.begin()
@@ -182,6 +184,7 @@ class Grid:
         # Called before anything can fail, so that no earlier results are taken for this cell's.
         cell.begin()
         try:
+            self._check_before_fitting(cell)
             # Loading and fitting are shared by the cells of an editor, so they do not count as time of this one.
             _, _, started = self.answers, self.editors[cell.editor], time.perf_counter()
             self.run_cell(cell)
@@ -200,6 +203,14 @@ class Grid:
         cell.end(seconds)
         return f"{seconds:.0f} s"
 
+    def _check_before_fitting(self, cell: Cell) -> None:
+        """Checks whether an editor that is built from a file fits the data and the protocol."""
+        path = self.comparison.editors[cell.editor].editor
+        if path is not None:
+            editor = configured_editor(path)
+            report = usable_records(self.report_of(cell), editor)
+            check_applicable(report, editor, self.comparison.protocols[cell.protocol])
+
     def run_cell(self, cell: Cell) -> None:
         """Runs a cell as a test run of the Trainer, which writes its report into the cell's folder.
 
@@ -208,7 +219,7 @@ class Grid:
         """
         editor, protocol = self.editors[cell.editor], self.comparison.protocols[cell.protocol]
         report = usable_records(self.report_of(cell), editor)
-        check_applicable(report, editor, protocol)
+        check_applicable(report, editor, protocol)  # again, for editors that come from checkpoints
         evaluation = self.comparison.evaluation
         if protocol.sequential:
             folder = str(cell.folder / SEQUENCE_FOLDER)

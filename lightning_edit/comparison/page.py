@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from lightning_edit.comparison.figures import figures
-from lightning_edit.comparison.report import Report
+from lightning_edit.comparison.report import Report, averaged_over
 from lightning_edit.comparison.results import Run
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import finite_json
@@ -54,8 +54,8 @@ def _table(report: Report) -> dict[str, Any]:
         for run, row in zip(report.runs, report.intervals, strict=True)
     ]
     columns = [{"title": column.title, "better": column.better} for column in report.columns]
-    average = "record" if report.per_record else "probe"
-    return {"columns": columns, "rows": rows, "resamples": report.resamples, "average": average}
+    over = averaged_over(report)
+    return {"columns": columns, "rows": rows, "resamples": report.resamples, "over": over}
 
 
 def _records(runs: Sequence[Run]) -> dict[str, Any]:

@@ -165,6 +165,13 @@ def _named(titles: Sequence[str], intervals: Sequence[Interval | None]) -> dict[
     return {title: asdict(one) for title, one in zip(titles, intervals, strict=True) if one is not None}
 
 
+def averaged_over(report: Report) -> str:
+    """Returns what means are over, for notes."""
+    over = "records" if report.per_record else "probes"
+    by_group = any(column.by_group for column in report.columns)
+    return f"{over}, or over the means of groups" if by_group else over
+
+
 def markdown(report: Report) -> str:
     """Formats Markdown tables per data set and protocol, with 95 % intervals over records.
 
@@ -188,8 +195,8 @@ def markdown(report: Report) -> str:
         differences = _table(others, [dict(zip(titles, report.differences(run), strict=True)) for run in others])
         if differences:
             parts.append("\n".join([f"Minus {report.reference}, on the same records:", "", *differences]))
-    average = "record" if report.per_record else "probe"
-    note = f"Means over {average}s with 95 % bootstrap intervals over records ({report.resamples} samples)."
+    average = averaged_over(report)
+    note = f"Means over {average} with 95 % bootstrap intervals over records ({report.resamples} samples)."
     return "\n\n".join([*parts, note]) + "\n"
 
 
@@ -208,10 +215,8 @@ def _main_table(report: Report, rows: Sequence[tuple[Run, Sequence[Interval | No
 
 def _by_group(report: Report, run: Run) -> dict[str, Interval | None]:
     """Returns a run's portability and locality by group, under teacher forcing, by heading."""
-    titles = [
-        next((column.title for column in report.columns if column.kinds == (kind,)), "")
-        for kind in ("portability", "locality")
-    ]
+    forced = ((("portability",), "token_accuracy"), (("locality",), "self_agreement"))
+    titles = [column.title for column in report.columns if (column.kinds, column.measure) in forced]
     groups = report.groups(run)
     return {f"{title}: {group}": one for title in titles for group, one in groups.get(title, {}).items()}
 
@@ -237,15 +242,15 @@ def comma_separated(report: Report) -> str:
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     titles = [column.title for column in report.columns]
-    rows: list[dict[str, Interval | None]] = []
-    for run, intervals in zip(report.runs, report.intervals, strict=True):
-        differences = zip(titles, report.differences(run), strict=True)
-        rows.append(
-            dict(zip(titles, intervals, strict=True))
-            | _by_group(report, run)
-            | {f"{title} minus {report.reference}": difference for title, difference in differences}
-        )
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    minus = [f"{title} minus {report.reference}" for title in titles]
+    rows: list[dict[str, Interval | None]] = [
+        dict(zip(titles, intervals, strict=True))
+        | _by_group(report, run)
+        | dict(zip(minus, report.differences(run), strict=True))
+        for run, intervals in zip(report.runs, report.intervals, strict=True)
+    ]
+    groups = dict.fromkeys(name for row in rows for name in row if name not in titles and name not in minus)
+    names = [*titles, *groups, *minus]
     bounds = [f"{name}{end}" for name in names for end in ("", " low", " high")]
     writer.writerow(["editor", "data", "protocol", "records", *bounds, *_COSTS, "problem"])
     for run, row in zip(report.runs, rows, strict=True):

@@ -9,7 +9,7 @@ from lightning_edit.data.files import read_json
 from lightning_edit.data.read_report import ReadReport
 from lightning_edit.data.reading import Benchmark
 from lightning_edit.data.requests import make_probe, make_request
-from lightning_edit.errors import DataFormatError
+from lightning_edit.errors import ConfigurationError, DataFormatError
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
@@ -50,9 +50,18 @@ class CounterFact(Benchmark):
         Raises:
             DataFormatError: If a file is broken, with the file, the record and the field.
             SourceNotFoundError: If there is no such file.
+            ConfigurationError: If the snippets belong to none of the records.
         """
-        self._texts = {} if self.snippets is None else read_snippets(Path(self.snippets))
-        return super().read()
+        self._texts = {} if self.snippets is None else read_snippets(Path(self.snippets).expanduser())
+        report = super().read()
+        if self.snippets is not None and not any(
+            probe.references for record in report.records for probe in record.probes
+        ):
+            raise ConfigurationError(
+                f"snippets: {self.snippets} has no texts for the records of {report.origin}; the compact format has no "
+                "fluency prompts, so leave snippets out for it"
+            )
+        return report
 
     def parse(self, entry: Entry) -> list[EditRecord]:
         """Parses one record; see the class docstring."""

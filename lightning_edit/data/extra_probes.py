@@ -80,14 +80,14 @@ def _portability_of_extended_files(entry: Entry, request: EditRequest) -> Iterat
     if entry.is_unread("portability") and _is_question(entry.values["portability"]):
         hop = entry.child("portability")
         yield from make_probe(hop, hop.text("New Question"), hop.answers("New Answer"), kind, "Reasoning")
-    if entry.is_unread("alter_subject_question"):
+    if _is_unread_text(entry, "alter_subject_question"):
         yield from make_probe(entry, entry.text("alter_subject_question"), target, kind, _ALIASING)
-        if entry.is_unread(_ALTERNATIVE):
+        if _is_unread_text(entry, _ALTERNATIVE):
             entry.text(_ALTERNATIVE)  # stands in the question
-    elif entry.is_unread(_ALTERNATIVE) and isinstance(entry.values.get("requested_rewrite"), dict):
+    elif _is_unread_text(entry, _ALTERNATIVE) and isinstance(entry.values.get("requested_rewrite"), dict):
         template = entry.child("requested_rewrite").text("prompt")
         yield from make_probe(entry, template.replace("{}", entry.text(_ALTERNATIVE)), target, kind, _ALIASING)
-    if entry.is_unread(_INVERSE) and request.subject is not None:
+    if _is_unread_text(entry, _INVERSE) and request.subject is not None:
         yield from make_probe(entry, entry.text(_INVERSE), ((request.subject,),), kind, "Logical_Generalization")
 
 
@@ -105,6 +105,10 @@ def _distracting(entry: Entry, request: EditRequest) -> Iterator[Probe]:
             answers = ((request.ground_truth,),)
             kind, group = ProbeKind.LOCALITY, "Distracting_Neighborhood"
             yield from make_probe(entry, prompt, answers, kind, group, rival=request.target)
+
+
+def _is_unread_text(entry: Entry, name: str) -> bool:
+    return entry.is_unread(name) and isinstance(entry.values[name], str)
 
 
 def _is_question(value: object) -> bool:

@@ -156,7 +156,7 @@ class Editor(nn.Module, ABC):
         """
         edit = self.edit_each_group(model, [requests], after)[0]
         failed = edit.provenance.failed
-        if failed and len(failed) >= len(edit.provenance.requests):
+        if failed and len(failed) >= len(without_contradictions(requests, self.contradictions)):
             raise EditError(f"the edit could not be made: {failed[0]}")
         return edit
 
@@ -258,9 +258,16 @@ class Editor(nn.Module, ABC):
         mine = json.loads(json.dumps([type(self).__name__, self.hyperparameters]))
         theirs = json.loads(json.dumps([provenance.method, provenance.settings]))
         wanted = without_contradictions(requests, self.contradictions)
-        # A memory gives ids to requests without one.
-        unnamed = ([replace(request, id="") for request in group] for group in (wanted, provenance.requests))
-        return bool(mine == theirs) and next(unnamed) == next(unnamed)
+        # A memory gives ids to requests without one, and does not contain those that failed.
+        edited = [replace(request, id="") for request in provenance.requests]
+        missing = []
+        for request in wanted:
+            if edited and edited[0] == replace(request, id=""):
+                edited.pop(0)
+            else:
+                missing.append(request)
+        failed = all(any(repr(name_of(request)) in problem for problem in provenance.failed) for request in missing)
+        return bool(mine == theirs) and not edited and failed
 
     def check(self, model: LanguageModel, groups: Groups, on_top: bool = False) -> None:
         """Checks requests before any work is done; :meth:`edit` calls this as well.

@@ -80,6 +80,7 @@ class ValueResponder(SiteResponder):
     def __init__(self, site: str, replacement: Replacement) -> None:
         super().__init__()
         self.site, self.replacement = site, replacement
+        self.needs_prompt_end = replacement != "replace_all"
 
     def terms(
         self, model: LanguageModel, memory: Memory, items: Tensor, batch: BatchRows, repeats: int

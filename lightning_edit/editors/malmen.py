@@ -224,7 +224,9 @@ class _Dual(_Solution):
         whole = store.whole(differences.site)
         self.group, self.slot = whole.group, slots_within_group(whole.group)
         self.keys = pack_rows(whole.x, whole.group, store.edits)
-        values = torch.cat([differences.of(chunk) for chunk in differences.chunks()])
+        pieces = [differences.of(chunk) for chunk in differences.chunks()]
+        # There are none if every request was left out.
+        values = torch.cat(pieces) if pieces else whole.delta
         self.system = DualRidge(self.keys, differences.log_ridge.exp())
         self.solution = self.system.solution(pack_rows(values, whole.group, store.edits))
 

@@ -109,6 +109,9 @@ def _grouped(
 class SiteResponder(Responder):
     """Answers with the base model, with terms added to site outputs in the rows that were routed to an item."""
 
+    needs_prompt_end = False
+    """Whether the terms depend on where the prompt ends, which generation without a cache does not tell."""
+
     @abstractmethod
     def terms(
         self, model: LanguageModel, memory: Memory, items: Tensor, batch: BatchRows, repeats: int
@@ -156,10 +159,10 @@ class SiteResponder(Responder):
         """See :meth:`Responder.generate`.
 
         Raises:
-            EditError: If the cache of keys and values is switched off; the prompt's end is found by it.
+            EditError: If the terms depend on where the prompt ends, and the cache of keys and values is switched off.
         """
-        if settings.get("use_cache") is False:
-            raise EditError("use_cache: edits at the tokens of a prompt need the cache of keys and values; leave it on")
+        if self.needs_prompt_end and settings.get("use_cache") is False:
+            raise EditError("use_cache: this edit needs the key-value cache; remove use_cache=False")
         around = self._around(model, items, memory, repeats_of(settings))
         return model.generate(prompts, max_new_tokens, around=around, **settings)
 

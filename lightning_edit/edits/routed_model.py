@@ -18,6 +18,8 @@ from lightning_edit.models.passes import ForwardPasses
 from lightning_edit.models.scoring import Score
 from lightning_edit.records import Route
 
+_LONGEST_WORD = 16
+"""Perplexity: maximum number of tokens that a row's prompt is extended by, to end with a word."""
 _ROUTED_SHARE = 4
 """Perplexity: 1 / this share of a text row is its prompt, on which the row is routed."""
 
@@ -125,29 +127,35 @@ class RoutedModel:
     def losses_of_rows(self, rows: Tensor) -> Tensor:
         """Computes the (R · (L - 1)) losses in nats of packed rows (R, L), each routed on its first quarter.
 
-        If an item answers a row, the responder scores the rest of it, from the next beginning of a word on.
+        If an item answers a row, the responder scores the rest of it, starting at the next word.
         """
         cuts = [self._cut(row.tolist()) for row in rows]
         routed = self._routed([self._decode(row[:cut].tolist()) for row, cut in zip(rows, cuts, strict=True)])
+        # Each loss depends on earlier tokens only, so those of a routed row's prompt are among them.
+        below = losses_under(self._below, self._model, rows).cpu().split(rows.shape[1] - 1)
         losses = []
-        for row, cut, (route, item) in zip(rows, cuts, routed, strict=True):
-            of_row = losses_under(self._below, self._model, row[None])
-            if route.hit and cut < len(row):
+        for row, cut, (route, item), of_row in zip(rows, cuts, routed, below, strict=True):
+            if route.hit:
                 prompt, rest = self._decode(row[:cut].tolist()), self._decode(row[cut:].tolist())
                 [score] = self._responder.score(self._model, [prompt], [rest], [item], self._memory, [None], False)
-                of_row = torch.cat([of_row[: cut - 1].cpu(), -torch.tensor(score.log_probs)])
-            losses.append(of_row.cpu())
+                of_row = torch.cat([of_row[: cut - 1], -torch.tensor(score.log_probs)])
+            losses.append(of_row)
         return torch.cat(losses)
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.encoder.decode(ids)
 
     def _cut(self, ids: list[int]) -> int:
-        """Returns the length of a row's prompt: a quarter, and the rest of the word that it ends in."""
-        cut = max(len(ids) // _ROUTED_SHARE, 1)
-        while cut < len(ids) and not self._decode(ids[cut:])[:1].isspace():
-            cut += 1
-        return cut
+        """Returns the length of a row's prompt: a quarter, and the rest of the word that it ends in, if it is short."""
+        quarter = max(len(ids) // _ROUTED_SHARE, 1)
+        text = self._decode(ids[:quarter])
+        # Beginnings are compared, because some tokenizers decode a first token without its space.
+        for cut in range(quarter, min(quarter + _LONGEST_WORD, len(ids) - 1)):
+            longer = self._decode(ids[: cut + 1])
+            if longer[len(text) :][:1].isspace():
+                return cut
+            text = longer
+        return quarter
 
 
 def _pick(places: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -16,6 +18,12 @@ from lightning_edit.records import Answer, EditOutcome, ProbeKind
 
 Average = Literal["probe", "record"]
 Side = Literal["before", "after"]
+
+
+def slug(group: str) -> str:
+    """Returns a group's name for logs: letters and digits of every script in lower case, joined by underscores."""
+    folded = unicodedata.normalize("NFKC", group).casefold()
+    return re.sub(r"\W+", "_", folded).strip("_")
 
 
 class OutcomeMetric(Metric, ABC):
@@ -66,7 +74,7 @@ class OutcomeMetric(Metric, ABC):
 
     def qualified(self, name: str) -> str:
         """Returns a name with the metric's kind, group and side, such as "locality/neighbour/first_token_before"."""
-        parts = [part for part in (self.kind and str(self.kind), self.group) if part]
+        parts = [part for part in (self.kind and str(self.kind), slug(self.group or "")) if part]
         return "/".join([*parts, f"{name}_before" if self.side == "before" else name])
 
     def update(self, outcomes: Sequence[EditOutcome]) -> None:

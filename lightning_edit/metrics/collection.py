@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.metrics.all_tokens_match import AllTokensMatch
-from lightning_edit.metrics.base import Average, OutcomeMetric, Side
+from lightning_edit.metrics.base import Average, OutcomeMetric, Side, slug
 from lightning_edit.metrics.consistency import TfidfConsistency
 from lightning_edit.metrics.divergence import Divergence
 from lightning_edit.metrics.fluency import NGramEntropy
@@ -107,9 +106,8 @@ def metric_prefixes(groups: Sequence[tuple[ProbeKind, str]]) -> dict[tuple[Probe
     """
     prefixes: dict[tuple[ProbeKind, str], str] = {}
     for kind, group in groups:
-        folded = unicodedata.normalize("NFKC", group).casefold()
-        slug = re.sub(r"\W+", "_", folded).strip("_")
-        wanted = f"{kind}/{slug}" if slug else str(kind)
+        name = slug(group)
+        wanted = f"{kind}/{name}" if name else str(kind)
         prefix, number = wanted, 1
         while prefix in prefixes.values():
             number += 1
@@ -129,8 +127,8 @@ def edit_metrics(
         extra: Further metrics over all outcomes, by name.
 
     Returns:
-        A collection whose names are "<kind>/<group>/<measure>", without the group if it has no name; the further
-        metrics come last. Measures without outcomes are NaN.
+        A collection whose names are "<kind>/<group>/<measure>", without the group if it has no name.
+        Measures without outcomes are NaN.
 
     Raises:
         ConfigurationError: If a further metric has the name of a measure.

@@ -68,7 +68,8 @@ class EditingModule(LightningModule):
         validation: How they are evaluated in validation; by default with free generation only for the first eight
             records, because it takes longest.
         average: Whether measures are averaged over probes, or over records with each record's probes averaged first.
-        metrics: Further metrics over all outcomes, logged under the names of their classes in snake case.
+        metrics: Further metrics over all outcomes, logged under the names of their classes in snake case, with their
+            kind, group and side ("locality/first_token").
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class EditingModule(LightningModule):
         self.costs = Costs()
         self._metrics: dict[str, MetricCollection] = {}
         self._protocols: dict[str, EvaluationProtocol] = {}
-        self._checked_texts: set[str] = set()
+        self._checked_texts: dict[str, object] = {}
 
     @property
     def language_model(self) -> LanguageModel:
@@ -121,6 +122,7 @@ class EditingModule(LightningModule):
             judge: Judge of generated answers, also shared; built from the settings by default.
         """
         self._language_model, self._answers, self._judge = model, answers, judge
+        self._checked_texts.clear()
         self.editor.setup(model)
 
     def load(self) -> None:
@@ -166,17 +168,20 @@ class EditingModule(LightningModule):
         Raises:
             TokenizationError: If there is such a text.
         """
-        model, name = self.language_model, "validate" if stage == "fit" else stage
-        # Once for each stage: in fit, validation starts after every epoch.
-        if stage in self._checked_texts:
-            return
-        self._checked_texts.add(stage)
-        if name in datamodule.reports:
-            settings = self.validation if stage == "fit" else self.evaluation
-            Evaluator(model, settings, judge=self._judge).check(datamodule.records(name))
+        if stage == "fit":
+            self._check_probes(datamodule, "validate", self.validation)
+        else:
+            self._check_probes(datamodule, stage, self.evaluation)
         if "fit" in datamodule.reports and stage == "fit":
             for prompt, answer in datamodule.training_prompts():
-                model.limits.check_text(prompt, answer)
+                self.language_model.limits.check_text(prompt, answer)
+
+    def _check_probes(self, datamodule: Any, stage: str, settings: EvaluationSettings) -> None:
+        """Checks the texts of a stage's records once: in fit, validation starts after every epoch."""
+        if stage not in datamodule.reports or self._checked_texts.get(stage) is datamodule.reports[stage]:
+            return
+        self._checked_texts[stage] = datamodule.reports[stage]
+        Evaluator(self.language_model, settings, judge=self._judge).check(datamodule.records(stage))
 
     def prepare_measures(self, stage: str) -> None:
         """Prepares the evaluation of a stage of the Trainer."""
@@ -278,7 +283,8 @@ class EditingModule(LightningModule):
 
     def _check_all(self, stage: str) -> None:
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
-            self.check_texts(datamodule, stage)
+            fitting = self.trainer.state.fn == "fit"
+            self._check_probes(datamodule, stage, self.validation if fitting else self.evaluation)
         if stage in self._protocols:
             if self.editor.capabilities.needs_grad and torch.is_inference_mode_enabled():
                 raise ConfigurationError(
@@ -333,11 +339,12 @@ class EditingModule(LightningModule):
 
     def _log_measures(self, stage: str, prefix: str) -> None:
         measures = self.measures(stage)
+        extra = metric_names(self._extra_metrics)
         headlines = [
             value
             for name, value in measures.items()
             for kind, measure in _HEADLINES.items()
-            if name.startswith(str(kind)) and name.endswith(f"/{measure}")
+            if name.startswith(str(kind)) and name.endswith(f"/{measure}") and name not in extra
         ]
         if headlines:
             # A score that is not finite must not be the best one.

@@ -398,9 +398,10 @@ def test_the_picture_has_a_row_for_each_editor_and_an_interval_for_each_number(g
 def test_groups_and_differences_have_intervals_in_every_table(grid):
     report = build_report(read_runs([grid / "grid"]), reference="ICE", resamples=50)
     run = next(run for run in report.runs if (run.editor, run.data, run.protocol) == ("step", "facts", "independent"))
-    values = run.values(("locality",), "self_agreement", "same relation")
+    name = run.groups("locality")[0]
+    values = run.values(("locality",), "self_agreement", name)
     flat = [value for of_record in values.values() for value in of_record]
-    group = report.groups(run)["locality"]["same relation"]
+    group = report.groups(run)["locality"][name]
     assert group.mean == pytest.approx(sum(flat) / len(flat))
     assert group.low <= group.mean <= group.high
     titles = [column.title for column in report.columns]
@@ -413,7 +414,7 @@ def test_groups_and_differences_have_intervals_in_every_table(grid):
         for line in csv.DictReader(comma_separated(report).splitlines())
         if (line["editor"], line["data"], line["protocol"]) == ("step", "facts", "independent")
     ]
-    assert float(line["locality: same relation"]) == pytest.approx(group.mean)
+    assert float(line[f"locality: {name}"]) == pytest.approx(group.mean)
     assert float(line["locality minus ICE low"]) == pytest.approx(difference.low)
     assert line["locality minus ICE"] != ""
 
@@ -479,6 +480,12 @@ def test_what_an_editor_cannot_do_is_marked_as_not_applicable(tmp_path, tiny_fol
     again = Grid(read_comparison(path))
     assert not any(cell.is_open for cell in again.cells)
     assert "8 cells: 5 done, 3 skipped, 0 to run" in again.plan()
+    fact = {"prompt": "The capital of France is", "target": "Rome", "subject": "France"}
+    no_subjects.write_text(json.dumps(fact) + "\n")
+    Grid(read_comparison(path)).run()
+    cells = {(cell.editor, cell.data, cell.protocol): cell for cell in Grid(read_comparison(path)).cells}
+    assert cells["ROME", "own", "independent"].is_done
+    assert cells["ROME", "own", "joint"].ruled_out
 
 
 def test_data_that_cannot_be_read_stop_no_other_cell(tmp_path, tiny_folder):
@@ -490,7 +497,7 @@ def test_data_that_cannot_be_read_stop_no_other_cell(tmp_path, tiny_folder):
         },
     )  # fmt: skip
     grid = Grid(read_comparison(path))
-    assert "missing: cannot be read, 1 cells will fail (nowhere.json: no such file" in grid.plan()
+    assert "missing: cannot be read, cells that will fail: 1 (nowhere.json: no such file" in grid.plan()
     grid.run()
     problems = {cell.data: read_run(cell.folder).problem for cell in grid.cells}
     assert problems["facts"] == ""
@@ -511,7 +518,7 @@ def test_the_plan_estimates_from_the_file_and_then_from_done_cells(tmp_path, tin
     path = configured(tmp_path, tiny_folder, **changes, seconds_per_probe=0.0)
     assert Grid(read_comparison(path)).plan().splitlines()[-1] == "about 10 min, and what step will take"
     path = configured(tmp_path, tiny_folder, **changes)
-    assert Grid(read_comparison(path)).plan().splitlines()[-1] == "how long they take is not known yet"
+    assert Grid(read_comparison(path)).plan().splitlines()[-1] == "no time estimate yet"
     comparison = read_comparison(path)
     first = Grid(comparison)
     first.cells = first.cells[:1]
@@ -524,7 +531,7 @@ def test_the_plan_estimates_from_the_file_and_then_from_done_cells(tmp_path, tin
     assert estimate.seconds(Grid(comparison).cells[1], Size(3, 7, edits=3)) is None
     # Damaged files of a done cell are no reason to stop: it is an estimate.
     (first.cells[0].folder / "metrics.json").write_text("{")
-    assert Grid(comparison).plan().splitlines()[-1] == "how long they take is not known yet"
+    assert Grid(comparison).plan().splitlines()[-1] == "no time estimate yet"
 
 
 def test_an_edit_of_several_records_counts_once():

@@ -488,6 +488,9 @@ def test_generations_are_compared_with_texts_about_the_new_object(write, tmp_pat
     assert fluency.references == ("Ann speaks English.", "Bo speaks English, too.")
     assert report.noted["relation and new object without snippets"] == 1
     assert report.records[1].probes_of(ProbeKind.FLUENCY)[0].references == ()
+    for record in (TestCounterFact.compact, other):
+        with pytest.raises(ConfigurationError, match=r"snippets: .* has no texts for the records"):
+            CounterFact(write([record]), snippets=str(path)).read()
     path.write_text(json.dumps([{"relation_id": "P103", "target_id": "Q1"}]))
     with pytest.raises(DataFormatError, match=r"record 0, field 'samples': missing"):
         CounterFact(write([TestCounterFact.original]), snippets=str(path)).read()
@@ -507,6 +510,11 @@ def test_the_fields_of_the_extended_zsre_files_are_read(write):
         ("Logical_Generalization", "Which mountain is there?", request.subject),
     ]
     assert not any("alter" in note or "inverse" in note for note in report.noted)
+    odd = zsre(alter_subject_question=None, **{"inverse question": ["no text"]})
+    assert {note for note in ZsRE(write([odd])).read().noted if "not read" in note} >= {
+        "field 'alter_subject_question' not read",
+        "field 'inverse question' not read",
+    }
 
 
 def test_the_fields_of_the_extended_counterfact_files_are_read(write):

@@ -61,3 +61,41 @@ def test_a_request_that_is_not_finite_is_left_out_and_the_others_are_edited(make
         with edits[1].applied(model) as edited:
             assert target_log_probs(edited, REQUESTS) == target_log_probs(model, REQUESTS)
     assert "'germany'" in edits[0 if joint else 1].provenance.failed[0]
+
+
+@pytest.mark.parametrize("make", [mend, malmen, scoped, lambda model: GradientStep([1])])
+@pytest.mark.parametrize("joint", [False, True])
+def test_edits_of_requests_that_all_fail_change_nothing(make, joint, monkeypatch):
+    model = language_model("llama")
+    editor, whole = make(model), gradient.capture_factors
+
+    def broken(*arguments):
+        factors, losses = whole(*arguments)
+        return factors, losses.fill_(torch.nan)
+
+    monkeypatch.setattr(gradient, "capture_factors", broken)
+    groups = [REQUESTS] if joint else [[request] for request in REQUESTS]
+    with pytest.warns(UserWarning, match="3 of 3 requests are left out"):
+        edits = editor.edit_each_group(model, groups)
+    for edit in edits:
+        with edit.applied(model) as edited:
+            assert target_log_probs(edited, REQUESTS) == target_log_probs(model, REQUESTS)
+
+
+@pytest.mark.filterwarnings("ignore:1 of 2 requests are left out")
+@pytest.mark.parametrize("make", [mend, scoped])
+def test_an_edit_is_made_and_recognised_if_one_of_its_requests_fails(make, monkeypatch):
+    model = language_model("llama")
+    editor, whole = make(model), gradient.capture_factors
+
+    def broken(*arguments):
+        factors, losses = whole(*arguments)
+        losses[1] = torch.nan
+        return factors, losses
+
+    monkeypatch.setattr(gradient, "capture_factors", broken)
+    edit = editor.edit(model, REQUESTS[:2])
+    assert len(edit.provenance.failed) == 1
+    assert editor.could_have_produced(edit.provenance, REQUESTS[:2])
+    assert not editor.could_have_produced(edit.provenance, REQUESTS[1:])
+    assert not editor.could_have_produced(edit.provenance, REQUESTS)

@@ -271,10 +271,14 @@ def test_a_value_replaces_the_output_at_the_right_tokens(model, replacement):
     assert score.log_probs == pytest.approx(expected, abs=1e-4)
 
 
-def test_generation_without_a_cache_is_refused_where_positions_count(model):
+def test_generation_without_a_cache_is_refused_only_where_positions_count(model):
     edit = GRACE(site=-2, radius=5.0, tuning=TUNING).edit(model, REQUESTS[:1])
     with edit.applied(model) as edited, pytest.raises(EditError, match="use_cache"):
         edited.generate([REQUESTS[0].prompt], 4, use_cache=False)
+    everywhere = GRACE(site=-2, radius=5.0, replacement="replace_all", tuning=TUNING).edit(model, REQUESTS[:1])
+    with everywhere.applied(model) as edited:
+        expected = edited.generate([REQUESTS[0].prompt], 4)
+        assert edited.generate([REQUESTS[0].prompt], 4, use_cache=False) == expected
 
 
 def test_ties_equals_a_plain_loop():

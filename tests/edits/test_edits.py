@@ -318,6 +318,9 @@ class TestBatch:
             batch.changes.hooked(model, [0, 3]),
         ):
             pass
+        ids = torch.ones(4, 5, dtype=torch.int64)
+        with batch.changes.hooked(model, [0, 1, 2]), pytest.raises(EditError, match=r"4 rows|do not divide"):
+            model.model(input_ids=ids)
         three = WeightChanges({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))})
         with pytest.raises(EditError, match="2 edits, but changes for 3"):
             EditBatch(three, batch.provenances[:2])

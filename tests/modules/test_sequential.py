@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from lightning_edit.editors import GRACE, ICE, MEMIT, GradientStep, TuningSettin
 from lightning_edit.edits import EditSequence
 from lightning_edit.edits.base import losses_under, perplexity_of
 from lightning_edit.errors import ConfigurationError, EditError
-from lightning_edit.metrics import edit_metrics
+from lightning_edit.metrics import TokenAccuracy, edit_metrics
 from lightning_edit.models.perplexity import losses_of_rows, perplexity
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.modules import EvaluationSettings, Evaluator, SequentialSettings
@@ -300,14 +301,21 @@ def everything_in_scope():
 
 
 def test_a_sequence_of_routed_edits_is_stopped_by_the_edited_models_perplexity(records, tmp_path, text):
-    run = sequence_of(records[:2], tmp_path, text, editor=everything_in_scope(), every=1, stop_above=1e-6)
-    with pytest.warns(UserWarning, match="the sequence ends here"):
+    def first_of(**settings):
+        run = sequence_of(records[:2], tmp_path, text, editor=everything_in_scope(), every=1, **settings)
         first_step(run)
+        return run
+
+    run = first_of()
     [row] = run.rows
-    assert run.stopped_after == 1
-    assert row["perplexity"] != pytest.approx(row["perplexity_before"], rel=1e-3)
     with run.sequence.applied(run.model) as scorer:
         assert row["perplexity"] == pytest.approx(perplexity_of(scorer, run.model, run._text))
+    ratio = row["perplexity"] / row["perplexity_before"]
+    # The unedited model's ratio, 1, is not between the limits.
+    assert abs(ratio - 1) > 1e-3
+    with pytest.warns(UserWarning, match="the sequence ends here"):
+        assert first_of(stop_above=ratio * 0.9995).stopped_after == 1
+    assert first_of(stop_above=ratio * 1.0005).stopped_after is None
 
 
 @torch.no_grad()
@@ -326,14 +334,34 @@ def test_rows_that_match_no_item_are_scored_by_the_layer_below(records, text):
         assert not torch.allclose(losses_under(scorer, model, rows), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("text", [TEXT, "東京は日本の首都です" * 30], ids=["words", "no spaces"])
+@torch.no_grad()
+def test_routed_rows_are_scored_with_tokenizers_that_strip_spaces(records, text):
+    """Decoding from the middle of a text drops the space of its first token in SentencePiece."""
+    model = language_model("llama", tokenizer="sentencepiece")
+    rows = torch.tensor([model.encoder.encode(text).ids[:48]])
+    near = everything_in_scope().edit(model, records[0].requests)
+    with near.applied(model) as scorer:
+        losses = losses_under(scorer, model, rows)
+    assert not torch.allclose(losses[-10:], losses_of_rows(model, rows)[-10:], atol=1e-3)
+
+
 def test_a_sequence_takes_the_runs_average_and_metrics(records, tmp_path):
-    run = sequence_of(records[:3], tmp_path)
+    more = replace(records[0], probes=records[0].probes + (replace(records[0].probes[0], prompt="Its name is"),) * 3)
+    run = sequence_of([more, *records[1:3]], tmp_path)
     names = group_names(run.groups[0])
-    custom = partial(edit_metrics, names, "record")
+
+    def custom():
+        return edit_metrics(names, "record", {"first": TokenAccuracy(kind="locality")})
+
     again = SequentialProtocol(run.model, run.editor, run.evaluator, run.settings, run.groups, tmp_path, metrics=custom)
     outcomes = [again.step([group]) for group in again.groups][-1]
-    expected = custom()
-    expected.update(outcomes)
+    expected, by_probe = custom(), edit_metrics(names)
+    for metrics in (expected, by_probe):
+        metrics.update(outcomes)
+    over_records, over_probes = expected.compute(), by_probe.compute()
+    assert any(value != over_records[name] for name, value in over_probes.items() if not math.isnan(value))
+    assert "first" in again.rows[-1]["all"]
     for name, value in expected.compute().items():
         if not math.isnan(value):
             assert again.rows[-1]["all"][name] == pytest.approx(float(value), abs=1e-6)
