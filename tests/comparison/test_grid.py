@@ -407,7 +407,8 @@ def test_groups_and_differences_have_intervals_in_every_table(grid):
     titles = [column.title for column in report.columns]
     difference = report.differences(run)[titles.index("locality")]
     table = markdown(report)
-    assert "| editor | locality: " in table
+    assert "By group:" in table
+    assert f"| locality: {name} |" in table
     assert "Minus ICE, on the same records:" in table
     [line] = [
         line
