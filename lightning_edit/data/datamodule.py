@@ -35,7 +35,7 @@ class HasEncoder(Protocol):
 
 
 @runtime_checkable
-class DecidesOrder(Protocol):
+class SelectsData(Protocol):
     """A LightningModule that decides in which order records are evaluated, and which part of a corpus is read."""
 
     @property
@@ -175,7 +175,7 @@ class EditDataModule(LightningDataModule):
         With a corpus, returns its token batches (B, L) int64 within the module's range.
         """
         if self.corpus is not None:
-            part = self._module.corpus_range if isinstance(self._module, DecidesOrder) else CorpusRange()
+            part = self._module.corpus_range if isinstance(self._module, SelectsData) else CorpusRange()
             return self.corpus.loader(self.corpus_rows(), part, *self._process())
         records = self.records("fit")
         lengths = [len(record.requests[0].prompt) for record in records]
@@ -234,7 +234,7 @@ class EditDataModule(LightningDataModule):
     def _evaluation(self, stage: str) -> DataLoader[list[list[EditRecord]]]:
         records = self.records(stage)
         lengths = [sum(len(probe.prompt) for probe in record.all_probes) for record in records]
-        keep_order = isinstance(self._module, DecidesOrder) and self._module.keeps_order(stage)
+        keep_order = isinstance(self._module, SelectsData) and self._module.keeps_order(stage)
         unit, size = self.eval_requests_per_edit, 1 if keep_order else self.eval_batch_size
         batches = EvaluationBatches(lengths, size, *self._process(), unit=unit, keep_order=keep_order)
         return DataLoader(cast(Any, RecordGroups(records)), batch_sampler=batches, collate_fn=list)

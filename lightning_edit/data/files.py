@@ -83,8 +83,7 @@ def _download(hub_id: str, names: Sequence[str]) -> Path:
         matches = [file for name in names for file in listed if Path(file).name == Path(name).name]
         if matches:
             return Path(hf_hub_download(hub_id, matches[0], repo_type="dataset"))
-    except Exception as error:
-        # HTTP, connection, offline and validation errors of the Hub client have no common base class; all are reported.
+    except Exception as error:  # the Hub client's errors have no common base class; every one of them is reported
         raise SourceNotFoundError(
             f"the data set {hub_id!r} is neither a local path nor reachable on the Hub ({type(error).__name__}); "
             f"download one of {list(names)} and pass its path as source"

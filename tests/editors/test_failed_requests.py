@@ -50,11 +50,14 @@ def test_a_request_that_is_not_finite_is_left_out_and_the_others_are_edited(make
     monkeypatch.setattr(gradient, "capture_factors", broken)
     with pytest.warns(UserWarning, match=r"1 of 3 requests are left out: the gradient of 'germany' at .* not finite"):
         edits = editor.edit_each_group(model, groups)
-    asked = [REQUESTS[0], REQUESTS[2]]
-    for edit, wanted in zip([edits[0], edits[-1]], [expected[0], expected[-1]], strict=True):
-        with edit.applied(model) as edited, wanted.applied(language_model("llama")) as other:
+    finite_requests = [REQUESTS[0], REQUESTS[2]]
+    for edit, expected_edit in zip([edits[0], edits[-1]], [expected[0], expected[-1]], strict=True):
+        with edit.applied(model) as edited, expected_edit.applied(language_model("llama")) as other:
             torch.testing.assert_close(
-                target_log_probs(edited, asked), target_log_probs(other, asked), rtol=1e-4, atol=1e-4
+                target_log_probs(edited, finite_requests),
+                target_log_probs(other, finite_requests),
+                rtol=1e-4,
+                atol=1e-4,
             )
     if not joint:
         assert edits[0].provenance.failed == edits[2].provenance.failed == ()
