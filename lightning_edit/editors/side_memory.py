@@ -104,4 +104,5 @@ def site_states(model: LanguageModel, texts: Sequence[EncodedText], site: str) -
     where = model.layer_map.named_site(site)
     taps = {side: Tap(where.module, side, where.layer) for side in ("input", "output")}
     seen = record_all(model, texts, taps)
-    return list(zip(seen["input"], seen["output"], strict=True))
+    pairs = zip(seen["input"], seen["output"], strict=True)
+    return [(inputs.float(), outputs.float()) for inputs, outputs in pairs]

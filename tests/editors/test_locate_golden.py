@@ -5,39 +5,29 @@ scalable-model-editing/unified-model-editing, xpq-tech/PMET and jianghoucheng/Al
 contexts and second moments. The authors stop a search at a loss of 0.05.
 """
 
-import json
 from types import MappingProxyType
 
 import pytest
-import transformers
-from tokenizers import Tokenizer
 
 from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, ContextSettings, ValueSettings
 from lightning_edit.editors.value_search import search_values
 from lightning_edit.edits import EditSequence
-from lightning_edit.models import LanguageModel
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.records import EditRequest
-from tests.editors.test_mend_golden import GOLDEN, close, double
+from tests.editors.golden_gpt2 import golden_model, golden_values
+from tests.editors.test_mend_golden import close, double
 
 TOLERANCE = 1e-8
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return json.loads((GOLDEN / "locate.json").read_text())
+    return golden_values("locate")
 
 
 @pytest.fixture(scope="module")
-def model(golden):
-    config = transformers.GPT2Config(**golden["config"], attn_implementation="eager")
-    base = transformers.GPT2LMHeadModel(config).double()
-    base.load_state_dict({name: double(values) for name, values in golden["state_dict"].items()}, strict=False)
-    base.tie_weights()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(golden["tokenizer"])), pad_token="[PAD]", unk_token="[UNK]"
-    )
-    return LanguageModel(base, tokenizer)
+def model():
+    return golden_model()
 
 
 def requests_of(golden, places):
