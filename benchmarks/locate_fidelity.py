@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 
 from benchmarks.environment import write_result
 from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, ContextSettings, Editor, ValueSettings
-from lightning_edit.edits import WeightEdit
 from lightning_edit.models import load_language_model
 from lightning_edit.records import EditRequest
 
@@ -69,11 +68,9 @@ def main() -> None:
             continue
         editor.setup(model)
         edit = editor.edit(model, requests[:1] if name in ("rome", "rrome") else requests)
-        if not isinstance(edit, WeightEdit):
-            continue
         references = load_file(path)
         result[name] = {}
-        for site, delta in edit.deltas.items():
+        for site, delta in edit.weight_deltas().items():
             actual = model.layer_map.named_site(site).oriented(delta.dense()).double()
             expected = references[f"{site}.weight"].double()
             result[name][site] = {

@@ -19,10 +19,11 @@ from benchmarks.environment import peak_memory, read_result, write_result
 from benchmarks.evaluating import evaluate, settings_of, summary
 from benchmarks.locating import counterfact, zsre
 from lightning_edit.data import CounterFact, ZsRE
-from lightning_edit.editors import IKE, Editor
+from lightning_edit.editors import Editor
 from lightning_edit.editors.configured import configured_editor
 from lightning_edit.models import load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
+from lightning_edit.modules.retrieval import IndexesRecords
 
 METHODS = ("ft-l", "ft-m", "locft-bf", "lora", "adalora", "ice", "ike", "scr", "grace", "wise", "melo")
 JOINT = ("locft-bf",)
@@ -31,9 +32,9 @@ BATCH = 10
 
 
 def editor_of(method: str, benchmark: str, data: Path) -> Editor:
-    """The editor of a file in configs/editor, with IKE's index built."""
+    """The editor of a file in configs/editor, with its index built if it has one."""
     editor = configured_editor(f"configs/editor/{method}.yaml")
-    if isinstance(editor, IKE):
+    if isinstance(editor, IndexesRecords):
         source = (
             CounterFact(str(data / "counterfact" / "counterfact-train.json"), "train", limit=2000)
             if benchmark == "CounterFact"

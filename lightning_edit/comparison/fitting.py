@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from filelock import FileLock
 from lightning.pytorch import Trainer
@@ -20,20 +20,14 @@ from lightning_edit.comparison.settings import Comparison, EditorEntry
 from lightning_edit.data import EditDataModule
 from lightning_edit.editors.base import Editor
 from lightning_edit.editors.checkpoint import load_editor
-from lightning_edit.editors.configured import configured_editor
+from lightning_edit.editors.configured import configured_editor, configured_editor_of
+from lightning_edit.editors.locate import LocateEditor
 from lightning_edit.errors import ConfigurationError, RunInterruptedError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.statistics import MANIFEST, KeyStatistics
 from lightning_edit.modules.locate import LocateEditing
 
 _LOG = logging.getLogger(__name__)
-
-
-class ReadsStatistics(Protocol):
-    """An editor whose fit collects statistics of the keys of some layers."""
-
-    def edited_layers(self, model: LanguageModel) -> Sequence[int]:
-        """Returns the layers that it edits."""
 
 
 class Editors:
@@ -104,8 +98,8 @@ class Editors:
         """Builds an editor with statistics of its layers, collected once for all editors and processes."""
         corpus = json.dumps(self.comparison.corpus, sort_keys=True, default=str)
         folder = Path(self.comparison.output) / f"statistics-{_digest([corpus.encode()])}"
-        editor = configured_editor(path, statistics=str(folder))
-        layers = cast(ReadsStatistics, editor).edited_layers(self.model)
+        editor = _locate_editor(path, folder)
+        layers = editor.edited_layers(self.model)
         wanted = {self.model.layer_map.site(layer).name for layer in layers}
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -113,12 +107,12 @@ class Editors:
             if not wanted <= set(known):
                 _LOG.info("collecting statistics of %s", ", ".join(sorted(wanted - set(known))))
                 self._collect(editor, folder.parent)
-        editor = configured_editor(path, statistics=str(folder))
+        editor = _locate_editor(path, folder)
         editor.setup(self.model)
         return editor
 
-    def _collect(self, editor: Editor, folder: Path) -> None:
-        module = LocateEditing(cast(Any, editor), self.comparison.language_model)
+    def _collect(self, editor: LocateEditor, folder: Path) -> None:
+        module = LocateEditing(editor, self.comparison.language_model)
         module.attach(self.model)
         trainer = Trainer(
             accelerator="auto", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
@@ -126,6 +120,17 @@ class Editors:
         )  # fmt: skip
         with interrupts_raised(trainer):
             trainer.fit(module, EditDataModule(corpus=self.comparison.text()))
+
+
+def _locate_editor(path: str, statistics: Path) -> LocateEditor:
+    """Builds the editor of a file, with a folder of statistics.
+
+    Raises:
+        ConfigurationError: If the editor reads a corpus, but is not one of those whose statistics can be collected.
+    """
+    # mypy does not allow an abstract class as an argument that is a type.
+    editor: LocateEditor = configured_editor_of(cast(Any, LocateEditor), path, statistics=str(statistics))
+    return editor
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from lightning_edit.editors.emmet import EMMET
 from lightning_edit.editors.fine_tuning import FineTuning
 from lightning_edit.editors.grace import GRACE
 from lightning_edit.editors.gradient_step import GradientStep
-from lightning_edit.editors.in_context import ICE, IKE
+from lightning_edit.editors.ice import ICE
+from lightning_edit.editors.ike import IKE
 from lightning_edit.editors.knowledge_neurons import KnowledgeNeurons
 from lightning_edit.editors.lora import LoRA
 from lightning_edit.editors.malmen import MALMEN

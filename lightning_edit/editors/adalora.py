@@ -12,6 +12,7 @@ from lightning_edit import ranges
 from lightning_edit.editors.contradictions import Contradictions
 from lightning_edit.editors.lora import LORA_TUNING, Adapters, LoRA
 from lightning_edit.editors.tuning import TuningSettings
+from lightning_edit.functional.importance import TripletImportance
 from lightning_edit.models.layer_map import EditSite
 
 
@@ -59,10 +60,9 @@ class Budget:
 class AdaLoRA(LoRA):
     """AdaLoRA: ΔW = s A diag(e) B with near-orthogonal A and B, whose least important singular values are removed.
 
-    The loss has the penalty w · mean(‖AᵀA - I‖_F, ‖BBᵀ - I‖_F) over all factors. A value's importance is its own plus
-    the means over its column of A and row of B of Ī · U, where I = |p ∂L/∂p| is smoothed to Ī and U is the smoothed
-    |I - Ī|. After each step the least important values, over all sites together, are set to zero until the budget is
-    met. s = α / (initial rank + 1e-5), as in PEFT.
+    The loss has the penalty w · mean(‖AᵀA - I‖_F, ‖BBᵀ - I‖_F) over all factors. After each step the least important
+    values (:class:`TripletImportance`), over all sites together, are set to zero until the budget is met.
+    s = α / (initial rank + 1e-5), as in PEFT.
 
     Args:
         targets: Endings of the names of the adapted linear maps.
@@ -102,7 +102,7 @@ class AdaLoRA(LoRA):
 
 
 class _Prunable(Adapters):
-    """Adapters with singular values, and what their importance is judged by."""
+    """Adapters with singular values, and running statistics of their importance."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ class _Prunable(Adapters):
     ) -> None:
         super().__init__(sites, edits, budget.initial_rank, scale, dropout, seed)
         self.budget, self.orthogonality, self.steps = budget, orthogonality, steps
-        self._sensitivity = [[torch.zeros_like(p) for p in factors] for factors in self.parameters]
-        self._uncertainty = [[torch.zeros_like(p) for p in factors] for factors in self.parameters]
+        decays = budget.sensitivity_decay, budget.uncertainty_decay
+        self._importance = [TripletImportance(factors, *decays) for factors in self.parameters]
 
     def initial(self, generator: torch.Generator) -> list[Tensor]:
         """A and B from N(0, 0.02²), the singular values zero."""
@@ -147,32 +147,15 @@ class _Prunable(Adapters):
     def after_step(self, edit: int, epoch: int) -> None:
         budget = self.budget
         if epoch < self.steps - budget.final:
-            self._update_importance(edit)
+            self._importance[edit].update()
         left = budget.values_left(epoch, self.steps, len(self.sites))
         due = epoch % budget.every == 0 or epoch >= self.steps - budget.final
         if epoch > budget.warmup and due:
             self._keep(edit, left)
 
-    def _update_importance(self, edit: int) -> None:
-        """Smooths the sensitivity |p ∂L/∂p| of every number and its uncertainty."""
-        first, second = self.budget.sensitivity_decay, self.budget.uncertainty_decay
-        for index, parameter in enumerate(self.parameters[edit]):
-            if parameter.grad is None:
-                continue
-            sensitivity, uncertainty = self._sensitivity[edit][index], self._uncertainty[edit][index]
-            now = (parameter * parameter.grad).abs()
-            sensitivity.mul_(first).add_((1 - first) * now)
-            uncertainty.mul_(second).add_((1 - second) * (now - sensitivity).abs())
-
     def _keep(self, edit: int, count: int) -> None:
         """Sets all singular values but the ``count`` most important ones to zero."""
-        scores = []
-        for site in range(len(self.sites)):
-            a, values, b = (
-                self._sensitivity[edit][index] * self._uncertainty[edit][index]
-                for index in range(3 * site, 3 * site + 3)
-            )
-            scores.append(values[:, 0] + a.mean(0) + b.mean(1))
+        scores = self._importance[edit].scores()
         flat = torch.cat([score.cpu() for score in scores])
         dropped = len(flat) - count
         if dropped <= 0:

@@ -25,6 +25,7 @@ from lightning_edit.records import EditRequest
 Groups = Sequence[Sequence[EditRequest]]
 """The requests of independent edits; those of a group are edited jointly."""
 FitReads = Literal["nothing", "records", "corpus"]
+Depends = Literal["all", "model", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Capabilities:
     Args:
         joint: Several requests in one edit.
         sequential: Edits on top of earlier edits.
-        depends: An edit on top of earlier ones is computed on the edited model, and is invalid without them.
+        depends: Earlier edits without which a later one is invalid: "all" of them, those that change the "model" that
+            it is computed on, or "nothing", if it is computed without the edited model.
         needs_subject: Every request must name its subject.
         fit_reads: Data that fit reads: "records" to train on, a text "corpus" for statistics, or "nothing".
         needs_grad: Editing takes gradients through the base model.
@@ -44,7 +46,7 @@ class Capabilities:
 
     joint: bool = True
     sequential: bool = True
-    depends: bool = True
+    depends: Depends = "all"
     needs_subject: bool = False
     fit_reads: FitReads = "nothing"
     needs_grad: bool = False
@@ -80,6 +82,8 @@ class Editor(nn.Module, ABC):
     capabilities: ClassVar[Capabilities] = Capabilities()
     contradictions: Contradictions = "error"
     """How to handle requests of one edit with the same prompt and different targets."""
+    fitted_buffers: ClassVar[tuple[str, ...]] = ()
+    """Names of buffers whose shape depends on the data that fit read, such as an index of training records."""
 
     def setup(self, model: LanguageModel) -> None:
         """Builds modules that depend on the model's shapes; called once before fitting, loading or editing."""
@@ -133,6 +137,13 @@ class Editor(nn.Module, ABC):
             model: The model, with the earlier edits applied to it.
             groups: The requests, at least one in each group and without contradictions.
             after: The earlier edits; may be empty.
+
+        Returns:
+            The changes, and the problems of requests that could not be edited, which must not be part of the changes.
+            Edits whose values are not finite are emptied and reported by the caller.
+
+        Raises:
+            EditError: If the editor does not support the requests.
         """
 
     def bytes_per_edit(self, model: LanguageModel, groups: Groups) -> int:
@@ -203,6 +214,7 @@ class Editor(nn.Module, ABC):
         with _applied(model, after):
             use_passes = passes is not None and self.capabilities.takes_passes and not len(after)
             computed = self.compute_changes(model, kept, after, **({"passes": passes} if use_passes else {}))
+        computed = _without_non_finite(computed, kept)
         _warn_about(computed.problems, sum(map(len, kept)))
         return EditBatch(computed.changes, self._provenances(model, groups, kept, computed.problems, after))
 
@@ -234,11 +246,10 @@ class Editor(nn.Module, ABC):
         problems: Mapping[int, str],
         after: EditSequence,
     ) -> list[Provenance]:
-        depends_on = after.frontier if self.capabilities.depends else ()
+        depends_on = {"all": after.frontier, "model": after.model_frontier, "nothing": ()}[self.capabilities.depends]
         findings, provenances, place = self.findings(model), [], 0
         for all_requests, requests in zip(asked, kept, strict=True):
-            failed = [problems[number] for number in range(place, place + len(requests)) if number in problems]
-            place += len(requests)
+            failed = [number for number in range(place, place + len(requests)) if number in problems]
             provenance = Provenance.of(model, type(self).__name__, self.hyperparameters, requests)
             left = set(requests)
             provenances.append(
@@ -246,10 +257,12 @@ class Editor(nn.Module, ABC):
                     provenance,
                     findings=findings,
                     depends_on=depends_on,
-                    failed=tuple(failed),
+                    failed=tuple(problems[number] for number in failed),
+                    failed_requests=tuple(requests[number - place] for number in failed),
                     overruled=tuple(repr(name_of(request)) for request in all_requests if request not in left),
                 )
             )
+            place += len(requests)
         return provenances
 
     def could_have_produced(self, provenance: Provenance, requests: Sequence[EditRequest]) -> bool:
@@ -266,7 +279,7 @@ class Editor(nn.Module, ABC):
                 edited.pop(0)
             else:
                 missing.append(request)
-        failed = all(any(repr(name_of(request)) in problem for problem in provenance.failed) for request in missing)
+        failed = all(request in provenance.failed_requests for request in missing)
         return bool(mine == theirs) and not edited and failed
 
     def check(self, model: LanguageModel, groups: Groups, on_top: bool = False) -> None:
@@ -348,6 +361,20 @@ class Editor(nn.Module, ABC):
 def name_of(request: EditRequest) -> str:
     """Returns a request's name for messages: its id, or its prompt."""
     return request.id or request.prompt
+
+
+def _without_non_finite(computed: GroupChanges, groups: Groups) -> GroupChanges:
+    """Empties edits with values that are not finite, and reports them as a problem of all their requests."""
+    broken = computed.changes.non_finite()
+    if not broken:
+        return computed
+    problems, place = dict(computed.problems), 0
+    for edit, group in enumerate(groups):
+        for number, request in enumerate(group, place):
+            if edit in broken:
+                problems.setdefault(number, f"the update of {broken[edit]} for {name_of(request)!r} is not finite")
+        place += len(group)
+    return GroupChanges(computed.changes.without(broken), problems)
 
 
 def _warn_about(problems: Mapping[int, str], count: int) -> None:

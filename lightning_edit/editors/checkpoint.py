@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_edit import components
 from lightning_edit.editors.base import Editor
@@ -181,14 +183,29 @@ def load_weights(path: str | Path, editor: Editor, model: LanguageModel) -> None
     content = read_checkpoint(path)
     check_checkpoint(content, model)
     stored, weights, expected = content[KEY]["editor"], _weights(content), editor.state_dict()
-    shapes = [{name: value.shape for name, value in state.items()} for state in (weights, expected)]
     mine = components.describe(editor)
-    if stored["class_path"] != mine["class_path"] or shapes[0] != shapes[1]:
+    if stored["class_path"] != mine["class_path"] or not have_equal_shapes(editor, expected, weights):
         raise ConfigurationError(
             f"{path} holds {stored['class_path']} made with {stored['init_args']}, but the editor is "
             f"{mine['class_path']} with {mine['init_args']}; start from one of the same shape"
         )
     editor.load_state_dict(weights)
+
+
+def have_equal_shapes(editor: Editor, expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> bool:
+    """Whether a stored state has the names and shapes of an editor's, except for shapes that depend on its fit.
+
+    Args:
+        editor: The editor.
+        expected: Its state, or that of a module that holds it.
+        stored: The stored state.
+    """
+
+    def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size | None]:
+        fitted = editor.fitted_buffers
+        return {name: None if name.rpartition(".")[2] in fitted else value.shape for name, value in state.items()}
+
+    return shapes(expected) == shapes(stored)
 
 
 def _weights(content: dict[str, Any]) -> dict[str, Any]:

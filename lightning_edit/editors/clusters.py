@@ -49,11 +49,12 @@ class Clusters(Router):
     def join(self, first: Memory, second: Memory) -> Memory:
         """See :meth:`Router.join`."""
         for place in range(len(second)):
-            first = self._with(super().join(first, second.select([place])))
+            item = second.select([place])
+            first = self._with_last_item_clustered(super().join(self.without_replaced(first, item), item))
         return first
 
-    def _with(self, memory: Memory) -> Memory:
-        """A memory whose last item is new."""
+    def _with_last_item_clustered(self, memory: Memory) -> Memory:
+        """Puts the last item, which is new, into a cluster."""
         count = len(memory) - 1
         keys, centres, radii = (memory.tensors[name].clone() for name in (KEY, CENTRE, RADIUS))
         distance = distances(keys[-1:], centres[:count])[0].masked_fill(radii[:count] == FORGOTTEN, math.inf)

@@ -47,10 +47,12 @@ class Codebook(Router):
     def join(self, first: Memory, second: Memory) -> Memory:
         """See :meth:`Router.join`."""
         for place in range(len(second)):
-            first = self._with(first, second.select([place]))
+            item = second.select([place])
+            first = self._with(self.without_replaced(first, item), item)
         return first
 
     def _with(self, memory: Memory, item: Memory) -> Memory:
+        """Adds an item."""
         joined = super().join(memory, item)
         radii, count = joined.tensors[RADIUS].clone(), len(joined) - 1
         distance = distances(joined.tensors[KEY][-1:], joined.tensors[KEY][:count])[0]
@@ -121,5 +123,14 @@ class ValueResponder(SiteResponder):
 
 
 def replacing(output: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-    """What to add to (R, S, D) outputs to put (R, D) values in their place at (R, S) positions."""
+    """Computes the term that puts values in the place of outputs at some positions.
+
+    Args:
+        output: (R, S, D) outputs of a site.
+        values: (R, D) values.
+        positions: (R, S) bool.
+
+    Returns:
+        (R, S, D) what to add to the outputs, in the values' dtype; zero at other positions.
+    """
     return torch.where(positions[..., None], values[:, None] - output.to(values.dtype), 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -11,6 +11,8 @@ from lightning_edit.components import class_of
 from lightning_edit.editors.base import Editor
 from lightning_edit.errors import ConfigurationError, SourceNotFoundError
 from lightning_edit.parsing import ConciseArgumentParser, parse, takes_class
+
+EditorT = TypeVar("EditorT", bound=Editor)
 
 
 def check_editor_file(path: str | Path) -> None:
@@ -68,9 +70,17 @@ def _read_yaml(path: str | Path, content: str) -> Any:
 
 
 def configured_editor(path: str, **settings: str) -> Editor:
+    """Builds the editor of a YAML file; see :func:`configured_editor_of`."""
+    # mypy does not allow an abstract class as an argument that is a type.
+    editor: Editor = configured_editor_of(cast(Any, Editor), path, **settings)
+    return editor
+
+
+def configured_editor_of(base: type[EditorT], path: str, **settings: str) -> EditorT:
     """Builds the editor of a YAML file with class_path and init_args, with the types of its settings checked.
 
     Args:
+        base: Class that the editor has to be a subclass of.
         path: The file.
         settings: Settings that override the file's, as on the command line, such as ``statistics="folder"``.
 
@@ -81,10 +91,10 @@ def configured_editor(path: str, **settings: str) -> Editor:
     """
     check_editor_file(path)
     parser = ConciseArgumentParser()
-    parser.add_argument("--editor", type=Editor, enable_path=True)
+    parser.add_argument("--editor", type=base, enable_path=True)
     arguments = [f"--editor={path}", *(f"--editor.{name}={value}" for name, value in settings.items())]
     try:
-        editor: Editor = parse(parser, arguments)["editor"]
+        editor: EditorT = parse(parser, arguments)["editor"]
     except ConfigurationError as error:
         message = str(error)
         raise ConfigurationError(message if str(path) in message else f"{path}: {message}") from error

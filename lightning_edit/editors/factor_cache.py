@@ -72,16 +72,16 @@ class FactorCache:
         _LOG.info("gradient factors of %d of %d requests kept, %.2f GB", len(self), len(order), self.bytes / 2**30)
 
     def _keep(self, batch: TokenBatch, factors: Factors, losses: Tensor) -> bool:
-        """Keeps the factors of a batch if they fit, except rows with a non-finite loss, which are reported on use."""
+        """Keeps the factors of a batch if they fit, except rows that are not finite, which are reported on use."""
         needed = sum(one.x.nbytes + one.delta.nbytes for one in factors.values())
         if self.bytes + needed > self.limit:
             return False
         self.bytes += needed
         for row, key in enumerate(batch.keys):
-            if bool(losses[row].isfinite()):
-                self._kept[key] = {
-                    site: (one.x[one.rows == row], one.delta[one.rows == row]) for site, one in factors.items()
-                }
+            of_row = {site: (one.x[one.rows == row], one.delta[one.rows == row]) for site, one in factors.items()}
+            values = [losses[row], *(part for pair in of_row.values() for part in pair)]
+            if all(bool(part.isfinite().all()) for part in values):
+                self._kept[key] = of_row
         return True
 
     def get(self, batch: TokenBatch) -> dict[str, GradientFactors] | None:

@@ -48,7 +48,7 @@ class GRACE(Editor):
         contradictions: What to do with requests of one edit that have the same prompt and another target.
     """
 
-    capabilities = Capabilities(depends=False, needs_grad=True, mergeable=False)
+    capabilities = Capabilities(depends="model", needs_grad=True, mergeable=False)
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class GRACE(Editor):
         router, memories, start = Codebook(site.name, self.radius), [], 0
         for group in groups:
             good = [start + place for place in range(len(group)) if start + place not in failed]
-            tensors = {KEY: keys[good], VALUE: trained[good], RADIUS: torch.full((len(good),), self.radius)}
+            tensors = {KEY: keys[good], VALUE: trained[good], RADIUS: keys.new_full((len(good),), self.radius)}
             requests = tuple((request,) for request in named_requests([flat[place][0] for place in good]))
             items = Memory(requests, tensors)
             memories.append(router.join(items.select([]), items))
@@ -104,6 +104,13 @@ class GRACE(Editor):
         return value.to(site.weight.device).expand(len(requests), -1)
 
 
+def _prompt_ends(batch: TextBatch) -> Tensor:
+    """(R) position of the last prompt token; that of the last token in texts without a target."""
+    tokens = batch.tokens
+    before_target = tokens.answer_mask.int().argmax(1)
+    return torch.where(tokens.answer_mask.any(1), before_target, tokens.attention_mask.sum(1) - 1)
+
+
 class _Values(Tuned):
     """A value for each edit."""
 
@@ -115,7 +122,7 @@ class _Values(Tuned):
         values = torch.stack(
             [self.parameters[edit][0] for edit, places in rows for _ in range(places.stop - places.start)]
         )
-        ends = BatchRows(list(range(len(values))), batch.tokens.answer_mask.int().argmax(1))
+        ends = BatchRows(list(range(len(values))), _prompt_ends(batch))
 
         def term(x: Tensor, output: Tensor) -> Tensor:
             split = split_rows(output, len(values), 1)

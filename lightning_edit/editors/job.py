@@ -109,20 +109,3 @@ def scatter_edits(changes: StackedFactors, places: list[int], edits: int) -> Sta
     a, b = (factor.new_zeros(edits, *factor.shape[1:]) for factor in (changes.a, changes.b))
     a[places], b[places] = changes.a, changes.b
     return StackedFactors(a, b)
-
-
-def non_finite_edits(changes: Mapping[str, StackedFactors]) -> dict[int, str]:
-    """Finds the edits with a non-finite change, each with the first such site."""
-    broken: dict[int, str] = {}
-    for site, factors in changes.items():
-        finite = factors.a.isfinite().all(dim=(1, 2)) & factors.b.isfinite().all(dim=(1, 2))
-        for edit in (~finite).nonzero()[:, 0].tolist():
-            broken.setdefault(edit, site)
-    return broken
-
-
-def zero_edit(changes: StackedFactors, edit: int) -> StackedFactors:
-    """Returns a copy of changes with that of one edit set to zero."""
-    a, b = changes.a.clone(), changes.b.clone()
-    a[edit], b[edit] = 0, 0
-    return StackedFactors(a, b)

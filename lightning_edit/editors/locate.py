@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_edit import ranges
-from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups, name_of
+from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
 from lightning_edit.editors.contradictions import Contradictions
-from lightning_edit.editors.job import Job, Reading, no_change, non_finite_edits, scatter_edits, zero_edit
+from lightning_edit.editors.job import Job, Reading, no_change, scatter_edits
 from lightning_edit.editors.prompts import (
     BARE,
     Contexts,
@@ -214,7 +214,7 @@ class LocateEditor(Editor):
     def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
         """See :meth:`Editor.compute_changes`.
 
-        Requests with a non-finite loss, and those of an edit with a non-finite update, are left out.
+        Requests with a non-finite loss are left out.
         """
         statistics, sites = self.ready_statistics(model), self._sites(model)
         flat = [request for group in groups for request in group]
@@ -242,13 +242,7 @@ class LocateEditor(Editor):
             after,
         )
         stacked = self.updates(model, job, statistics)
-        broken = non_finite_edits(stacked)
-        for edit, site in broken.items():
-            stacked = {name: zero_edit(changes, edit) for name, changes in stacked.items()}
-            for member in job.members(edit):
-                problems[good[member]] = f"the update of {site} for {name_of(job.requests[member])!r} is not finite"
-        states = self.states(model, job, stacked)
-        state_of = {left[edit]: state for edit, state in enumerate(states) if edit not in broken}
+        state_of = dict(zip(left, self.states(model, job, stacked), strict=True))
         scattered = {site.name: scatter_edits(stacked[site.name], left, len(groups)) for site in sites}
         return GroupChanges(WeightChanges(scattered, [state_of.get(edit, {}) for edit in range(len(groups))]), problems)
 

@@ -61,9 +61,10 @@ class Adapters(Tuned):
 
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
         """See :meth:`Tuned.terms`."""
-        return {site.name: self._term(index, rows) for index, site in enumerate(self.sites)}
+        lengths = batch.tokens.attention_mask.sum(1).tolist()
+        return {site.name: self._term(index, rows, lengths) for index, site in enumerate(self.sites)}
 
-    def _term(self, site: int, rows: Sequence[tuple[int, slice]]) -> Term:
+    def _term(self, site: int, rows: Sequence[tuple[int, slice]], lengths: Sequence[int]) -> Term:
         pairs = [self.factors(edit, site) for edit, _ in rows]
         index = torch.tensor(
             [place for place, (_, places) in enumerate(rows) for _ in range(places.stop - places.start)]
@@ -73,16 +74,20 @@ class Adapters(Tuned):
             a, b = (torch.stack([pair[side] for pair in pairs]) for side in (0, 1))
             split = x.reshape(len(index), -1, x.shape[-1]).to(a.dtype)
             if self.dropout:
-                split = split * torch.cat([self._mask(edit, split[places]) for edit, places in rows])
+                split = split * torch.cat([self._mask(edit, split[places], lengths[places]) for edit, places in rows])
             if len(index) != len(pairs):
                 a, b = a[index], b[index]
             return torch.bmm(torch.bmm(split, a), b).reshape(*x.shape[:-1], -1)
 
         return term
 
-    def _mask(self, edit: int, x: Tensor) -> Tensor:
-        kept = torch.rand(x.shape, generator=self._generators[edit]) >= self.dropout
-        return kept.to(x) / (1 - self.dropout)
+    def _mask(self, edit: int, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Draws a mask for each token of each row, but not for padding, which depends on other edits of the batch."""
+        mask = torch.ones(x.shape)
+        for row, length in zip(mask, lengths, strict=True):
+            kept = torch.rand(length, x.shape[-1], generator=self._generators[edit]) >= self.dropout
+            row[:length] = kept / (1 - self.dropout)
+        return mask.to(x)
 
     @torch.no_grad()
     def stacked(self, failed: Mapping[int, str]) -> dict[str, StackedFactors]:
@@ -90,7 +95,10 @@ class Adapters(Tuned):
         stacked = {}
         for index, site in enumerate(self.sites):
             pairs = [self.factors(edit, index) for edit in range(len(self.parameters))]
-            pairs = [(a, torch.zeros_like(b) if edit in failed else b) for edit, (a, b) in enumerate(pairs)]
+            pairs = [
+                (torch.zeros_like(a), torch.zeros_like(b)) if edit in failed else (a, b)
+                for edit, (a, b) in enumerate(pairs)
+            ]
             stacked[site.name] = StackedFactors(
                 torch.stack([a.detach() for a, _ in pairs]), torch.stack([b.detach() for _, b in pairs])
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from lightning_edit import ranges
@@ -45,7 +44,7 @@ class MELO(Editor):
         contradictions: What to do with requests of one edit that have the same prompt and another target.
     """
 
-    capabilities = Capabilities(depends=False, needs_grad=True, mergeable=False)
+    capabilities = Capabilities(depends="model", needs_grad=True, mergeable=False)
 
     def __init__(
         self,
@@ -109,7 +108,7 @@ class MELO(Editor):
         block_of: Sequence[int],
         places: Sequence[int],
     ) -> Memory:
-        tensors = {KEY: keys[places], CENTRE: keys[places], RADIUS: torch.full((len(places),), self.radius)}
+        tensors = {KEY: keys[places], CENTRE: keys[places], RADIUS: keys.new_full((len(places),), self.radius)}
         blocks = [block_of[place] for place in places]
         for site, factors in stacked.items():
             tensors |= {f"a/{site}": factors.a[blocks], f"b/{site}": factors.b[blocks]}

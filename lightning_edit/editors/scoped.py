@@ -44,7 +44,9 @@ class Scoped(Editor):
         ConfigurationError: If the threshold is not between 0 and 1.
     """
 
-    capabilities = Capabilities(depends=False, fit_reads="records", needs_grad=True, mergeable=False, takes_passes=True)
+    capabilities = Capabilities(
+        depends="model", fit_reads="records", needs_grad=True, mergeable=False, takes_passes=True
+    )
     contradictions: Contradictions = "last"
 
     def __init__(

@@ -95,7 +95,7 @@ class SCR(Editor):
         query: Template of the model's input in scope.
     """
 
-    capabilities = Capabilities(depends=False, mergeable=False)
+    capabilities = Capabilities(depends="nothing", mergeable=False)
     contradictions: Contradictions = "last"
 
     def __init__(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_edit import ranges
-from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
+from lightning_edit.editors.base import Capabilities, GroupChanges, Groups
 from lightning_edit.editors.contradictions import Contradictions
+from lightning_edit.editors.memory_based import MemoryEditor
 from lightning_edit.edits import CounterfactualResponder, EditSequence, Match, Memory, RoutedChanges, Router
 from lightning_edit.edits.memory import named_requests
 from lightning_edit.models.counterfactual import AdaptedBase, CounterfactualModel, SeparateModel
@@ -39,7 +40,7 @@ class ScopeRouter(Router):
         return Match(probabilities, probabilities >= self.threshold)
 
 
-class SERAC(Editor):
+class SERAC(MemoryEditor):
     """SERAC: stores requests in a memory, and answers prompts in their scope with a counterfactual model.
 
     A scope classifier gives p(x in the scope of e) for a prompt x and each stored request e. If the largest reaches the
@@ -59,7 +60,7 @@ class SERAC(Editor):
         threshold: Smallest probability that counts as in scope (the paper's 0.5).
     """
 
-    capabilities = Capabilities(depends=False, fit_reads="records", mergeable=False)
+    capabilities = Capabilities(depends="nothing", fit_reads="records", mergeable=False)
     contradictions: Contradictions = "last"
 
     def __init__(
@@ -103,22 +104,14 @@ class SERAC(Editor):
 
     @property
     def scope_classifier(self) -> ScopeClassifier:
-        """Classifier of whether a prompt is in the scope of a stored request.
-
-        Raises:
-            EditorNotFittedError: If the editor was never set up.
-        """
+        """See :attr:`MemoryEditor.scope_classifier`."""
         if self.scope is None:
             raise self.not_ready()
         return self.scope
 
     @property
     def answering_model(self) -> CounterfactualModel:
-        """Counterfactual model, which answers prompts in the scope of a request.
-
-        Raises:
-            EditorNotFittedError: If the editor was never set up.
-        """
+        """See :attr:`MemoryEditor.answering_model`."""
         if self.answering is None:
             raise self.not_ready()
         return self.answering

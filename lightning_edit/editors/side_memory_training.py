@@ -19,7 +19,7 @@ from lightning_edit.editors.side_memory import (
     activation_name,
     site_states,
 )
-from lightning_edit.editors.tuning import Tuned, TuningSettings, TuningText, grouped_term, tune
+from lightning_edit.editors.tuning import Tuned, TuningSettings, TuningText, grouped_term, tune, tuning_text
 from lightning_edit.edits import Memory
 from lightning_edit.edits.hooks import Term
 from lightning_edit.edits.memory import named_requests
@@ -94,7 +94,7 @@ class SideMemories(Tuned):
         self.outside: list[tuple[Tensor, Tensor]] = []
 
     def _mask(self, request: EditRequest, shape: tuple[int, int]) -> Tensor:
-        seed = sum(request.prompt.encode()) * 1009 + self.settings.seed
+        seed = _checksum(request) * 1009 + self.settings.seed
         return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < self.settings.mask_ratio
 
     def learn(self, edits: Sequence[int], turn: int) -> dict[int, str]:
@@ -110,7 +110,7 @@ class SideMemories(Tuned):
         count = len(rows[0]) if rows else 0
         for place, edit in enumerate(edits):
             self.inside[edit] = states[place * count : (place + 1) * count]
-        unrelated = [self.unrelated[(edit + turn) % len(self.unrelated)] for edit in edits]
+        unrelated = [self.unrelated[_checksum(request) % len(self.unrelated)] for request in requests]
         self.outside = site_states(self.model, unrelated, self.site.name)
         selection, names = _Selection(self, edits), [name_of(request) for request in requests]
         failed = tune(self.model, rows, names, selection, self.site.layer, self.settings.tuning, "side memories")
@@ -119,8 +119,7 @@ class SideMemories(Tuned):
     def _rows(self, request: EditRequest) -> list[TuningText]:
         """A request with its target in every context."""
         prompts = [context.replace(BARE, request.prompt) for context in self.contexts]
-        texts = [self.model.encoder.encode(prompt, request.target) for prompt in prompts]
-        return [TuningText(text, text.target_ids) for text in texts]
+        return [tuning_text(self.model, prompt, request.target, self.settings.tuning) for prompt in prompts]
 
     def terms(self, rows: Sequence[tuple[int, slice]], batch: TextBatch) -> Mapping[str, Term]:
         """See :meth:`Tuned.terms`."""
@@ -152,6 +151,11 @@ class SideMemories(Tuned):
         matrix = self.parameters[edit][0].detach()[None][: len(requests)]
         shards = torch.ones(len(requests), dtype=torch.int64)
         return Memory(requests, {MATRIX: matrix, THRESHOLD: threshold, SHARDS: shards})
+
+
+def _checksum(request: EditRequest) -> int:
+    """Returns a number that depends on a request alone, so that its edit does not depend on others in a batch."""
+    return sum(request.prompt.encode())
 
 
 class _Selection(Tuned):

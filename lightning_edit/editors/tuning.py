@@ -8,7 +8,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from lightning_edit.functional.losses import mean_by_row
 from lightning_edit.models.cached_texts import CachedTexts, TextBatch
 from lightning_edit.models.head import token_losses
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText
 
 Scored = Literal["target", "prompt_last"]
@@ -41,8 +40,8 @@ class TuningSettings:
         scored: Which tokens are scored: the "target" under teacher forcing, or every target token at the prompt's last
             position ("prompt_last"), as in the original FT-L.
         end_token: Whether the end-of-text token is part of every target.
-        skip_below: A step whose loss is below this is skipped.
-        stop_below: An edit is finished after a pass whose mean loss is below this.
+        skip_below: A step whose loss, including penalties, is below this is skipped.
+        stop_below: An edit is finished after a pass whose mean loss, including penalties, is below this.
         seed: Seed of the shuffling.
     """
 
@@ -60,6 +59,7 @@ class TuningSettings:
     def __post_init__(self) -> None:
         ranges.at_least(1, "editor", steps=self.steps, batch_size=self.batch_size)
         ranges.above(0, "editor", learning_rate=self.learning_rate)
+        ranges.one_of(get_args(Scored), "editor.tuning", scored=self.scored)
         ranges.at_least(0, "editor", weight_decay=self.weight_decay, skip_below=self.skip_below)
 
 
@@ -93,7 +93,7 @@ class Tuned(ABC):
         """Called after each step of an edit, also a skipped one; ``epoch`` counts passes over its texts from one."""
 
     def optimizer(self, parameters: Sequence[Tensor], settings: TuningSettings) -> torch.optim.Optimizer:
-        """Adam."""
+        """Returns the optimizer of one edit's parameters: Adam."""
         return torch.optim.Adam(list(parameters), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
@@ -134,18 +134,24 @@ class TuningText:
 
 
 def tuning_texts(model: LanguageModel, groups: Groups, settings: TuningSettings) -> list[list[TuningText]]:
-    """The texts of each group of requests; see :func:`_tuning_text`."""
-    return [[_tuning_text(model, request, settings) for request in group] for group in groups]
+    """The texts of each group of requests; see :func:`tuning_text`."""
+    return [[tuning_text(model, one.prompt, one.target, settings) for one in group] for group in groups]
 
 
-def _tuning_text(model: LanguageModel, request: EditRequest, settings: TuningSettings) -> TuningText:
-    """Tokenises a request and selects the labels that its loss is computed on.
+def tuning_text(model: LanguageModel, prompt: str, target: str, settings: TuningSettings) -> TuningText:
+    """Tokenises a prompt with its target and selects the labels that the loss is computed on.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        target: The target.
+        settings: Which tokens are scored.
 
     Raises:
         ConfigurationError: If the end-of-text token is asked of a tokenizer that has none.
     """
     encoder = model.encoder.with_end_token() if settings.end_token else model.encoder
-    text = encoder.encode(request.prompt, request.target)
+    text = encoder.encode(prompt, target)
     if settings.scored == "prompt_last":
         start = text.target[0]
         return TuningText(EncodedText(text.ids[:start], (start, start)), text.target_ids)
@@ -230,7 +236,10 @@ class _Tuning:
     def fit(self, edits: Sequence[int]) -> None:
         """Trains some of the edits side by side."""
         optimizers = {edit: self.tuned.optimizer(self.tuned.parameters[edit], self.settings) for edit in edits}
-        schedules = {edit: _batches(self.rows_of[edit], self.settings, edit) for edit in edits}
+        schedules = {
+            edit: mini_batches(rows, [self.texts.texts[row] for row in rows], self.settings)
+            for edit, rows in ((edit, self.rows_of[edit]) for edit in edits)
+        }
         losses: dict[int, list[float]] = {edit: [] for edit in edits}
         active = list(edits)
         while active:
@@ -325,8 +334,17 @@ def problems_of(failed: Mapping[int, str], groups: Groups) -> dict[int, str]:
     return problems
 
 
-def _batches(rows: Sequence[int], settings: TuningSettings, edit: int) -> Iterator[_Step]:
-    generator = random.Random(f"{settings.seed}-{edit}")
+def mini_batches(rows: Sequence[int], texts: Sequence[EncodedText], settings: TuningSettings) -> Iterator[_Step]:
+    """Yields the steps of all passes of an edit.
+
+    The order of shuffled rows depends on their texts, and not on the edit's place in a batch.
+
+    Args:
+        rows: The edit's rows.
+        texts: Their texts.
+        settings: Passes, size and shuffling.
+    """
+    generator = random.Random(f"{settings.seed}-{[text.ids for text in texts]}")
     size = settings.batch_size or len(rows)
     for epoch in range(1, settings.steps + 1):
         order = list(rows)

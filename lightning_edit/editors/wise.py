@@ -50,7 +50,7 @@ class WISE(Editor):
         contradictions: What to do with requests of one edit that have the same prompt and another target.
     """
 
-    capabilities = Capabilities(depends=False, needs_grad=True, mergeable=False)
+    capabilities = Capabilities(depends="model", needs_grad=True, mergeable=False)
 
     def __init__(
         self,

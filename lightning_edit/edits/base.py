@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Unpack, runtime_checkable
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,7 +28,8 @@ from lightning_edit.records import Route
 
 MANIFEST = "edit.json"
 TENSORS = "edit.safetensors"
-FORMAT = 2
+STATE = "state.safetensors"
+FORMAT = 3
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -85,8 +86,19 @@ def losses_under(scorer: Scorer, model: LanguageModel, rows: Tensor) -> Tensor:
         scorer: The scorer that ``applied`` yielded.
         model: The base model, within that context.
         rows: Token ids.
+
+    Raises:
+        EditError: If the scorer is not the model itself, and has no ``losses_of_rows``.
     """
-    return scorer.losses_of_rows(rows) if isinstance(scorer, RoutedScorer) else losses_of_rows(model, rows)
+    if scorer is model:
+        return losses_of_rows(model, rows)
+    if not hasattr(scorer, "losses_of_rows"):
+        raise EditError(
+            f"{type(scorer).__name__} has no losses_of_rows(rows), so the perplexity of the edited model cannot be "
+            "measured; add the method to the scorer, or leave perplexity out"
+        )
+    losses: Tensor = scorer.losses_of_rows(rows)
+    return losses
 
 
 def perplexity_of(scorer: Scorer, model: LanguageModel, rows: Tensor) -> float:
@@ -108,6 +120,8 @@ class Edit(ABC):
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[Edit]]] = {}
+    changes_model: ClassVar[bool] = True
+    """Whether applying the edit changes the hidden states of the model itself, which later edits are computed on."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -131,6 +145,11 @@ class Edit(ABC):
     def id(self) -> str:
         """Name of the edit."""
         return self.provenance.id
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """This edit alone, as in a sequence of one; see :attr:`EditSequence.edits`."""
+        return (self,)
 
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[Scorer]:
@@ -258,7 +277,7 @@ class Edit(ABC):
     @classmethod
     @abstractmethod
     def read(cls, folder: Path, details: dict[str, Any], provenance: Provenance) -> Edit:
-        """Reads what :meth:`write` wrote."""
+        """Reads what :meth:`write` wrote; the state is read for all kinds alike."""
 
     def save(self, folder: str | Path) -> Path:
         """Saves the edit as a folder of safetensors and a JSON manifest, atomically.
@@ -271,6 +290,9 @@ class Edit(ABC):
             raise EditError(f"{folder} exists and is not an edit; save to a new folder")
         with replace_folder(folder) as temporary:
             details = self.write(temporary)
+            if self.state:
+                rows = {name: value.detach().cpu().contiguous() for name, value in self.state.items()}
+                save_file(rows, temporary / STATE)
             manifest = {"format": FORMAT, "kind": self.kind, "details": details, **self.provenance.to_dict()}
             files = sorted(file.name for file in temporary.iterdir() if file.name != MANIFEST)
             write_manifest(temporary / MANIFEST, manifest, files)

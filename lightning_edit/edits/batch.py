@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from lightning_edit.edits.base import Edit, Scorer
@@ -27,6 +27,24 @@ class Changes(ABC):
     @abstractmethod
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> AbstractContextManager[Scorer]:
         """Context manager that yields a scorer with prompt r under edit ``rows[r]``."""
+
+    def non_finite(self) -> Mapping[int, str]:
+        """Returns the edits with values that are not finite, each with the name of the first such site or value.
+
+        By default none; a kind whose values can overflow overrides this and :meth:`without`.
+        """
+        return {}
+
+    def without(self, edits: Collection[int]) -> Changes:
+        """Returns the changes with some of the edits changing nothing.
+
+        Args:
+            edits: Result of :meth:`non_finite`.
+
+        Raises:
+            NotImplementedError: If the kind does not override this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} overrides non_finite(), but not without()")
 
 
 class EditBatch:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_edit.errors import EditError
+from lightning_edit.functional.adapters import compress, decompose
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class FactoredDelta:
         b: (rank, fan_out) float32.
     """
 
+    is_low_rank: ClassVar[bool] = True
     a: Tensor
     b: Tensor
 
@@ -35,6 +38,10 @@ class FactoredDelta:
         """Returns the factors by name, for saving."""
         return {"a": self.a, "b": self.b}
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Returns factors (fan_in, r) and (r, fan_out) float64 of the smallest rank, most important column first."""
+        return compress(self.a, self.b)
+
     def to(self, device: torch.device) -> FactoredDelta:
         """Moves the change to ``device``."""
         return FactoredDelta(self.a.to(device), self.b.to(device))
@@ -48,6 +55,7 @@ class DenseDelta:
         matrix: (fan_in, fan_out) float32.
     """
 
+    is_low_rank: ClassVar[bool] = False
     matrix: Tensor
 
     def term(self, x: Tensor, output: Tensor) -> Tensor:
@@ -61,6 +69,10 @@ class DenseDelta:
     def tensors(self) -> dict[str, Tensor]:
         """Returns the matrix by name, for saving."""
         return {"dense": self.matrix}
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Returns factors (fan_in, r) and (r, fan_out) float64 of the smallest rank, most important column first."""
+        return decompose(self.matrix)
 
     def to(self, device: torch.device) -> DenseDelta:
         """Moves the change to ``device``."""

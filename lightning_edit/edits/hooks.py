@@ -26,7 +26,9 @@ def refuse_compiled(model: nn.Module) -> None:
         EditError: If the model or one of its modules is compiled.
     """
     for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        # transformers keeps its own compiled call, after a generation with a static cache.
+        calls = (getattr(module, call, None) for call in ("_orig_mod", "_compiled_call_impl", "_compiled_call"))
+        if any(call is not None for call in calls):
             raise EditError(
                 f"the model is compiled ({name or type(module).__name__}), where edits would have no effect; "
                 "apply the edit to the model as it was before torch.compile"

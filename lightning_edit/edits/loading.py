@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lightning_edit.edits.base import FORMAT, MANIFEST, Edit
+from lightning_edit.edits.base import FORMAT, MANIFEST, STATE, Edit, read_tensors
 from lightning_edit.edits.provenance import Provenance
 from lightning_edit.errors import EditError, LightningEditError, SourceNotFoundError
 from lightning_edit.files import read_folder
@@ -47,6 +47,8 @@ def _read(folder: Path) -> Edit:
         )
     try:
         edit = Edit.kinds[kind].read(folder, manifest.pop("details"), Provenance.from_dict(manifest))
+        if (folder / STATE).is_file():
+            edit.state = read_tensors(folder / STATE)
     except (KeyError, TypeError, AttributeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, LightningEditError):
             raise

@@ -74,6 +74,7 @@ class Provenance:
         depends_on: Ids of the edits that this one was computed on top of, without those that they depend on
             themselves.
         failed: Reasons why requests could not be edited, one message each.
+        failed_requests: These requests, in the same order.
         overruled: Requests that were left out because a later one of the same edit contradicts them.
         warnings: Further notes for users of the edit.
         id: Name of the edit.
@@ -87,6 +88,7 @@ class Provenance:
     findings: dict[str, Any] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    failed_requests: tuple[EditRequest, ...] = ()
     overruled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -114,7 +116,8 @@ class Provenance:
     def from_dict(cls, values: dict[str, Any]) -> Provenance:
         """The inverse of :meth:`to_dict`."""
         values = dict(values)
-        values["requests"] = tuple(EditRequest(**request) for request in values["requests"])
+        for name in ("requests", "failed_requests"):
+            values[name] = tuple(EditRequest(**request) for request in values.get(name, ()))
         values["base"] = BaseModel.from_dict(values["base"])
         for name in ("depends_on", "failed", "overruled", "warnings"):
             values[name] = tuple(values[name])

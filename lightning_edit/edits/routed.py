@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class RoutedEdit(Edit):
     """
 
     kind = "routed"
+    changes_model = False
 
     def __init__(self, memory: Memory, router: Router, responder: Responder, provenance: Provenance) -> None:
         super().__init__(provenance)
@@ -51,6 +52,12 @@ class RoutedEdit(Edit):
     @contextmanager
     def layered(self, below: Scorer, model: LanguageModel) -> Iterator[Scorer]:
         """See :meth:`Edit.layered`; only the yielded scorer is edited, not ``model`` itself."""
+        if below is not model:
+            warnings.warn(
+                f"{self.provenance.method} is applied on top of another edit with a router: prompts that it answers do "
+                "not reach that edit",
+                stacklevel=4,
+            )
         with _routed_model(below, model, self.memory, self.router, self.responder, None) as scorer:
             yield scorer
 
@@ -83,9 +90,7 @@ class RoutedEdit(Edit):
         [place] = [place for place, members in enumerate(ids) if id in members]
         if len(ids[place]) > 1:
             raise EditError(f"the request {id!r} was edited together with {len(ids[place]) - 1} others, in one item")
-        original = self.router.reset(self.memory)
-        singles = [original.select([other]) for other in range(len(ids)) if other != place]
-        memory = reduce(self.router.join, singles) if singles else original.select([])
+        memory = self.router.rebuilt(self.memory, [other for other in range(len(ids)) if other != place])
         return RoutedEdit(memory, self.router, self.responder, replace(self.provenance, requests=memory.all_requests))
 
     @property
@@ -159,6 +164,20 @@ class RoutedChanges(Changes):
         """See :meth:`Changes.edit`."""
         memory = self.memories[index]
         return RoutedEdit(memory, self.router, self.responder, replace(provenance, requests=memory.all_requests))
+
+    def non_finite(self) -> dict[int, str]:
+        """See :meth:`Changes.non_finite`."""
+        broken: dict[int, str] = {}
+        for edit, memory in enumerate(self.memories):
+            for name, values in memory.tensors.items():
+                if not bool(values.isfinite().all()):
+                    broken.setdefault(edit, name)
+        return broken
+
+    def without(self, edits: Collection[int]) -> RoutedChanges:
+        """See :meth:`Changes.without`."""
+        memories = [memory.select([]) if edit in edits else memory for edit, memory in enumerate(self.memories)]
+        return RoutedChanges(memories, self.router, self.responder)
 
     @contextmanager
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:

@@ -47,6 +47,7 @@ class RoutedModel:
     ) -> None:
         self._below, self._model, self._memory = below, model, memory
         self._router, self._responder, self._rows = router, responder, rows
+        self._decisions: dict[tuple[str, int], tuple[Route, int]] = {}
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
         """Returns the routing decision for each prompt."""
@@ -54,13 +55,19 @@ class RoutedModel:
 
     @torch.no_grad()
     def _routed(self, prompts: Sequence[str]) -> list[tuple[Route, int]]:
-        """Returns the route of each prompt, and the index of its closest memory item."""
+        """Returns the route of each prompt, and the index of its closest memory item; each prompt is decided once."""
         if self._rows is not None:
             check_prompts(prompts, self._rows)
         if not len(self._memory) or not prompts:
             return [(Route(0.0, False, is_probability=self._router.scores_are_probabilities), -1)] * len(prompts)
         questions = list(zip(prompts, self._rows or [0] * len(prompts), strict=True))
-        unique = list(dict.fromkeys(questions))
+        undecided = [question for question in dict.fromkeys(questions) if question not in self._decisions]
+        if undecided:
+            self._decisions |= self._decide(undecided)
+        return [self._decisions[question] for question in questions]
+
+    def _decide(self, unique: Sequence[tuple[str, int]]) -> dict[tuple[str, int], tuple[Route, int]]:
+        """Routes prompts, each with the edit that it is under."""
         owners = torch.tensor(self._memory.owners)
         allowed = owners[None, :] == torch.tensor([row for _, row in unique])[:, None]
         match = self._router.match(self._model, [prompt for prompt, _ in unique], self._memory, allowed)
@@ -68,11 +75,10 @@ class RoutedModel:
         best, items = scores.max(dim=1)
         hit = match.hits.gather(1, items[:, None])[:, 0] & (best > -math.inf)
         decisions = zip(best.tolist(), hit.tolist(), items.tolist(), strict=True)
-        routed = {
+        return {
             question: (self._route(*decision), decision[2])
             for question, decision in zip(unique, decisions, strict=True)
         }
-        return [routed[question] for question in questions]
 
     def _route(self, score: float, hit: bool, item: int) -> Route:
         probability = self._router.scores_are_probabilities
@@ -91,36 +97,38 @@ class RoutedModel:
         """See :meth:`LanguageModel.score`; ``passes`` is used for prompts outside all scopes."""
         routed = self._routed(prompts)
         kept = list(references) if references is not None else [None] * len(prompts)
-        stay = [index for index, (route, _) in enumerate(routed) if not route.hit]
-        go = [index for index, (route, _) in enumerate(routed) if route.hit]
+        unmatched = [index for index, (route, _) in enumerate(routed) if not route.hit]
+        matched = [index for index, (route, _) in enumerate(routed) if route.hit]
         scores: dict[int, Score] = {}
-        if stay:
-            picked, wanted, compared = _pick(stay, prompts, targets, kept)
+        if unmatched:
+            picked, wanted, compared = _pick(unmatched, prompts, targets, kept)
             answered = self._below.score(picked, wanted, compared, keep_head_input, passes)
-            scores.update(zip(stay, answered, strict=True))
-        if go:
-            picked, wanted, compared = _pick(go, prompts, targets, kept)
-            items = [routed[index][1] for index in go]
+            scores.update(zip(unmatched, answered, strict=True))
+        if matched:
+            picked, wanted, compared = _pick(matched, prompts, targets, kept)
+            items = [routed[index][1] for index in matched]
             answered = self._responder.score(
                 self._model, picked, wanted, items, self._memory, compared, keep_head_input
             )
-            scores.update(zip(go, answered, strict=True))
+            scores.update(zip(matched, answered, strict=True))
         return [scores[index] for index in range(len(prompts))]
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any) -> list[str]:
         """See :meth:`LanguageModel.generate`."""
         routed = self._routed(prompts)
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        stay = [index for index, (route, _) in enumerate(routed) if not route.hit]
-        go = [index for index, (route, _) in enumerate(routed) if route.hit]
+        unmatched = [index for index, (route, _) in enumerate(routed) if not route.hit]
+        matched = [index for index, (route, _) in enumerate(routed) if route.hit]
         texts: dict[int, str] = {}
-        if stay:
-            texts.update(zip(stay, self._below.generate(*_pick(stay, prompts, limits), **settings), strict=True))
-        if go:
-            picked, lengths = _pick(go, prompts, limits)
-            items = [routed[index][1] for index in go]
+        if unmatched:
+            texts.update(
+                zip(unmatched, self._below.generate(*_pick(unmatched, prompts, limits), **settings), strict=True)
+            )
+        if matched:
+            picked, lengths = _pick(matched, prompts, limits)
+            items = [routed[index][1] for index in matched]
             answered = self._responder.generate(self._model, picked, lengths, items, self._memory, settings)
-            texts.update(zip(go, answered, strict=True))
+            texts.update(zip(matched, answered, strict=True))
         return [texts[index] for index in range(len(prompts))]
 
     @torch.no_grad()

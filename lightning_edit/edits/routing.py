@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,9 +51,24 @@ class Router(nn.Module, ABC):
 
     def join(self, first: Memory, second: Memory) -> Memory:
         """Joins two memories. By default a later item replaces an earlier one about the same facts."""
+        kept = first.select(self.places_kept(first, second))
+        return Memory.concatenated(kept, with_free_ids(second, kept))
+
+    def places_kept(self, first: Memory, second: Memory) -> list[int]:
+        """Returns the places of the first memory's items that no item of the second replaces."""
         facts = {_facts(requests) for requests in second.requests}
-        kept = [place for place, requests in enumerate(first.requests) if _facts(requests) not in facts]
-        return Memory.concatenated(first.select(kept), with_free_ids(second, first.select(kept)))
+        return [place for place, requests in enumerate(first.requests) if _facts(requests) not in facts]
+
+    def rebuilt(self, memory: Memory, places: Sequence[int]) -> Memory:
+        """Joins some items of a memory again, as if there had never been others."""
+        original = self.reset(memory)
+        singles = [original.select([place]) for place in places]
+        return reduce(self.join, singles) if singles else original.select([])
+
+    def without_replaced(self, first: Memory, second: Memory) -> Memory:
+        """Returns the first memory without the items that the second replaces, and without their traces in others."""
+        kept = self.places_kept(first, second)
+        return first if len(kept) == len(first) else self.rebuilt(first, kept)
 
     def reset(self, memory: Memory) -> Memory:
         """Undoes changes of items by joining; by default joining changes none."""

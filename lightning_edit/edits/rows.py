@@ -54,7 +54,8 @@ def split_rows(values: Tensor, count: int, repeats: int) -> Tensor:
             f"a batch of {values.shape[0]} rows reached edits that were applied to {count} rows; say which edit each "
             "row belongs to"
         )
-    for rows in allowed:
-        if values.shape[0] % rows == 0:
-            return values.reshape(rows, -1, values.shape[-1])
+    # In a generation with beams, every pass has repeats rows for each prompt.
+    rows = count * repeats
+    if values.shape[0] % rows == 0:
+        return values.reshape(rows, -1, values.shape[-1])
     raise EditError(f"{values.shape[0]} flattened positions do not divide into {count} rows")

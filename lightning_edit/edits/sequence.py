@@ -72,6 +72,7 @@ class EditSequence:
         self.state: dict[str, Tensor] = {}
         """(M, M) float64 Σ rowsᵀ rows over the states of all edits, by name; see :class:`Edit`."""
         self._frontier: dict[str, None] = {}
+        self._model_frontier: dict[str, None] = {}
         for edit in edits:
             self._add(edit)
 
@@ -97,6 +98,11 @@ class EditSequence:
         """The ids of the edits that no other one depends on; a later edit depends on the others through them."""
         return tuple(self._frontier)
 
+    @property
+    def model_frontier(self) -> tuple[str, ...]:
+        """Like :attr:`frontier`, of the edits that change the model itself (:attr:`Edit.changes_model`)."""
+        return tuple(self._model_frontier)
+
     def then(self, edit: Edit) -> EditSequence:
         """Returns the sequence with one more edit."""
         longer = EditSequence()
@@ -106,6 +112,7 @@ class EditSequence:
             longer._shared = list(self.edits)
             longer._positions = dict(itertools.islice(self._positions.items(), self._length))
         longer.layers, longer.state, longer._frontier = self.layers, dict(self.state), dict(self._frontier)
+        longer._model_frontier = dict(self._model_frontier)
         longer._add(edit)
         return longer
 
@@ -124,6 +131,10 @@ class EditSequence:
         for id in edit.provenance.depends_on:
             self._frontier.pop(id, None)
         self._frontier[edit.id] = None
+        if edit.changes_model:
+            for id in edit.provenance.depends_on:
+                self._model_frontier.pop(id, None)
+            self._model_frontier[edit.id] = None
         for name, rows in edit.state.items():
             earlier = self.state.get(name)
             wide = rows.double() if earlier is None else rows.to(earlier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,14 @@ class StackedDelta(ABC):
     @abstractmethod
     def norms(self) -> Tensor:
         """Computes the (B) Frobenius norm of each change."""
+
+    @abstractmethod
+    def are_finite(self) -> Tensor:
+        """Returns (B) bool: whether all numbers of each change are finite."""
+
+    @abstractmethod
+    def without(self, edits: Collection[int]) -> StackedDelta:
+        """Copies the changes, with those of some edits set to zero."""
 
     @abstractmethod
     def detach(self) -> StackedDelta:
@@ -85,6 +94,16 @@ class StackedFactors(StackedDelta):
         """Computes (B) |A B|_F without the product, as the square root of tr(Bᵀ Aᵀ A B)."""
         return ((self.a.mT @ self.a) * (self.b @ self.b.mT)).sum((1, 2)).clamp(min=0).sqrt()
 
+    def are_finite(self) -> Tensor:
+        """See :meth:`StackedDelta.are_finite`."""
+        return self.a.isfinite().all(dim=(1, 2)) & self.b.isfinite().all(dim=(1, 2))
+
+    def without(self, edits: Collection[int]) -> StackedFactors:
+        """See :meth:`StackedDelta.without`."""
+        a, b = self.a.clone(), self.b.clone()
+        a[list(edits)], b[list(edits)] = 0, 0
+        return StackedFactors(a, b)
+
     def detach(self) -> StackedFactors:
         """Detaches the changes from the graph."""
         return StackedFactors(self.a.detach(), self.b.detach())
@@ -125,6 +144,17 @@ class StackedMatrices(StackedDelta):
         norms: Tensor = self.matrices.flatten(1).norm(dim=1)
         return norms
 
+    def are_finite(self) -> Tensor:
+        """See :meth:`StackedDelta.are_finite`."""
+        # Without a copy of all matrices as booleans.
+        return torch.stack([matrix.isfinite().all() for matrix in self.matrices])
+
+    def without(self, edits: Collection[int]) -> StackedMatrices:
+        """See :meth:`StackedDelta.without`."""
+        matrices = self.matrices.clone()
+        matrices[list(edits)] = 0
+        return StackedMatrices(matrices)
+
     def detach(self) -> StackedMatrices:
         """Detaches the changes from the graph."""
         return StackedMatrices(self.matrices.detach())
@@ -132,11 +162,11 @@ class StackedMatrices(StackedDelta):
     def _output(self, x: Tensor, rows: Tensor) -> Tensor:
         wide = x.to(self.matrices.dtype)
         if len(self) == 1:
-            return wide @ self.matrices[0]
+            return wide @ self.matrices[0].to(x.device)
         # One edit at a time, to avoid copying a dense change for every row.
-        output = wide.new_zeros(*wide.shape[:-1], self.matrices.shape[-1])
+        output, rows = wide.new_zeros(*wide.shape[:-1], self.matrices.shape[-1]), rows.to(x.device)
         for edit in rows.unique().tolist():
-            output = output.index_put((rows == edit,), wide[rows == edit] @ self.matrices[edit])
+            output = output.index_put((rows == edit,), wide[rows == edit] @ self.matrices[edit].to(x.device))
         return output
 
 

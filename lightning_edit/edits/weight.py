@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.passes import BatchContext, BatchRows, ForwardPasses
 from lightning_edit.models.scoring import Score
 
-_STATE = "state/"
 _DELTAS = "deltas/"
 
 
@@ -70,7 +69,6 @@ class WeightEdit(Edit):
             for site, delta in self.deltas.items()
             for name, tensor in delta.tensors().items()
         }
-        tensors.update({f"{_STATE}{name}": rows for name, rows in self.state.items()})
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, folder / TENSORS)
         return {"sites": list(self.deltas)}
@@ -80,7 +78,7 @@ class WeightEdit(Edit):
         """See :meth:`Edit.read`."""
         tensors = read_tensors(folder / TENSORS)
         deltas = {site: delta_from(with_prefix(tensors, f"{_DELTAS}{site}/")) for site in details["sites"]}
-        return cls(deltas, provenance, with_prefix(tensors, _STATE))
+        return cls(deltas, provenance)
 
 
 class WeightChanges(Changes):
@@ -110,6 +108,19 @@ class WeightChanges(Changes):
         """See :meth:`Changes.edit`."""
         deltas = {name: changes[index] for name, changes in self.stacked.items()}
         return WeightEdit(deltas, provenance, self.states[index])
+
+    def non_finite(self) -> dict[int, str]:
+        """See :meth:`Changes.non_finite`."""
+        broken: dict[int, str] = {}
+        for site, changes in self.stacked.items():
+            for edit in (~changes.are_finite()).nonzero()[:, 0].tolist():
+                broken.setdefault(edit, site)
+        return broken
+
+    def without(self, edits: Collection[int]) -> WeightChanges:
+        """See :meth:`Changes.without`."""
+        states = [{} if edit in edits else state for edit, state in enumerate(self.states)]
+        return WeightChanges({site: changes.without(edits) for site, changes in self.stacked.items()}, states)
 
     def hooked(self, model: LanguageModel, rows: Sequence[int], repeats: int = 1) -> AbstractContextManager[None]:
         """Context manager for one batch whose row r belongs to edit ``rows[r]``; other batch sizes are an error."""

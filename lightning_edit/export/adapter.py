@@ -12,12 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_edit.edits.base import Edit
-from lightning_edit.edits.deltas import Delta, FactoredDelta
 from lightning_edit.edits.sequence import EditSequence
 from lightning_edit.errors import EditError
 from lightning_edit.export.card import model_card
 from lightning_edit.files import holds_something_else, replace_folder
-from lightning_edit.functional.adapters import compress, decompose, padded, truncation_error
+from lightning_edit.functional.adapters import padded, truncation_error
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import Orientation
 
@@ -93,8 +92,7 @@ def adapter_of(
         EditError: If an edit does not change weights, or no rank (or not the given one) is exact enough.
         BaseModelMismatchError: If an edit was made for another base model.
     """
-    edits = edit.edits if isinstance(edit, EditSequence) else (edit,)
-    for one in edits:
+    for one in edit.edits:
         one.check_mergeable("exported as a LoRA adapter")
         one.check(model)
     deltas = edit.weight_deltas()
@@ -106,9 +104,8 @@ def adapter_of(
             raise EditError(
                 f"{site.name} is one expert of a mixture, which LoRA adapters cannot address; merge the edit instead"
             )
-    factors = {name: _factors(delta) for name, delta in deltas.items()}
-    is_exact = {name: isinstance(delta, FactoredDelta) for name, delta in deltas.items()}
-    bounds = {name: 0.0 if exact else max_error for name, exact in is_exact.items()}
+    factors = {name: delta.factors() for name, delta in deltas.items()}
+    bounds = {name: 0.0 if delta.is_low_rank else max_error for name, delta in deltas.items()}
     chosen = rank or _smallest_rank(factors, bounds, max_error)
     errors = {name: truncation_error(a, chosen) for name, (a, _) in factors.items()}
     worst = max(errors, key=lambda name: errors[name])
@@ -122,12 +119,8 @@ def adapter_of(
         chosen,
         all(site.orientation is Orientation.CONV1D for site in sites),
         errors,
-        tuple(edits),
+        edit.edits,
     )
-
-
-def _factors(delta: Delta) -> tuple[Tensor, Tensor]:
-    return compress(delta.a, delta.b) if isinstance(delta, FactoredDelta) else decompose(delta.dense())
 
 
 def _smallest_rank(factors: Mapping[str, tuple[Tensor, Tensor]], bounds: Mapping[str, float], max_error: float) -> int:

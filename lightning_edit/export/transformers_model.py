@@ -21,6 +21,8 @@ _DEFAULT_NEW_TOKENS = 20
 """Default length of a generation, as in transformers."""
 _SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_beams", "stop_strings")
 """Generation settings that routed edits support."""
+_TOKEN_SETTINGS = ("transformers_version", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Entries of a GenerationConfig that the base model's tokenizer decides for routed edits."""
 _NEXT = " the"
 """A text that tokenizers do not merge with the preceding text."""
 
@@ -121,10 +123,13 @@ class EditedCausalLM(PreTrainedModel):
         generation_config: GenerationConfig | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Generates continuations of token ids (R, S), greedily by default.
+        """Generates continuations of token ids (R, S), greedily unless ``do_sample`` or a configuration is given.
 
         Returns:
             (R, S + T) int64: the rows and their continuations, padded at the end.
+
+        Raises:
+            EditError: If a routed edit does not support one of the settings.
         """
         edit, model = self._parts
         rows = settings.pop("inputs", input_ids)
@@ -132,13 +137,19 @@ class EditedCausalLM(PreTrainedModel):
             raise EditError("generate: give input_ids")
         with edit.applied(model) as scorer:
             if scorer is model:
+                if generation_config is None:
+                    settings = {"do_sample": False, **settings}
                 # transformers leaves generate untyped on PreTrainedModel.
                 output: Tensor = model.model.generate(  # type: ignore[operator]
                     input_ids=rows, attention_mask=attention_mask, generation_config=generation_config, **settings
                 )
                 return output
             chosen = {**(generation_config.to_diff_dict() if generation_config is not None else {}), **settings}
-            wanted = {name: value for name, value in chosen.items() if name in _SETTINGS and value is not None}
+            wanted = {
+                name: value for name, value in chosen.items() if value is not None and name not in _TOKEN_SETTINGS
+            }
+            if unknown := sorted(set(wanted) - set(_SETTINGS)):
+                raise EditError(f"generate: a routed edit has no setting {unknown[0]}; it has {', '.join(_SETTINGS)}")
             length = int(wanted.pop("max_new_tokens", None) or _DEFAULT_NEW_TOKENS)
             mask = torch.ones_like(rows) if attention_mask is None else attention_mask
             prompts = [model.encoder.decode(ids[kept.bool()].tolist()) for ids, kept in zip(rows, mask, strict=True)]

@@ -59,7 +59,7 @@ class CachedTexts:
 
     def _collate(self, rows: Sequence[int]) -> TextBatch:
         tokens = self.model.encoder.collate([self.texts[row] for row in rows], "right").to(self.model.device)
-        if not self._states:
+        if any(row not in self._states for row in rows):
             return TextBatch(tokens, None)
         return TextBatch(tokens, torch.nn.utils.rnn.pad_sequence([self._states[row] for row in rows], batch_first=True))
 

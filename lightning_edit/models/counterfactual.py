@@ -97,7 +97,6 @@ class AdaptedBase(CounterfactualModel):
         """Builds adapter layers for the base's linear maps, then restores the base."""
         self._swaps, self.adapter = [], nn.ModuleDict()
         from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora import LoraLayer
 
         count = len(base.layer_map.blocks)
         self._lowest = max(count - self.layers, 0)
@@ -111,22 +110,36 @@ class AdaptedBase(CounterfactualModel):
         originals = {name: base.model.get_submodule(name) for name in wanted}
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=wanted, lora_dropout=0.0)
         trainable = {name: parameter.requires_grad for name, parameter in base.model.named_parameters()}
-        inject_adapter_in_model(config, base.model)
+        try:
+            inject_adapter_in_model(config, base.model)
+            self._take_layers(base, originals)
+        finally:
+            for name, original in originals.items():
+                parent, _, child = name.rpartition(".")
+                setattr(base.model.get_submodule(parent), child, original)
+            for name, parameter in base.model.named_parameters():
+                parameter.requires_grad_(trainable[name])
+            vars(base.model).pop("peft_config", None)
+        # Trained weights stay in float32 for any base precision; peft casts inputs and outputs.
+        self.adapter.float()
+
+    def _take_layers(self, base: LanguageModel, originals: dict[str, nn.Module]) -> None:
+        """Keeps the adapter layers that peft put in the place of the base's.
+
+        Raises:
+            ConfigurationError: If peft has no adapter for one of them.
+        """
+        from peft.tuners.lora import LoraLayer
+
         for name, original in originals.items():
             parent, _, child = name.rpartition(".")
-            owner, layer = base.model.get_submodule(parent), base.model.get_submodule(name)
+            layer = base.model.get_submodule(name)
             if not isinstance(layer, LoraLayer):
                 raise ConfigurationError(f"peft has no adapter for {name}, a {type(original).__name__}")
-            self._swaps.append((owner, child, original, cast(nn.Module, layer)))
+            self._swaps.append((base.model.get_submodule(parent), child, original, cast(nn.Module, layer)))
             self.adapter[name.replace(".", "/")] = nn.ModuleDict(
                 {"a": layer.lora_A["default"], "b": layer.lora_B["default"]}
             )
-            setattr(owner, child, original)
-        for name, parameter in base.model.named_parameters():
-            parameter.requires_grad_(trainable[name])
-        vars(base.model).pop("peft_config", None)
-        # Trained weights stay in float32 for any base precision; peft casts inputs and outputs.
-        self.adapter.float()
 
     @property
     def lowest_layer(self) -> int:

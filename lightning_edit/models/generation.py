@@ -87,6 +87,8 @@ def _to_continue(
 def _generation_config(model: LanguageModel, max_new_tokens: int, settings: dict[str, Any]) -> GenerationConfig:
     values = {
         "do_sample": False,
+        # Hooks that are added after compilation have no effect.
+        "disable_compile": True,
         "max_new_tokens": max_new_tokens,
         "pad_token_id": model.encoder.pad_id,
         "eos_token_id": getattr(model.model.generation_config, "eos_token_id", None),

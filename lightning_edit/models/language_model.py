@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_edit import ranges
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, TokenizationError
+from lightning_edit.models.fast_paths import FastPathRecord
 from lightning_edit.models.fingerprint import Fingerprint, Likeness, fingerprint
 from lightning_edit.models.generation import continue_texts, sample_texts
 from lightning_edit.models.layer_map import LayerMap
@@ -65,8 +66,8 @@ class LanguageModel:
         self._block_returns: int | None = None
         self._applied: list[Collection[str]] = []
         self._running_calls = 0
-        self.proofs: dict[tuple[str, int], int] = {}
-        """Fast paths, by kind and layer, verified against the full forward pass, for texts up to so many tokens."""
+        self.fast_paths = FastPathRecord()
+        """Which fast passes were compared with the full forward pass."""
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +101,7 @@ class LanguageModel:
     def weights_changed(self) -> None:
         """Clears what was cached about the weights; call it after changing them."""
         vars(self).pop("fingerprint", None)
-        self.proofs.clear()
+        self.fast_paths.clear()
 
     @contextmanager
     def marked_as_applied(self, ids: Collection[str]) -> Iterator[None]:

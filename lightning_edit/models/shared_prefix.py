@@ -21,13 +21,12 @@ _MIN_TOKENS = 64
 """Minimum length, in tokens, of a prefix that is computed once and reused."""
 _MIN_SAVED_TOKENS = 256
 """Fewest tokens that reusing a prefix must save, over all texts."""
-_LENGTH_FACTOR = 2
-"""A verified fast path holds for texts up to this many times as long."""
 _PADDING = 8
 """Padded positions between prefix and suffix in the check."""
 _WINDOWS = ("sliding_window", "window_size", "attention_window", "local_attention")
 """Names of attention windows in configurations of transformers."""
-_VERIFIED, _REFUSED = ("shared prefix", 0), ("shared prefix refused", 0)
+_PATH = ("shared prefix", 0)
+"""Name and layer of this fast path in the model's record."""
 
 
 class SharedPrefix:
@@ -135,17 +134,19 @@ def shared_prefix(model: LanguageModel, texts: Sequence[EncodedText], new_tokens
     longest = max((len(text.ids) for text in texts), default=0) + new_tokens
     if length < _MIN_TOKENS or (len(texts) - 1) * length < _MIN_SAVED_TOKENS:
         return None
-    if _REFUSED in model.proofs or longest + _PADDING > _attention_window(model, longest + _PADDING):
+    if model.fast_paths.is_refused(*_PATH, longest) or longest + _PADDING > _attention_window(
+        model, longest + _PADDING
+    ):
         return None
     built: list[SharedPrefix] = []
-    if model.proofs.get(_VERIFIED, 0) >= longest:
+    if model.fast_paths.is_verified(*_PATH, longest):
         problem = problem_of(lambda: built.append(SharedPrefix(model, texts[0].ids[:length])), None, model.dtype)
     else:
         problem = _problem(model, max(texts, key=lambda text: len(text.ids)), length, built)
     if problem is None:
-        model.proofs[_VERIFIED] = max(model.proofs.get(_VERIFIED, 0), _LENGTH_FACTOR * longest)
+        model.fast_paths.verify(*_PATH, longest)
         return built[0]
-    model.proofs[_REFUSED] = 1
+    model.fast_paths.refuse(*_PATH, longest)
     warnings.warn(
         f"the keys and values of a common prefix cannot be reused in {model.name} ({problem}); whole texts are run",
         stacklevel=2,

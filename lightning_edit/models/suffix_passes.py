@@ -18,8 +18,8 @@ from lightning_edit.models.skipping import entering, skipped
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.tokenization import EncodedText, TokenBatch
 
-_LENGTH_FACTOR = 2
-"""A verified fast path holds for texts up to this many times as long; attention windows are always checked."""
+_PATH = "suffixes"
+"""Name of this fast path in the model's record."""
 
 
 class Passes:
@@ -200,8 +200,10 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
     """
     if not any(starts):
         return Passes(model, texts, starts, layer)
-    proof, longest = ("suffixes", layer), max(len(text.ids) for text in texts)
-    is_verified = model.proofs.get(proof, 0) >= longest
+    longest = max(len(text.ids) for text in texts)
+    if model.fast_paths.is_refused(_PATH, layer, longest):
+        return Passes(model, texts, starts, layer)
+    is_verified = model.fast_paths.is_verified(_PATH, layer, longest)
     whole = None if is_verified else Passes(model, texts, starts, layer)
     rows = torch.arange(len(texts), device=model.device)
     expected = None if whole is None else whole.head_logits(rows, whole.batch, _last(whole.batch))
@@ -214,8 +216,9 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
     problem = problem_of(short, expected, model.dtype)
     if problem is None:
         if expected is not None and bool(expected.isfinite().all()):
-            model.proofs[proof] = _LENGTH_FACTOR * longest
+            model.fast_paths.verify(_PATH, layer, longest)
         return built[0]
+    model.fast_paths.refuse(_PATH, layer, longest)
     warnings.warn(
         f"the keys and values before the subject cannot be reused in {model.name} ({problem}); whole texts are run",
         stacklevel=2,

@@ -33,6 +33,8 @@ from lightning_edit.tokenization import EncodedText, TextKey, TokenBatch
 
 _LOG = logging.getLogger(__name__)
 
+_PATH = "hidden states"
+"""Name of this fast path in the model's record."""
 _GROUP = 32
 """Texts in one forward pass of :meth:`Trunk.fill`."""
 
@@ -242,10 +244,18 @@ class Trunk:
 
     @torch.no_grad()
     def _verify(self, batch: TokenBatch) -> None:
-        """Compares the short pass with the full one; warns if they differ.
+        """Compares the short pass with the full one, once for a model and a layer; warns if they differ.
 
         If the full pass is not finite, the next batch is compared instead.
         """
+        record, length = self.model.fast_paths, batch.input_ids.shape[1]
+        if record.is_refused(_PATH, self.layer, length):
+            self.works = False
+            return
+        if record.is_verified(_PATH, self.layer, length):
+            self.works = True
+            self._returns, self._sizes = record.details(_PATH, self.layer)
+            return
         positions, outputs = _compared_positions(batch), list[Any]()
         block = self.model.layer_map.blocks[self.layer]
         handle = block.register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -264,7 +274,10 @@ class Trunk:
 
         problem = problem_of(short, full, self.model.dtype)
         self.works = problem is None
-        if problem is not None:
+        if problem is None:
+            record.verify(_PATH, self.layer, length, (self._returns, self._sizes))
+        else:
+            record.refuse(_PATH, self.layer, length)
             warnings.warn(
                 f"the hidden states below block {self.layer} cannot be reused in {self.model.name} ({problem}); the "
                 "full forward pass is used from now on",

@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from lightning_edit.editors.base import Editor
-from lightning_edit.editors.checkpoint import DIGEST, KEY, check_checkpoint, describe, state_digest
+from lightning_edit.editors.checkpoint import (
+    DIGEST,
+    KEY,
+    check_checkpoint,
+    describe,
+    have_equal_shapes,
+    state_digest,
+)
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
@@ -48,9 +55,7 @@ def load_description(
         raise ConfigurationError(
             f"the checkpoint holds {stored['class_path']}, but model.editor is {mine['class_path']}"
         )
-    known = {key: tensor.shape for key, tensor in state.items()}
-    shapes = {key: tensor.shape for key, tensor in checkpoint["state_dict"].items()}
-    if known != shapes:
+    if not have_equal_shapes(editor, state, checkpoint["state_dict"]):
         raise ConfigurationError(
             f"the checkpoint's editor was made with {stored['init_args']}, but model.editor is configured with "
             f"{mine['init_args']}; use the same settings"

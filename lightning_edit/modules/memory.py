@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_edit.data.batches import TrainingBatch
-from lightning_edit.editors.serac import SERAC
+from lightning_edit.editors.memory_based import MemoryEditor
 from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.functional.losses import mean_by_row, target_nll
 from lightning_edit.functional.scope import log_complement
@@ -34,7 +34,7 @@ from lightning_edit.tokenization import TokenBatch
 
 
 class MemoryEditing(TrainedEditing):
-    """Trains SERAC's scope classifier and counterfactual model.
+    """Trains the scope classifier and the counterfactual model of a memory-based editor: SERAC.
 
     The memory of a step holds the requests of its whole batch. A rephrase is in the scope of its own request (a
     positive pair) and of no other (easy negatives); a locality prompt is in the scope of none. Hard positives ask the
@@ -42,7 +42,7 @@ class MemoryEditing(TrainedEditing):
     :func:`subject_examples`.
 
     Args:
-        editor: SERAC.
+        editor: A memory-based editor.
         language_model: Which base model to load, and how.
         evaluation: How records are evaluated in testing and prediction.
         validation: How they are evaluated in validation while fitting.
@@ -52,12 +52,12 @@ class MemoryEditing(TrainedEditing):
         trunk: Caching of the hidden states below the lowest block that training changes.
     """
 
-    editor: SERAC
+    editor: MemoryEditor
     optimization: MemoryOptimization
 
     def __init__(
         self,
-        editor: SERAC,
+        editor: MemoryEditor,
         language_model: LanguageModelSettings = LanguageModelSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
         validation: EvaluationSettings = EvaluationSettings(generate_records=8),

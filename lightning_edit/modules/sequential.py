@@ -79,6 +79,17 @@ class SequentialProtocol(EvaluationProtocol):
         editor.check(model, [requests_of(group) for group in self.groups], on_top=len(self.groups) > 1)
         if settings.folder is not None:
             self._lock_folder()
+        try:
+            self._prepare(metrics)
+        except BaseException:
+            # Nobody can close what was not built.
+            self.close()
+            raise
+
+    def _prepare(self, metrics: Callable[[], MetricCollection] | None) -> None:
+        """Resumes the edits, asks the unedited model and measures its perplexity."""
+        settings, evaluator = self.settings, self.evaluator
+        if settings.folder is not None:
             self._resume_edits()
             self.rows = self._read_measures()
         self._text = self._read_text()
@@ -88,7 +99,7 @@ class SequentialProtocol(EvaluationProtocol):
         names = evaluator.settings.groups(group_names(records))
         self._new_metrics = metrics if metrics is not None else partial(edit_metrics, names)
         with self.costs.timed("perplexity"):
-            self._perplexity_before = None if self._text is None else perplexity_of(model, model, self._text)
+            self._perplexity_before = None if self._text is None else perplexity_of(self.model, self.model, self._text)
         if settings.folder is not None:
             self._resume_measures()
 

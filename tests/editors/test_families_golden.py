@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_edit.editors import GRACE, IKE, FineTuning, Margins, TuningSettings
-from lightning_edit.editors.in_context import COPY, RETAIN, UPDATE
+from lightning_edit.editors.ike import COPY, RETAIN, UPDATE
 from lightning_edit.editors.side_memory_training import SideMemories, SideMemorySettings
 from lightning_edit.records import EditRecord, EditRequest, Probe, ProbeKind
 from tests.editors.golden_gpt2 import golden_model, golden_values

@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 
-from lightning_edit.editors import AdaLoRA, Budget, FineTuning, LoRA, TuningSettings
+from lightning_edit.editors import AdaLoRA, Budget, FineTuning, LoRA, TuningSettings, fine_tuning
+from lightning_edit.editors.lora import Adapters
+from lightning_edit.editors.tuning import mini_batches
 from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
 from lightning_edit.records import EditRequest
-from tests.testers import REQUESTS, EditorTester, log_prob
+from lightning_edit.tokenization import EncodedText
+from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import language_model
 
 STEPS = TuningSettings(steps=8, learning_rate=5e-3)
@@ -109,16 +112,17 @@ def test_the_norm_constraint_holds_elementwise():
 
 
 def test_mini_batches_see_every_request_once_a_pass():
-    from lightning_edit.editors.tuning import _batches
-
     settings = TuningSettings(steps=3, batch_size=2, shuffle=True)
-    steps = list(_batches(range(5), settings, edit=0))
+    texts = [EncodedText((number,), (0, 1)) for number in range(5)]
+    steps = list(mini_batches(range(5), texts, settings))
     assert [len(step.rows) for step in steps] == [2, 2, 1] * 3
     for epoch in (1, 2, 3):
         epoch_steps = [step for step in steps if step.epoch == epoch]
         assert sorted(row for step in epoch_steps for row in step.rows) == list(range(5))
         assert [step.ends_pass for step in epoch_steps] == [False, False, True]
     assert len({tuple(row for step in steps if step.epoch == epoch for row in step.rows) for epoch in (1, 2, 3)}) > 1
+    moved = list(mini_batches(range(10, 15), texts, settings))
+    assert [[row - 10 for row in step.rows] for step in moved] == [step.rows for step in steps]
 
 
 def test_a_loss_that_is_not_finite_leaves_the_request_out(monkeypatch):
@@ -245,15 +249,49 @@ def test_the_budget_falls_from_the_first_to_the_last_value():
     assert left == sorted(left, reverse=True)
 
 
-def test_dropout_is_off_when_an_edit_is_applied_and_does_not_depend_on_neighbours():
+def test_dropout_changes_the_training_and_does_not_depend_on_neighbours():
     model = language_model("llama")
     tuning = TuningSettings(steps=4, learning_rate=1e-2, skip_below=0)
-    editor = LoRA(dropout=0.3, tuning=tuning)
-    with editor.edit(model, REQUESTS[:1]).applied(model) as edited:
-        assert log_prob(edited, REQUESTS[0]) == log_prob(edited, REQUESTS[0])
-    together, alone = editor.edit_each(model, REQUESTS)[1], editor.edit(model, REQUESTS[1:2])
-    for name, delta in alone.deltas.items():
-        torch.testing.assert_close(together.deltas[name].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
+    editor, without = LoRA(dropout=0.3, tuning=tuning), LoRA(tuning=tuning)
+    requests = [EditRequest("Japan", "Rome", id="short"), *REQUESTS]
+    together = editor.edit_each(model, requests)
+    for number, request in enumerate(requests):
+        for name, delta in editor.edit(model, [request]).deltas.items():
+            torch.testing.assert_close(together[number].deltas[name].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
+    [name, *_], edits = together[0].deltas, [one.edit(model, requests[:1]) for one in (editor, without)]
+    assert float((edits[0].deltas[name].dense() - edits[1].deltas[name].dense()).norm()) > 1e-3
+
+
+def test_a_failed_adapter_changes_nothing_even_if_its_factors_are_not_finite():
+    sites = [language_model("llama").layer_map.site(1)]
+    adapters = Adapters(sites, edits=2, rank=2, scale=1.0, dropout=0.0, seed=0)
+    with torch.no_grad():
+        for factor in adapters.parameters[1]:
+            factor.fill_(float("nan"))
+    [stacked] = adapters.stacked({1: "its loss became nan"}).values()
+    assert not bool(stacked[1].dense().any())
+    assert stacked.are_finite().tolist() == [True, True]
+
+
+def test_an_update_that_is_not_finite_after_the_last_step_is_reported(monkeypatch):
+    """The loss is measured before a step, so that the last step's result is only seen in the change itself."""
+    model = language_model("llama")
+    editor = FineTuning(sites=[1], tuning=TuningSettings(steps=1, learning_rate=1e-2, skip_below=0))
+    after_step = fine_tuning._Matrices.after_step
+
+    def broken(self, edit, epoch):
+        after_step(self, edit, epoch)
+        if edit == 1:
+            self.parameters[edit][0].data[0, 0] = float("inf")
+
+    monkeypatch.setattr(fine_tuning._Matrices, "after_step", broken)
+    with pytest.warns(UserWarning, match="1 of 3 requests are left out: the update of .* is not finite"):
+        batch = editor.edit_each(model, REQUESTS[:3])
+    assert [len(provenance.failed) for provenance in batch.provenances] == [0, 1, 0]
+    assert batch.provenances[1].failed_requests == (REQUESTS[1],)
+    sizes = [float(next(iter(batch[number].deltas.values())).dense().norm()) for number in range(3)]
+    assert sizes[1] == 0
+    assert min(sizes[0], sizes[2]) > 0
 
 
 def test_settings_are_checked():

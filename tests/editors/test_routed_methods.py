@@ -117,7 +117,7 @@ def test_facts_of_a_sequence_are_concatenated(model):
 
 
 def test_demonstrations_come_in_the_published_ratio_with_the_nearest_last():
-    from lightning_edit.editors.in_context import _kinds
+    from lightning_edit.editors.ike import _kinds
 
     assert {kind: _kinds(32).count(kind) for kind in ("copy", "update", "retain")} == {
         "copy": 4,

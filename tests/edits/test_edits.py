@@ -128,8 +128,8 @@ def test_broken_edits_are_errors_in_words(tmp_path):
         load_edit(tmp_path)
     for content, message in (
         ({"format": 99, "kind": "weight", "details": {}}, "format 99"),
-        ({"format": 2, "kind": "magic", "details": {}}, "kind 'magic'; known are"),
-        ({"format": 2, "kind": "weight", "details": {}}, "not a manifest of an edit"),
+        ({"format": 3, "kind": "magic", "details": {}}, "kind 'magic'; known are"),
+        ({"format": 3, "kind": "weight", "details": {}}, "not a manifest of an edit"),
     ):
         write_manifest(tmp_path / "edit.json", content, [])
         with pytest.raises(EditError, match=message):
@@ -265,10 +265,11 @@ def test_merging_into_a_shared_weight_is_refused():
 def test_a_merged_model_is_another_base():
     model = language_model("llama")
     edit = edit_of(model, factored())
-    before, model.proofs = model.fingerprint, {("suffixes", 1): 9}
+    before = model.fingerprint
+    model.fast_paths.verify("suffixes", 1, 9)
     edit.merge(model)
     assert model.fingerprint.compare(before) is Likeness.DIFFERENT
-    assert not model.proofs
+    assert not model.fast_paths.is_verified("suffixes", 1, 9)
     with pytest.raises(BaseModelMismatchError):
         edit.merge(model)
 

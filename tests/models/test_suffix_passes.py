@@ -1,5 +1,7 @@
 """Passes from the subject on, against whole texts in the full model: logits and gradients, for every family."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -104,13 +106,19 @@ def test_longer_texts_than_the_compared_ones_are_checked_for_a_window():
     window = model.model.config.sliding_window
     short = model.encoder.encode("a b France has", "Rome", (4, 10))
     assert type(shortest_passes(model, [short], [2], 1)) is SuffixPasses
-    length = model.proofs["suffixes", 1]
     text = "x" * (window + 1) + " France"
     longer = model.encoder.encode(text, "", (window + 2, len(text)))
     start = last_subject_token(longer)
-    assert window < start < length
+    assert window < start
+    assert model.fast_paths.is_verified("suffixes", 1, len(short.ids))
+    assert not model.fast_paths.is_refused("suffixes", 1, len(longer.ids))
     with pytest.warns(UserWarning, match="an attention window is shorter"):
         assert type(shortest_passes(model, [longer], [start], 1)) is Passes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # What was compared once is remembered, for both lengths.
+        assert type(shortest_passes(model, [longer], [start], 1)) is Passes
+        assert type(shortest_passes(model, [short], [2], 1)) is SuffixPasses
 
 
 def test_texts_that_begin_with_their_subject_are_run_whole():

@@ -1,4 +1,4 @@
-"""In-context editing by text in front of the prompt: ICE and IKE."""
+"""IKE: In-Context Knowledge Editing with demonstrations (Zheng et al. 2023, arXiv 2305.12740)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_edit import ranges
-from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
-from lightning_edit.editors.contradictions import Contradictions
-from lightning_edit.edits import EditSequence, Match, Memory, RoutedChanges, Router, TextResponder
+from lightning_edit.editors.base import Capabilities, GroupChanges, Groups
+from lightning_edit.editors.ice import ICE, EveryPrompt, stated
+from lightning_edit.edits import EditSequence, Memory, RoutedChanges, TextResponder
 from lightning_edit.edits.memory import named_requests
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.models.language_model import LanguageModel
@@ -23,20 +23,6 @@ COPY, UPDATE, RETAIN = "copy", "update", "retain"
 FACTS = "facts"
 SHARES = {COPY: 4, UPDATE: 12, RETAIN: 16}
 """Number of demonstrations of each kind, out of 32 (Zheng et al. 2023, section 4.3)."""
-
-
-class EveryPrompt(Router):
-    """Routes every prompt to the only memory item; memories are joined by joining their texts."""
-
-    def match(self, model: LanguageModel, prompts: Sequence[str], memory: Memory, allowed: Tensor) -> Match:
-        """See :meth:`Router.match`."""
-        everything = torch.ones(len(prompts), len(memory))
-        return Match(everything, everything.bool())
-
-    def join(self, first: Memory, second: Memory) -> Memory:
-        """See :meth:`Router.join`; the later text is closer to the prompt."""
-        both = first.all_requests + second.all_requests
-        return Memory((named_requests(both),), texts=("".join(first.texts + second.texts),))
 
 
 class FactsLast(EveryPrompt):
@@ -57,45 +43,6 @@ class FactsLast(EveryPrompt):
         return Memory(joined.requests, {FACTS: torch.tensor([len(demonstrations)])}, (demonstrations + facts,))
 
 
-class ICE(Editor):
-    """ICE: states the new facts in front of every prompt (Cohen et al. 2023, arXiv 2307.12976).
-
-    The weights are unchanged; p'(y | x) = p(y | "Imagine that <fact>.", x), with the fact on its own line. For the
-    format of KnowEdit's toolkit, "New Fact: <fact>" and "Prompt: x", set ``fact`` and ``query``.
-
-    Args:
-        fact: Template of a fact, with "{prompt}" and "{target}".
-        query: Template of the model's input, with "{text}" for all facts and "{prompt}".
-
-    Example:
-        >>> from lightning_edit import EditRequest
-        >>> edit = ICE().edit(model, [EditRequest("The capital of France is", target="Rome")])
-        >>> edit.check_mergeable()
-        Traceback (most recent call last):
-        ...
-        lightning_edit.errors.EditError: ...
-    """
-
-    capabilities = Capabilities(depends=False, mergeable=False)
-    contradictions: Contradictions = "last"
-
-    def __init__(self, fact: str = "Imagine that {prompt} {target}.\n", query: str = "{text}{prompt}") -> None:
-        super().__init__()
-        for name, template, wanted in (("fact", fact, "{target}"), ("query", query, "{prompt}")):
-            if wanted not in template:
-                raise ConfigurationError(f"editor.{name}: expected {wanted} in the template, found {template!r}")
-        self.fact, self.query = fact, query
-
-    def text_of(self, model: LanguageModel, requests: Sequence[EditRequest]) -> str:
-        """Returns the text to put in front of prompts."""
-        return "".join(stated(self.fact, request.prompt, request.target) for request in requests)
-
-    def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
-        """See :meth:`Editor.compute_changes`."""
-        memories = [Memory((named_requests(group),), texts=(self.text_of(model, group),)) for group in groups]
-        return GroupChanges(RoutedChanges(memories, EveryPrompt(), TextResponder(self.query)))
-
-
 class IKE(ICE):
     """IKE: puts demonstrations of how to use a new fact in front of it (Zheng et al. 2023, arXiv 2305.12740).
 
@@ -113,7 +60,8 @@ class IKE(ICE):
         seed: Seed of the kinds' order and of the choice among a record's rephrases and neighbours.
     """
 
-    capabilities = Capabilities(depends=False, mergeable=False, fit_reads="records")
+    capabilities = Capabilities(depends="nothing", mergeable=False, fit_reads="records")
+    fitted_buffers = ("embeddings", "stored")
 
     _EXAMPLE = "New Fact: {prompt} {target}\nPrompt: {prompt} {target}\n\n"
 
@@ -149,7 +97,7 @@ class IKE(ICE):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: object) -> None:
         # Resizes the buffers, as the size of the index depends on the fit.
-        for name in ("embeddings", "stored"):
+        for name in self.fitted_buffers:
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         self._examples = None
@@ -200,11 +148,6 @@ class IKE(ICE):
         for place, kind in reversed(list(zip(nearest, kinds, strict=True))):
             choices = examples[place]
             yield generator.choice(choices.get(kind) or choices[COPY])
-
-
-def stated(template: str, prompt: str, target: str) -> str:
-    """Fills a template with a request's texts."""
-    return template.replace("{prompt}", prompt).replace("{target}", target)
 
 
 def _kinds(count: int) -> list[str]:
