@@ -257,7 +257,9 @@ def test_dropout_changes_the_training_and_does_not_depend_on_neighbours():
     together = editor.edit_each(model, requests)
     for number, request in enumerate(requests):
         for name, delta in editor.edit(model, [request]).deltas.items():
-            torch.testing.assert_close(together[number].deltas[name].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
+            # Adam enlarges differences of rounding; with other masks the difference would be as large as the change.
+            difference = together[number].deltas[name].dense() - delta.dense()
+            assert float(difference.norm()) < 0.05 * float(delta.dense().norm())
     [name, *_], edits = together[0].deltas, [one.edit(model, requests[:1]) for one in (editor, without)]
     assert float((edits[0].deltas[name].dense() - edits[1].deltas[name].dense()).norm()) > 1e-3
 
