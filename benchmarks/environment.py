@@ -19,12 +19,21 @@ from lightning_edit.edits.provenance import package_versions
 def environment() -> dict[str, Any]:
     """The machine and the versions."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **package_versions(),
     }
+
+
+def _processor() -> str:
+    """The processor's name, and whether it has AVX-512."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {'with' if 'avx512f' in text else 'without'} AVX-512"
 
 
 def peak_memory() -> int:

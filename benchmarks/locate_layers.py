@@ -46,11 +46,11 @@ SWEEP: dict[str, list[dict[str, Any]]] = {
 }
 """Method to changes of the settings that its sweep started from."""
 START: dict[str, dict[str, Any]] = {
-    "rome": {"bare_apart": False},
+    "rome": {"separate_bare_prompt": False},
     "pmet": {"layers": [4, 5, 6, 7, 8], "satisfied_weight": 0.1},
 }
 """The settings that the sweep started from, where configs/editor has since changed."""
-CONTEXTS: dict[str, list[dict[str, Any]]] = {"rome": [{"bare_apart": False}, {"bare_apart": True}]}
+CONTEXTS: dict[str, list[dict[str, Any]]] = {"rome": [{"separate_bare_prompt": False}, {"separate_bare_prompt": True}]}
 """Method to changes of its settings in configs/editor, for CounterFact records; most begin with their subject."""
 SEARCHES: dict[str, list[dict[str, Any]]] = {
     "rome": [{"learning_rate": rate} for rate in (0.5, 1.0)],

@@ -20,7 +20,7 @@ from lightning_edit.modules import EvaluationSettings, Evaluator
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("rome", "memit", "emmet", "pmet", "alphaedit", "knowledge-neurons")},
-    "rome-authors-contexts": ("rome", {"bare_apart": False}),
+    "rome-authors-contexts": ("rome", {"separate_bare_prompt": False}),
     **{f"{name}-learning-rate-1": (name, {"learning_rate": 1.0}) for name in ("rome", "memit")},
 }
 """Name to a method and changes of its settings in configs/editor."""

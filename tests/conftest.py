@@ -21,8 +21,10 @@ BENCHMARK_DATA = "LIGHTNING_EDIT_BENCHMARK_DATA"
 
 @pytest.fixture(scope="session")
 def benchmark_data() -> Path:
-    """Folder of the published benchmark files: the variable above, or shared/data beside the checkout."""
-    folder = Path(os.environ.get(BENCHMARK_DATA, Path(__file__).parents[2] / "shared" / "data"))
+    """Folder of the published benchmark files: the variable above, data in the checkout, or shared/data beside it."""
+    checkout = Path(__file__).parents[1]
+    usual = [checkout / "data", checkout.parent / "shared" / "data"]
+    folder = Path(os.environ.get(BENCHMARK_DATA) or next(filter(Path.is_dir, usual), usual[0]))
     if not folder.is_dir():
         pytest.skip(f"the published benchmark files are not here; name their folder in {BENCHMARK_DATA}")
     return folder

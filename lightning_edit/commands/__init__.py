@@ -1,6 +1,6 @@
 """The commands other than those of the Trainer.
 
-Heavy packages are imported inside the functions, so that the help appears at once.
+Heavy packages are imported inside the functions, so that the list of commands appears at once.
 """
 
 from lightning_edit.commands.comparing import compare, configs, report

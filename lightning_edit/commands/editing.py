@@ -40,7 +40,7 @@ def edit(
     they should not change.
 
     Args:
-        ckpt_path: Checkpoint of a trained editor (MEND, MALMEN, SERAC).
+        ckpt_path: Checkpoint of a trained editor (MEND, MALMEN, SERAC, Scoped), or of one with an index (IKE).
         editor: Editor that needs no training: a YAML file with class_path and init_args, a shipped one (@rome), or a
             class (ROME). Override settings by name: --editor.search.steps 10.
         statistics: Folder of fitted statistics for such an editor; by default the one in its settings. If that is

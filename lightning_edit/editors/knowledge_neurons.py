@@ -42,12 +42,12 @@ class KnowledgeNeurons(Editor):
     Args:
         layers: Layers whose neurons are considered; all by default, as in the paper.
         contexts: Prompts of the same fact: texts with "{}" in place of the prompt, the bare prompt first. The paper
-            uses about nine paraphrases; with a single prompt, ``share`` has no effect.
+            uses about nine paraphrases; with a single prompt, ``prompt_share`` has no effect.
         steps: Steps m of the integral (the paper's 20).
         threshold: A neuron counts above this share of the largest attribution (the paper's 0.2).
-        share: It is kept if it counts in this share of the prompts (the paper's 0.7).
-        at_least: Smallest number of neurons, for which the share is lowered (the paper's 2).
-        at_most: Largest number of neurons (the paper's 5).
+        prompt_share: It is kept if it counts in this share of the prompts (the paper's 0.7).
+        min_neurons: Smallest number of neurons, for which the share is lowered (the paper's 2).
+        max_neurons: Largest number of neurons (the paper's 5).
         answer_weight: λ₁ (the paper's 1).
         target_weight: λ₂ (the paper's 8).
         contradictions: How to handle requests of one edit with the same prompt and different targets: "error", "last"
@@ -64,9 +64,9 @@ class KnowledgeNeurons(Editor):
         contexts: Sequence[str] = (BARE,),
         steps: int = 20,
         threshold: float = 0.2,
-        share: float = 0.7,
-        at_least: int = 2,
-        at_most: int = 5,
+        prompt_share: float = 0.7,
+        min_neurons: int = 2,
+        max_neurons: int = 5,
         answer_weight: float = 1.0,
         target_weight: float = 8.0,
         signed: bool = False,
@@ -75,18 +75,20 @@ class KnowledgeNeurons(Editor):
         super().__init__()
         ranges.layer_numbers("editor", layers)
         ranges.one_of(get_args(Contradictions), "editor", contradictions=contradictions)
-        ranges.at_least(1, "editor", steps=steps, at_least=at_least, at_most=at_most)
-        ranges.at_least(0, "editor", threshold=threshold, share=share)
+        ranges.at_least(1, "editor", steps=steps, min_neurons=min_neurons, max_neurons=max_neurons)
+        ranges.at_least(0, "editor", threshold=threshold, prompt_share=prompt_share)
         ranges.at_least(0, "editor", answer_weight=answer_weight, target_weight=target_weight)
-        ranges.at_least(at_least, "editor", at_most=at_most)
+        ranges.at_least(min_neurons, "editor", max_neurons=max_neurons)
         if not threshold < 1:
             raise ConfigurationError(f"editor.threshold: expected a share below 1, found {threshold}")
-        if not share <= 1:
-            raise ConfigurationError(f"editor.share: expected a share of the prompts, at most 1, found {share}")
+        if not prompt_share <= 1:
+            raise ConfigurationError(
+                f"editor.prompt_share: expected a share of the prompts, at most 1, found {prompt_share}"
+            )
         self.layers = list(layers) if layers is not None else None
         self.contexts = list(Contexts((tuple(contexts),)).templates)
-        self.steps, self.threshold, self.share = steps, threshold, share
-        self.at_least, self.at_most = at_least, at_most
+        self.steps, self.threshold, self.prompt_share = steps, threshold, prompt_share
+        self.min_neurons, self.max_neurons = min_neurons, max_neurons
         self.answer_weight, self.target_weight, self.signed = answer_weight, target_weight, signed
         self.contradictions = contradictions
 
@@ -125,22 +127,23 @@ class KnowledgeNeurons(Editor):
         name = repr(request.id or request.prompt)
         answer = request.ground_truth or self._current_answer(model, request)
         if not answer:
-            return (
-                f"the model says no word to {name}, whose neurons could be looked for; give the request's ground_truth"
-            )
+            return f"the model generates no answer to {name}, whose neurons are needed; give the request's ground_truth"
         scores = self.attributions(model, request.prompt, answer, sites)
         if not bool(scores.isfinite().all()):
             return f"the attributions of {name} are not finite"
-        neurons = chosen_neurons(scores, self.threshold, self.share, self.at_least, self.at_most)
+        neurons = chosen_neurons(scores, self.threshold, self.prompt_share, self.min_neurons, self.max_neurons)
         if not len(neurons):
-            return f"no neuron speaks for the answer {answer!r} of {name}: no attribution is above zero"
-        if len(neurons) < self.at_least:
-            _LOG.warning("%s: only %d of at least %d neurons speak for %r", name, len(neurons), self.at_least, answer)
+            return f"no neuron has a positive attribution for the answer {answer!r} of {name}"
+        if len(neurons) < self.min_neurons:
+            _LOG.warning(
+                "%s: only %d neurons, of at least %d, have a positive attribution for %r",
+                name, len(neurons), self.min_neurons, answer,
+            )  # fmt: skip
         embedding: Any = model.model.get_output_embeddings()
-        weight = embedding.weight.detach().float()
 
         def mean(text: str) -> Tensor:
-            rows: Tensor = weight[list(model.encoder.encode(request.prompt, text).target_ids)]
+            ids = list(model.encoder.encode(request.prompt, text).target_ids)
+            rows: Tensor = embedding.weight.detach()[ids].float()
             return rows.mean(0)
 
         written = self.target_weight * mean(request.target) - self.answer_weight * mean(answer)

@@ -139,12 +139,13 @@ class LocateEditor(Editor):
 
     def contexts_for(self, model: LanguageModel) -> Contexts:
         """Returns the contexts, sampled from the model if none are configured."""
-        if self.contexts.given is not None:
-            return self.contexts.given
+        if self.contexts.configured is not None:
+            return self.contexts.configured
         digest = model.fingerprint.digest
         if self._sampled is None or self._sampled[0] != digest:
-            apart = self.sampling.apart if self.contexts.bare_apart is None else self.contexts.bare_apart
-            sampling = replace(self.sampling, apart=apart)
+            sampling, separate = self.sampling, self.contexts.separate_bare_prompt
+            if separate is not None:
+                sampling = replace(sampling, separate_bare_prompt=separate)
             self._sampled = digest, sampled_contexts(model, sampling, self.contexts.seed)
         return self._sampled[1]
 

@@ -88,20 +88,20 @@ class Sampling:
     Args:
         starts: Beginnings, one sample each; an empty one stands for the tokenizer's beginning-of-text token.
         lengths: Number of new tokens of each sample.
-        apart: Whether the bare prompt is a separate group, which weighs as much as all samples together.
+        separate_bare_prompt: Whether the bare prompt is a separate group, which weighs as much as all samples together.
     """
 
     starts: tuple[str, ...]
     lengths: tuple[int, ...]
-    apart: bool
+    separate_bare_prompt: bool
 
 
-PLAIN_SAMPLES = Sampling(("",) * 20, (5,) * 10 + (10,) * 10, apart=False)
+PLAIN_SAMPLES = Sampling(("",) * 20, (5,) * 10 + (10,) * 10, separate_bare_prompt=False)
 """ROME's contexts: ten samples of five tokens and ten of ten (Meng et al. 2022, appendix B).
 
 The authors' code includes the beginning-of-text token in these numbers.
 """
-STARTED_SAMPLES = Sampling(("The", "Therefore", "Because", "I", "You"), (10,) * 5, apart=True)
+STARTED_SAMPLES = Sampling(("The", "Therefore", "Because", "I", "You"), (10,) * 5, separate_bare_prompt=True)
 """MEMIT's contexts: one sample for each of five beginnings (Meng et al. 2023); its lengths include the beginning."""
 
 
@@ -113,10 +113,10 @@ class ContextSettings:
         templates: Texts with "{}" in place of the prompt, in groups; means are over groups first. By default they are
             sampled from the model, as by the methods' authors, and stored in the edit.
         seed: Seed of the sampling.
-        bare_apart: Whether the bare prompt weighs as much in a mean over contexts as all sampled ones together. None
-            follows the authors' code: yes for MEMIT and its successors, while ROME counts it as one of 21. A model
-            whose texts begin without a special token has unusual keys for a subject at the very beginning, and then
-            little of ROME's update reaches it.
+        separate_bare_prompt: Whether the bare prompt weighs as much in a mean over contexts as all sampled ones
+            together. None follows the authors' code: yes for MEMIT and its successors, while ROME counts it as one of
+            21. A model whose texts begin without a special token has unusual keys for a subject at the very beginning,
+            and then little of ROME's update reaches it.
 
     Raises:
         ConfigurationError: If a template is invalid.
@@ -124,7 +124,7 @@ class ContextSettings:
 
     templates: Sequence[Sequence[str]] | None = None
     seed: int = 0
-    bare_apart: bool | None = None
+    separate_bare_prompt: bool | None = None
 
     def __post_init__(self) -> None:
         if self.templates is not None:
@@ -132,7 +132,7 @@ class ContextSettings:
             Contexts(tuple(tuple(group) for group in self.templates or ()))
 
     @property
-    def given(self) -> Contexts | None:
+    def configured(self) -> Contexts | None:
         """The configured contexts; None if they are sampled."""
         return None if self.templates is None else Contexts(tuple(tuple(group) for group in self.templates))
 
@@ -153,7 +153,7 @@ def sampled_contexts(model: LanguageModel, sampling: Sampling, seed: int) -> Con
         torch.manual_seed(seed)
         texts = model.generate(starts, list(sampling.lengths), do_sample=True, top_k=5)
     samples = tuple(f"{_tidy(start + text)}. {PLACEHOLDER}" for start, text in zip(sampling.starts, texts, strict=True))
-    return Contexts(((BARE,), samples) if sampling.apart else ((BARE, *samples),))
+    return Contexts(((BARE,), samples) if sampling.separate_bare_prompt else ((BARE, *samples),))
 
 
 def _tidy(text: str) -> str:

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 
 from lightning_edit.edits import Match, Memory, Router, SiteResponder, StackedMatrices
 from lightning_edit.edits.hooks import Term
+from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.ties import ties_merge
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.passes import BatchRows
@@ -21,7 +22,18 @@ MATRIX, THRESHOLD, SHARDS = "matrix", "threshold", "shards"
 
 
 def activation_gap(activation: Any, output: Tensor, change: Tensor) -> Tensor:
-    """‖act(W a) - act(W' a)‖₂ for each position: outputs (…, D) of the main memory, and what the side memory adds."""
+    """Computes the activation gap ‖act(W a) - act(W' a)‖₂ at each position.
+
+    The authors' code applies the model's activation function to both products before it takes their distance.
+
+    Args:
+        activation: The activation function.
+        output: (…, D) outputs W a of the main memory.
+        change: (…, D) what the side memory adds to them.
+
+    Returns:
+        (…) gaps.
+    """
     gap: Tensor = (activation(output) - activation(output + change)).norm(dim=-1)
     return gap
 
@@ -90,13 +102,19 @@ class SideMemory(SiteResponder):
 
 
 def activation_name(model: LanguageModel) -> str:
-    """The name of the model's activation function, as in transformers."""
+    """Returns the name of the model's activation function, as in transformers.
+
+    Raises:
+        ConfigurationError: If its configuration names none.
+    """
     config: Any = model.model.config.get_text_config()
     for name in ("hidden_act", "hidden_activation", "activation_function"):
         value = getattr(config, name, None)
         if isinstance(value, str):
             return value
-    return "silu"
+    raise ConfigurationError(
+        f"{model.name}: the configuration names no activation function (hidden_act), which WISE's activation gap needs"
+    )
 
 
 def site_states(model: LanguageModel, texts: Sequence[EncodedText], site: str) -> list[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from lightning_edit.models.layer_map import EditSite
 
 WISE_TUNING = TuningSettings(steps=70, learning_rate=1.0, skip_below=0.0, stop_below=0.02)
 """The authors' settings for Llama-2 7B."""
-WISE_SAMPLES = Sampling(("I", "You", "Because", "Yes", "Q: ") * 2, (5,) * 5 + (10,) * 5, apart=False)
+WISE_SAMPLES = Sampling(("I", "You", "Because", "Yes", "Q: ") * 2, (5,) * 5 + (10,) * 5, separate_bare_prompt=False)
 """The authors' contexts: ten short samples of the model, in front of the prompt."""
 
 

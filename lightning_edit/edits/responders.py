@@ -17,7 +17,7 @@ from lightning_edit.edits.routing import Responder
 from lightning_edit.edits.rows import repeats_of
 from lightning_edit.errors import EditError, TokenizationError
 from lightning_edit.functional.divergence import kl_divergence
-from lightning_edit.models.counterfactual import CounterfactualModel, given
+from lightning_edit.models.counterfactual import CounterfactualModel, prepend_request
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.passes import BatchContext, BatchRows
 from lightning_edit.models.scoring import Score
@@ -203,7 +203,7 @@ class CounterfactualResponder(Responder):
         """See :meth:`Responder.score`; always in the base model's tokens."""
         shown = self._shown(prompts, items, memory)
         same_tokens = self.counterfactual.same_tokens(model)
-        with self.counterfactual.speaking(model) as other:
+        with self.counterfactual.answering(model) as other:
             if other is model:
                 return other.score(shown, targets, references, keep_head_input)
             if same_tokens:
@@ -223,12 +223,12 @@ class CounterfactualResponder(Responder):
         settings: dict[str, Any],
     ) -> list[str]:
         """See :meth:`Responder.generate`."""
-        with self.counterfactual.speaking(model) as other:
+        with self.counterfactual.answering(model) as other:
             return other.generate(self._shown(prompts, items, memory), max_new_tokens, **settings)
 
     @staticmethod
     def _shown(prompts: Sequence[str], items: Sequence[int], memory: Memory) -> list[str]:
-        return [given(memory.requests[item][0], prompt) for prompt, item in zip(prompts, items, strict=True)]
+        return [prepend_request(memory.requests[item][0], prompt) for prompt, item in zip(prompts, items, strict=True)]
 
 
 def _with_divergences(

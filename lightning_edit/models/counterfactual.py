@@ -17,7 +17,7 @@ from lightning_edit.models.loading import load_language_model
 from lightning_edit.records import EditRequest
 
 
-def given(request: EditRequest, prompt: str) -> str:
+def prepend_request(request: EditRequest, prompt: str) -> str:
     """Puts the request before a prompt that should be answered with it."""
     return f"{request.prompt} {request.target}\n{prompt}"
 
@@ -60,19 +60,19 @@ class CounterfactualModel(nn.Module, ABC):
         """Index of the lowest block that differs from the base model's."""
 
     @abstractmethod
-    def speaking(self, base: LanguageModel) -> AbstractContextManager[LanguageModel]:
+    def answering(self, base: LanguageModel) -> AbstractContextManager[LanguageModel]:
         """Returns a context that yields the language model that answers."""
 
     def same_tokens(self, base: LanguageModel) -> bool:
         """Whether the model has the base model's vocabulary."""
-        with self.speaking(base) as model:
+        with self.answering(base) as model:
             return bool(model.tokenizer.get_vocab() == base.tokenizer.get_vocab())
 
 
 class AdaptedBase(CounterfactualModel):
     """The base model itself with a LoRA adapter (Hu et al. 2022) in its upper blocks.
 
-    The adapter's layers replace the base's own only within :meth:`speaking`; afterwards the base is restored, and its
+    The adapter's layers replace the base's own only within :meth:`answering`; afterwards the base is restored, and its
     weights are never written.
 
     Args:
@@ -147,7 +147,7 @@ class AdaptedBase(CounterfactualModel):
         return self._lowest
 
     @contextmanager
-    def speaking(self, base: LanguageModel) -> Iterator[LanguageModel]:
+    def answering(self, base: LanguageModel) -> Iterator[LanguageModel]:
         """See :meth:`CounterfactualModel.speaking`."""
         for owner, child, _, layer in self._swaps:
             setattr(owner, child, layer)
@@ -186,7 +186,7 @@ class SeparateModel(CounterfactualModel):
         return 0
 
     @contextmanager
-    def speaking(self, base: LanguageModel) -> Iterator[LanguageModel]:
+    def answering(self, base: LanguageModel) -> Iterator[LanguageModel]:
         """See :meth:`CounterfactualModel.speaking`."""
         if self._loaded is None:
             raise ConfigurationError("the counterfactual model is not loaded; call setup(base)")

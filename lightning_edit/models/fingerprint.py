@@ -46,7 +46,7 @@ class Fingerprint:
 
     Args:
         model_type: The architecture's name.
-        structure: SHA-256 of the configuration and, for models that are not quantised, of all tensor names and shapes.
+        structure: SHA-256 of the configuration, without what differs between copies of one model.
         digest: SHA-256 over the SHA-256 of every tensor, in the precision the model was loaded in.
         dtype: The precision the model was loaded in.
         quantization: The quantisation method, or None.

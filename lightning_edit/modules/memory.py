@@ -15,7 +15,7 @@ from lightning_edit.errors import ConfigurationError, NonFiniteError
 from lightning_edit.functional.losses import mean_by_row, target_nll
 from lightning_edit.functional.scope import log_complement
 from lightning_edit.metrics.base import Average
-from lightning_edit.models.counterfactual import given
+from lightning_edit.models.counterfactual import prepend_request
 from lightning_edit.models.head import token_losses
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.loading import LanguageModelSettings
@@ -87,7 +87,7 @@ class MemoryEditing(TrainedEditing):
         """Computes the hidden states of every rephrase, prefixed with its request."""
         encoder = self.encoder
         texts = [
-            encoder.encode(given(request_for(record.requests, text), text[0]), text[1])
+            encoder.encode(prepend_request(request_for(record.requests, text), text[0]), text[1])
             for record, neighbourhood in datamodule.training_neighbourhoods()
             for text in neighbourhood
         ]
@@ -146,7 +146,7 @@ class MemoryEditing(TrainedEditing):
         """Computes the counterfactual model's (R) loss on each rephrase, prefixed with its request."""
         base = self.language_model
         inputs, ids, of_row = [], [], []
-        with self.editor.answering_model.speaking(base) as other:
+        with self.editor.answering_model.answering(base) as other:
             tokens = _token_batch(other, batch.outer_texts, requests)
             if other is not base:
                 # A separate model has no trunk, and its head is trained, too.
@@ -161,7 +161,7 @@ class MemoryEditing(TrainedEditing):
     def _answer_logits(self, batch: TrainingBatch, requests: list[EditRequest]) -> tuple[Tensor, TokenBatch]:
         """Returns the counterfactual model's logits for all texts, each prefixed with a request, and their tokens."""
         base = self.language_model
-        with self.editor.answering_model.speaking(base) as other:
+        with self.editor.answering_model.answering(base) as other:
             tokens = _token_batch(other, batch.outer_texts, requests)
             with torch.set_grad_enabled(self.optimization.train_counterfactual):
                 return (self.trunk() if other is base else other).answer_logits(tokens), tokens
@@ -185,7 +185,7 @@ class MemoryEditing(TrainedEditing):
 def _token_batch(model: LanguageModel, texts: Sequence[tuple[str, str]], requests: Sequence[EditRequest]) -> TokenBatch:
     """Tokenises the first texts, each prefixed with a request."""
     pairs = zip(texts, requests, strict=False)
-    encoded = [model.encoder.encode(given(request, prompt), answer) for (prompt, answer), request in pairs]
+    encoded = [model.encoder.encode(prepend_request(request, prompt), answer) for (prompt, answer), request in pairs]
     return model.encoder.collate(encoded).to(model.device)
 
 

@@ -93,7 +93,7 @@ def test_samples_begin_with_one_token_that_begins_a_text(bos, monkeypatch):
 def test_the_bare_prompt_weighs_as_much_as_is_asked_for(kind, apart, groups):
     model = language_model("llama")
     usual, other = (
-        ready(kind(layers=[1], contexts=ContextSettings(bare_apart=choice)), model).contexts_for(model)
+        ready(kind(layers=[1], contexts=ContextSettings(separate_bare_prompt=choice)), model).contexts_for(model)
         for choice in (None, apart)
     )
     assert [len(group) for group in other.groups] == groups

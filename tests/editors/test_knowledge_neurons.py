@@ -12,7 +12,7 @@ from tests.tiny_models import FAMILIES, language_model
 
 class TestKnowledgeNeurons(EditorTester):
     def make(self, model):
-        return KnowledgeNeurons(at_least=2, at_most=40, threshold=0.05, target_weight=1.0, steps=5, signed=True)
+        return KnowledgeNeurons(min_neurons=2, max_neurons=40, threshold=0.05, target_weight=1.0, steps=5, signed=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,7 +119,7 @@ def test_shares_of_prompts_are_not_rounded_up():
 
 
 def test_without_an_answer_the_first_generated_word_is_used(monkeypatch, caplog):
-    model, editor = language_model("llama"), KnowledgeNeurons(steps=2, at_least=60, at_most=60)
+    model, editor = language_model("llama"), KnowledgeNeurons(steps=2, min_neurons=60, max_neurons=60)
     silent = replace(REQUESTS[0], ground_truth=None)
     asked, whole = [], KnowledgeNeurons.attributions
     monkeypatch.setattr(
@@ -128,9 +128,9 @@ def test_without_an_answer_the_first_generated_word_is_used(monkeypatch, caplog)
     monkeypatch.setattr(type(model), "generate", lambda self, prompts, count: [" \n Lyon, of course"])
     assert editor.edit(model, [silent])
     assert asked == ["Lyon,"]
-    assert "of at least 60 neurons speak for 'Lyon,'" in caplog.text
+    assert "of at least 60, have a positive attribution for 'Lyon,'" in caplog.text
     monkeypatch.setattr(type(model), "generate", lambda self, prompts, count: [" \n "])
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(EditError, match="says no word to"):
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(EditError, match="generates no answer to"):
         editor.edit(model, [silent])
 
 
@@ -153,7 +153,7 @@ def test_only_the_chosen_neurons_are_changed():
 
 def test_signed_changes_push_towards_the_target():
     model = language_model("llama")
-    settings = {"steps": 4, "at_most": 40, "threshold": 0.05}
+    settings = {"steps": 4, "max_neurons": 40, "threshold": 0.05}
     plain = KnowledgeNeurons(**settings).edit(model, REQUESTS[:1])
     signed = KnowledgeNeurons(**settings, signed=True).edit(model, REQUESTS[:1])
     turned = 0
@@ -176,7 +176,7 @@ def test_contexts_are_checked():
         (lambda scores: scores.fill_(torch.nan), "the attributions of 'germany' are not finite"),
         (
             lambda scores: scores.zero_(),
-            "no neuron speaks for the answer 'Berlin' of 'germany': no attribution is above zero",
+            "no neuron has a positive attribution for the answer 'Berlin' of 'germany'",
         ),
     ],
 )

@@ -44,7 +44,7 @@ OTHERS = {
     ("llama-3-8b", "alphaedit", "ridge"): 10.0,
     ("gpt-j-6b", "knowledge-neurons", "threshold"): 0.1,
     ("gpt2-xl", "knowledge-neurons", "threshold"): 0.2,
-    ("gpt2-xl", "knowledge-neurons", "share"): 0.4,
+    ("gpt2-xl", "knowledge-neurons", "prompt_share"): 0.4,
     ("gpt2-xl", "knowledge-neurons", "steps"): 20,
 }
 # Defaults of the classes, where the paper or its authors have a single one.
@@ -55,7 +55,7 @@ DEFAULTS = {
     EMMET: {"constraint_ridge": 0.1, "covariance_ridge": 0.0, "search": ValueSettings(25, 0.5, 0.5, 0.75, 0.0625)},
     AlphaEdit: {"threshold": 0.02, "ridge": 10.0, "search": ValueSettings(25, 0.5, 0.5, 0.75, 0.0625)},
     KnowledgeNeurons: {
-        "steps": 20, "threshold": 0.2, "share": 0.7, "at_least": 2, "at_most": 5, "answer_weight": 1.0,
+        "steps": 20, "threshold": 0.2, "prompt_share": 0.7, "min_neurons": 2, "max_neurons": 5, "answer_weight": 1.0,
         "target_weight": 8.0, "signed": False,
     },
 }  # fmt: skip

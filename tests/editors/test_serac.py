@@ -10,7 +10,7 @@ from lightning_edit.edits.responders import translated_score
 from lightning_edit.errors import ConfigurationError, EditError, EditorNotFittedError, SourceNotFoundError
 from lightning_edit.functional.losses import target_nll
 from lightning_edit.models import load_language_model
-from lightning_edit.models.counterfactual import given
+from lightning_edit.models.counterfactual import prepend_request
 from lightning_edit.models.scope import CrossAttentionScope, EmbeddingScope
 from lightning_edit.models.trunk import Trunk
 from lightning_edit.records import EditRequest
@@ -26,8 +26,10 @@ def fitted(model, steps=12, **settings):
     counterfactual = editor.answering_model
     optimizer = torch.optim.Adam(counterfactual.parameters(), lr=0.03)
     for _ in range(steps):
-        with counterfactual.speaking(model) as other:
-            texts = [other.encoder.encode(given(request, request.prompt), request.target) for request in REQUESTS]
+        with counterfactual.answering(model) as other:
+            texts = [
+                other.encoder.encode(prepend_request(request, request.prompt), request.target) for request in REQUESTS
+            ]
             batch = other.encoder.collate(texts)
             loss = target_nll(other.answer_logits(batch), batch.target_ids, batch.target_rows, len(batch)).sum()
         optimizer.zero_grad()
@@ -103,7 +105,7 @@ def test_in_scope_the_answer_is_the_counterfactual_models(model, editor):
     request = REQUESTS[0]
     with editor.edit(model, [request]).applied(model) as edited:
         [score] = edited.score([request.prompt], [request.target])
-    with editor.answering_model.speaking(model) as other:
+    with editor.answering_model.answering(model) as other:
         [expected] = other.score([f"{request.prompt} {request.target}\n{request.prompt}"], [request.target])
     assert score.log_probs == expected.log_probs
 
@@ -277,7 +279,7 @@ def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_pa
     [before] = base.score([request.prompt], [request.target], keep_head_input=True)
     with edit.applied(base) as edited:
         [score] = edited.score([request.prompt], [request.target], [before.head_input])
-    other, asked = load_language_model(str(tmp_path)), given(request, request.prompt)
+    other, asked = load_language_model(str(tmp_path)), prepend_request(request, request.prompt)
 
     def log_probs(model, prompt):
         text = model.encoder.encode(prompt, request.target)
@@ -351,7 +353,7 @@ def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, 
     assert not editor.answering_model.same_tokens(base)
     request = REQUESTS[1]
     edit = editor.edit(base, [request])
-    asked = given(request, request.prompt)
+    asked = prepend_request(request, request.prompt)
     with edit.applied(base) as edited:
         [score] = edited.score([request.prompt], [request.target])
         [text] = edited.generate([request.prompt], 6)
@@ -386,7 +388,7 @@ def test_the_trunk_below_the_adapter_gives_the_same_logits(model, editor):
     counterfactual = editor.answering_model
     batch = model.encoder.collate([model.encoder.encode(request.prompt, request.target) for request in REQUESTS])
     trunk = Trunk(model, counterfactual.lowest_layer)
-    with counterfactual.speaking(model) as other:
+    with counterfactual.answering(model) as other:
         torch.testing.assert_close(trunk.answer_logits(batch), other.answer_logits(batch), rtol=1e-4, atol=1e-5)
     assert trunk.works
 

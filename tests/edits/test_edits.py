@@ -21,10 +21,12 @@ from lightning_edit.edits import (
     WeightEdit,
     load_edit,
 )
+from lightning_edit.edits.base import losses_under
 from lightning_edit.edits.deltas import add
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, SourceNotFoundError
 from lightning_edit.manifests import write_manifest
 from lightning_edit.models import LanguageModel, Likeness
+from lightning_edit.models.perplexity import losses_of_rows
 from tests.testers import REQUESTS, assert_untouched, state, target_log_probs
 from tests.tiny_models import FAMILIES, byte_level_tokenizer, language_model
 from tests.tiny_models import build as build_model
@@ -252,6 +254,22 @@ def test_a_compiled_model_is_refused():
     model.model.model.layers[0].compile()
     with pytest.raises(EditError, match=r"is compiled \(model\.layers\.0\)"):
         edit.applied(model).__enter__()
+
+
+def test_a_model_that_transformers_compiled_for_generation_is_refused():
+    model = language_model("llama")
+    model.model._compiled_call = model.model.__call__
+    with pytest.raises(EditError, match="is compiled"):
+        edit_of(model, factored()).applied(model).__enter__()
+
+
+def test_perplexity_under_a_scorer_that_cannot_measure_it_is_an_error():
+    model = language_model("llama")
+    rows = torch.arange(12).view(2, 6)
+    assert torch.equal(losses_under(model, model, rows), losses_of_rows(model, rows))
+    changes = WeightChanges({model.layer_map.site(1).name: StackedFactors(torch.ones(2, 64, 1), torch.ones(2, 1, 32))})
+    with changes.layered(model, [0, 1]) as scorer, pytest.raises(EditError, match="has no losses_of_rows"):
+        losses_under(scorer, model, rows)
 
 
 def test_merging_into_a_shared_weight_is_refused():

@@ -48,6 +48,27 @@ def test_generate_says_what_the_edited_model_says(editor):
 
 
 @pytest.mark.parametrize("editor", EDITORS)
+def test_generation_is_greedy_whatever_the_model_was_published_with(editor):
+    model, edit = _edited(editor)
+    with edit.applied(model) as scorer:
+        expected = scorer.generate(PROMPTS[:1], 6)
+    model.model.generation_config.update(do_sample=True, temperature=50.0)
+    ids, mask = _batch(model, PROMPTS[:1], "left")
+    output = edit.as_hf(model).generate(ids, attention_mask=mask, max_new_tokens=6)
+    assert [model.encoder.decode(output[0, ids.shape[1] :].tolist())] == expected
+
+
+def test_settings_that_a_routed_edit_would_ignore_are_refused():
+    model, edit = _edited("text")
+    ids, mask = _batch(model, PROMPTS[:1], "left")
+    with pytest.raises(EditError, match="a routed edit has no setting repetition_penalty; it has max_new_tokens"):
+        edit.as_hf(model).generate(ids, attention_mask=mask, max_new_tokens=2, repetition_penalty=1.5)
+    config = GenerationConfig(num_return_sequences=2, num_beams=2)
+    with pytest.raises(EditError, match="no setting num_return_sequences"):
+        edit.as_hf(model).generate(ids, attention_mask=mask, generation_config=config)
+
+
+@pytest.mark.parametrize("editor", EDITORS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_are_those_of_the_edited_model(editor, side):
     model, edit = _edited(editor)

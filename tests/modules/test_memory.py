@@ -13,7 +13,7 @@ from lightning_edit.editors import SERAC, load_editor
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.functional.scope import log_complement, scope_losses
 from lightning_edit.models import load_language_model
-from lightning_edit.models.counterfactual import given
+from lightning_edit.models.counterfactual import prepend_request
 from lightning_edit.modules import MemoryEditing, MemoryOptimization
 from lightning_edit.modules.scope_examples import subject_examples
 from lightning_edit.records import EditRecord, EditRequest
@@ -90,9 +90,9 @@ def test_the_supervised_loss_is_that_of_a_plain_loop(module, hardest):
             p = torch.exp(-classifier.log_scale.exp() * distance)
             (positive if row == column else others).append(-p.log() if row == column else -(1 - p).log())
         negative += [max(others)] if hardest else others
-    with module.editor.answering_model.speaking(model) as other:
+    with module.editor.answering_model.answering(model) as other:
         answers = [
-            nll(other, given(request, prompt), target)
+            nll(other, prepend_request(request, prompt), target)
             for request, (prompt, target) in zip(REQUESTS, REPHRASES, strict=True)
         ]
     expected = sum(positive) / len(positive) + sum(negative) / len(negative) + sum(answers) / 3
@@ -140,9 +140,9 @@ def test_the_mixed_loss_is_that_of_a_plain_loop(module):
             return module.language_model.model(ids).logits[0, torch.arange(*text.target) - 1].softmax(-1)
 
         plain_text = model.encoder.encode(prompt, target)
-        shown = model.encoder.encode(given(REQUESTS[int(which)], prompt), target)
+        shown = model.encoder.encode(prepend_request(REQUESTS[int(which)], prompt), target)
         plain = distribution(plain_text)
-        with module.editor.answering_model.speaking(model):
+        with module.editor.answering_model.answering(model):
             mixed = share * distribution(shown) + (1 - share) * plain
         if row < 3:
             parts.append(-mixed.log()[torch.arange(len(mixed)), torch.tensor(shown.target_ids)].mean())
