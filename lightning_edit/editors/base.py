@@ -139,8 +139,8 @@ class Editor(nn.Module, ABC):
             after: The earlier edits; may be empty.
 
         Returns:
-            The changes, and the problems of requests that could not be edited, which must not be part of the changes.
-            Edits whose values are not finite are emptied and reported by the caller.
+            The changes, and the problems of requests that could not be edited. The caller empties edits of which all
+            requests failed, or whose values are not finite; of other edits, failed requests must not be a part.
 
         Raises:
             EditError: If the editor does not support the requests.
@@ -214,7 +214,7 @@ class Editor(nn.Module, ABC):
         with _applied(model, after):
             use_passes = passes is not None and self.capabilities.takes_passes and not len(after)
             computed = self.compute_changes(model, kept, after, **({"passes": passes} if use_passes else {}))
-        computed = _without_non_finite(computed, kept)
+        computed = _without_failed_edits(computed, kept)
         _warn_about(computed.problems, sum(map(len, kept)))
         return EditBatch(computed.changes, self._provenances(model, groups, kept, computed.problems, after))
 
@@ -363,18 +363,23 @@ def name_of(request: EditRequest) -> str:
     return request.id or request.prompt
 
 
-def _without_non_finite(computed: GroupChanges, groups: Groups) -> GroupChanges:
-    """Empties edits with values that are not finite, and reports them as a problem of all their requests."""
-    broken = computed.changes.non_finite()
-    if not broken:
-        return computed
-    problems, place = dict(computed.problems), 0
+def _without_failed_edits(computed: GroupChanges, groups: Groups) -> GroupChanges:
+    """Empties edits that have values that are not finite, or no request that could be edited.
+
+    The former are reported as a problem of all their requests.
+    """
+    broken, problems = computed.changes.non_finite(), dict(computed.problems)
+    failed, place = set(broken), 0
     for edit, group in enumerate(groups):
-        for number, request in enumerate(group, place):
-            if edit in broken:
-                problems.setdefault(number, f"the update of {broken[edit]} for {name_of(request)!r} is not finite")
+        numbers = range(place, place + len(group))
         place += len(group)
-    return GroupChanges(computed.changes.without(broken), problems)
+        if edit in broken:
+            for number, request in zip(numbers, group, strict=True):
+                problems.setdefault(number, f"the update of {broken[edit]} for {name_of(request)!r} is not finite")
+        if all(number in problems for number in numbers):
+            failed.add(edit)
+    changes = computed.changes.without(failed) if failed else computed.changes
+    return GroupChanges(changes, problems)
 
 
 def _warn_about(problems: Mapping[int, str], count: int) -> None:

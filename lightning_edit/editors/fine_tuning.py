@@ -85,7 +85,7 @@ class FineTuning(Editor):
         tuned = _Matrices(self.edit_sites(model), len(groups), self.norm_constraint)
         texts = tuning_texts(model, groups, self.tuning)
         failed = tune(model, texts, names_of(groups), tuned, self.lowest_layer(model), self.tuning, "fine-tuning")
-        return GroupChanges(WeightChanges(tuned.stacked(failed)), problems_of(failed, groups))
+        return GroupChanges(WeightChanges(tuned.stacked()), problems_of(failed, groups))
 
 
 class _Matrices(Tuned):
@@ -116,11 +116,8 @@ class _Matrices(Tuned):
                 matrix.clamp_(-self.bound, self.bound)
 
     @torch.no_grad()
-    def stacked(self, failed: Mapping[int, str]) -> dict[str, StackedMatrices]:
-        """Stacks the changes of all edits; failed edits change nothing."""
-        for edit in failed:
-            for matrix in self.parameters[edit]:
-                matrix.zero_()
+    def stacked(self) -> dict[str, StackedMatrices]:
+        """Stacks the changes of all edits, by site name."""
         columns = zip(*self.parameters, strict=True)
         return {
             name: StackedMatrices(torch.stack([matrix.detach() for matrix in column]))

@@ -90,18 +90,13 @@ class Adapters(Tuned):
         return mask.to(x)
 
     @torch.no_grad()
-    def stacked(self, failed: Mapping[int, str]) -> dict[str, StackedFactors]:
-        """The changes of all edits; those that failed change nothing."""
+    def stacked(self) -> dict[str, StackedFactors]:
+        """Stacks the changes of all edits, by site name."""
         stacked = {}
         for index, site in enumerate(self.sites):
             pairs = [self.factors(edit, index) for edit in range(len(self.parameters))]
-            pairs = [
-                (torch.zeros_like(a), torch.zeros_like(b)) if edit in failed else (a, b)
-                for edit, (a, b) in enumerate(pairs)
-            ]
-            stacked[site.name] = StackedFactors(
-                torch.stack([a.detach() for a, _ in pairs]), torch.stack([b.detach() for _, b in pairs])
-            )
+            a, b = (torch.stack([pair[side].detach() for pair in pairs]) for side in (0, 1))
+            stacked[site.name] = StackedFactors(a, b)
         return stacked
 
 
@@ -155,7 +150,7 @@ class LoRA(Editor):
         self.edit_sites(model)
 
     def adapters(self, sites: Sequence[EditSite], edits: int) -> Adapters:
-        """What is trained."""
+        """Creates the trainable adapters of all edits."""
         return Adapters(sites, edits, self.rank, self.alpha / self.rank, self.dropout, self.seed)
 
     def compute_changes(self, model: LanguageModel, groups: Groups, after: EditSequence) -> GroupChanges:
@@ -163,4 +158,4 @@ class LoRA(Editor):
         adapters = self.adapters(self.edit_sites(model), len(groups))
         texts = tuning_texts(model, groups, self.tuning)
         failed = tune(model, texts, names_of(groups), adapters, self.lowest_layer(model), self.tuning, "adapters")
-        return GroupChanges(WeightChanges(adapters.stacked(failed)), problems_of(failed, groups))
+        return GroupChanges(WeightChanges(adapters.stacked()), problems_of(failed, groups))

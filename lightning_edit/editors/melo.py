@@ -90,7 +90,7 @@ class MELO(Editor):
         trained_blocks = [block for _, block in blocks]
         texts = tuning_texts(model, trained_blocks, self.tuning)
         failed = tune(model, texts, names_of(trained_blocks), adapters, sites[0].layer, self.tuning, "blocks")
-        stacked = adapters.stacked(failed)
+        stacked = adapters.stacked()
         router = Clusters(key_site.name, self.radius)
         memories = []
         for edit in range(len(groups)):

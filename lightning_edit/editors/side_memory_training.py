@@ -131,26 +131,22 @@ class SideMemories(Tuned):
         return activation_gap(self.activation, output, x @ self.parameters[edit][0]).mean()
 
     @torch.no_grad()
-    def memory(self, edit: int, activation_ratio: float, failed: bool) -> Memory:
-        """The side memory of an edit; its threshold is a share of the smallest gap of its prompts.
+    def memory(self, edit: int, activation_ratio: float) -> Memory:
+        """Returns the side memory of an edit, whose threshold is a share of the smallest gap of its prompts.
 
         Args:
             edit: The edit.
             activation_ratio: That share.
-            failed: Whether its training failed, which leaves an empty memory.
         """
         group = self.groups[edit]
-        if failed:
-            return self._memory(edit, (), torch.zeros(0))
         prompts = [self.model.encoder.encode(request.prompt) for request in group]
         gaps = [float(self.gap(edit, states)) for states in site_states(self.model, prompts, self.site.name)]
-        threshold = torch.tensor([activation_ratio * min(gaps)])
-        return self._memory(edit, (named_requests(group),), threshold)
-
-    def _memory(self, edit: int, requests: tuple[tuple[EditRequest, ...], ...], threshold: Tensor) -> Memory:
-        matrix = self.parameters[edit][0].detach()[None][: len(requests)]
-        shards = torch.ones(len(requests), dtype=torch.int64)
-        return Memory(requests, {MATRIX: matrix, THRESHOLD: threshold, SHARDS: shards})
+        values = {
+            MATRIX: self.parameters[edit][0].detach()[None],
+            THRESHOLD: torch.tensor([activation_ratio * min(gaps)]),
+            SHARDS: torch.ones(1, dtype=torch.int64),
+        }
+        return Memory((named_requests(group),), values)
 
 
 def _checksum(request: EditRequest) -> int:

@@ -121,6 +121,6 @@ class WISE(Editor):
         for turn in range(max(map(len, groups))):
             trained = [edit for edit, group in enumerate(groups) if turn < len(group) and edit not in failed]
             failed |= memories.learn(trained, turn)
-        changes = [memories.memory(edit, self.activation_ratio, edit in failed) for edit in range(len(groups))]
+        changes = [memories.memory(edit, self.activation_ratio) for edit in range(len(groups))]
         router = GapRouter(site.name, activation_name(model), self.merge_every, self.density)
         return GroupChanges(RoutedChanges(changes, router, SideMemory(site.name)), problems_of(failed, groups))

@@ -31,20 +31,16 @@ class Changes(ABC):
     def non_finite(self) -> Mapping[int, str]:
         """Returns the edits with values that are not finite, each with the name of the first such site or value.
 
-        By default none; a kind whose values can overflow overrides this and :meth:`without`.
+        By default none are looked for.
         """
         return {}
 
     def without(self, edits: Collection[int]) -> Changes:
-        """Returns the changes with some of the edits changing nothing.
+        """Returns the changes with some of the edits changing nothing: those that failed, or are not finite.
 
-        Args:
-            edits: Result of :meth:`non_finite`.
-
-        Raises:
-            NotImplementedError: If the kind does not override this.
+        By default the changes as they are, for editors that leave failed requests out themselves.
         """
-        raise NotImplementedError(f"{type(self).__name__} overrides non_finite(), but not without()")
+        return self
 
 
 class EditBatch:

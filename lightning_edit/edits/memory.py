@@ -57,10 +57,6 @@ class Memory:
         ends = list(accumulate(sizes))
         return [self.select(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
-    def owned_by(self, edit: int) -> Memory:
-        """Selects the items of one edit of a batch."""
-        return self.select([place for place, owner in enumerate(self.owners) if owner == edit])
-
     def with_tensors(self, **tensors: Tensor) -> Memory:
         """Replaces some of the items' values."""
         return replace(self, tensors={**self.tensors, **tensors})

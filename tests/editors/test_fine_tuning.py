@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 
-from lightning_edit.editors import AdaLoRA, Budget, FineTuning, LoRA, TuningSettings, fine_tuning
-from lightning_edit.editors.lora import Adapters
+from lightning_edit.editors import AdaLoRA, Budget, FineTuning, LoRA, TuningSettings, fine_tuning, lora
 from lightning_edit.editors.tuning import mini_batches
 from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
 from lightning_edit.records import EditRequest
@@ -264,15 +263,25 @@ def test_dropout_changes_the_training_and_does_not_depend_on_neighbours():
     assert float((edits[0].deltas[name].dense() - edits[1].deltas[name].dense()).norm()) > 1e-3
 
 
-def test_a_failed_adapter_changes_nothing_even_if_its_factors_are_not_finite():
-    sites = [language_model("llama").layer_map.site(1)]
-    adapters = Adapters(sites, edits=2, rank=2, scale=1.0, dropout=0.0, seed=0)
-    with torch.no_grad():
-        for factor in adapters.parameters[1]:
-            factor.fill_(float("nan"))
-    [stacked] = adapters.stacked({1: "its loss became nan"}).values()
-    assert not bool(stacked[1].dense().any())
-    assert stacked.are_finite().tolist() == [True, True]
+@pytest.mark.parametrize("editor", [FineTuning(sites=[1], tuning=STEPS), LoRA(tuning=STEPS)])
+def test_a_failed_edit_changes_nothing_even_if_its_parameters_are_not_finite(editor, monkeypatch):
+    model = language_model("llama")
+
+    def failing(model, texts, names, tuned, *arguments):
+        with torch.no_grad():
+            for edit, parameters in enumerate(tuned.parameters):
+                for parameter in parameters:
+                    parameter.fill_(0.1 if edit else float("nan"))
+        return {0: f"the loss of {names[0]!r} became nan"}
+
+    for module in (fine_tuning, lora):
+        monkeypatch.setattr(module, "tune", failing)
+    with pytest.warns(UserWarning, match="1 of 2 requests are left out: the loss of .* became nan"):
+        batch = editor.edit_each(model, REQUESTS[:2])
+    for delta in batch[0].deltas.values():
+        assert not bool(delta.dense().any())
+    for delta in batch[1].deltas.values():
+        assert bool(delta.dense().all())
 
 
 def test_an_update_that_is_not_finite_after_the_last_step_is_reported(monkeypatch):
