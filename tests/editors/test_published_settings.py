@@ -15,38 +15,43 @@ from lightning_edit.editors.configured import configured_editor
 
 FOLDER = Path(__file__).parents[2] / "configs" / "editor"
 MODELS = ["gpt2-xl", "gpt-j-6b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b"]
-METHODS = ["rome", "r-rome", "memit", "emmet", "pmet", "alphaedit", "knowledge-neurons"]
 
-# Model and method: layers, steps, learning rate, weight decay, clamp norm, KL weight.
+# Steps, learning rate, weight decay, clamp norm and KL weight of a value search: ROME's and MEMIT's on GPT-2 XL and GPT-J,
+# EasyEdit's on Llama and similar models, AlphaEdit's on Llama-3, and PMET's.
+ROME_GPT = (20, 0.5, 0.5, 4.0, 0.0625)
+MEMIT_XL, MEMIT_J = (20, 0.5, 0.5, 0.75, 0.0625), (25, 0.5, 0.5, 0.75, 0.0625)
+LLAMA, LLAMA_3 = (25, 0.5, 1e-3, 4.0, 0.0625), (25, 0.1, 0.5, 0.75, 0.0625)
+PMET_J, PMET_LLAMA, PMET_LLAMA_3 = (30, 0.2, 0.5, 0.75, 1.0), (20, 0.5, 0.5, 1.0, 0.0625), (25, 0.5, 0.5, 1.0, 0.0625)
+XL_LAYERS, J_LAYERS, LLAMA_LAYERS = [13, 14, 15, 16, 17], [3, 4, 5, 6, 7, 8], [4, 5, 6, 7, 8]
+# Method: for each of MODELS the layers, and the settings of the search.
 SEARCHES = {
-    ("gpt2-xl", "rome"): ([17], 20, 0.5, 0.5, 4.0, 0.0625),
-    ("gpt-j-6b", "rome"): ([5], 20, 0.5, 0.5, 4.0, 0.0625),
-    ("llama-2-7b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
-    ("llama-3-8b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
-    ("mistral-7b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
-    ("qwen2.5-7b", "rome"): ([5], 25, 0.5, 1e-3, 4.0, 0.0625),
-    ("gpt2-xl", "memit"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 0.0625),
-    ("gpt-j-6b", "memit"): ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.5, 0.75, 0.0625),
-    ("llama-2-7b", "memit"): ([4, 5, 6, 7, 8], 25, 0.5, 1e-3, 4.0, 0.0625),
-    ("gpt2-xl", "alphaedit"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 0.0625),
-    ("llama-3-8b", "alphaedit"): ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, 0.0625),
-    ("gpt-j-6b", "pmet"): ([3, 4, 5, 6, 7, 8], 30, 0.2, 0.5, 0.75, 1.0),
-}
-# Model, method and setting.
+    "rome": [([17], ROME_GPT), ([5], ROME_GPT), *[([5], LLAMA)] * 4],
+    "r-rome": [([17], ROME_GPT), ([5], ROME_GPT), *[([5], LLAMA)] * 4],
+    "memit": [
+        (XL_LAYERS, MEMIT_XL), (J_LAYERS, MEMIT_J), (LLAMA_LAYERS, LLAMA), (LLAMA_LAYERS, LLAMA_3),
+        (LLAMA_LAYERS, LLAMA), (LLAMA_LAYERS, LLAMA),
+    ],
+    "emmet": [([17], MEMIT_XL), ([5], MEMIT_J), *[([5], LLAMA)] * 4],
+    "pmet": [
+        (XL_LAYERS, PMET_J), (J_LAYERS, PMET_J), (LLAMA_LAYERS, PMET_LLAMA), (LLAMA_LAYERS, PMET_LLAMA_3),
+        (LLAMA_LAYERS, PMET_LLAMA), (LLAMA_LAYERS, PMET_LLAMA),
+    ],
+    "alphaedit": [
+        (XL_LAYERS, MEMIT_XL), (J_LAYERS, MEMIT_J), (LLAMA_LAYERS, LLAMA_3), (LLAMA_LAYERS, LLAMA_3),
+        (LLAMA_LAYERS, LLAMA_3), (LLAMA_LAYERS, LLAMA),
+    ],
+}  # fmt: skip
+# Method: other settings, for each of MODELS or for all alike.
 OTHERS = {
-    ("gpt2-xl", "memit", "covariance_weight"): 20000.0,
-    ("gpt-j-6b", "memit", "covariance_weight"): 15000.0,
-    ("llama-3-8b", "memit", "covariance_weight"): 15000.0,
-    ("gpt-j-6b", "pmet", "covariance_weight"): 6000.0,
-    ("gpt2-xl", "emmet", "covariance_weight"): 1000.0,
-    ("gpt-j-6b", "emmet", "covariance_weight"): 1.0,
-    ("llama-3-8b", "alphaedit", "threshold"): 0.02,
-    ("llama-3-8b", "alphaedit", "ridge"): 10.0,
-    ("gpt-j-6b", "knowledge-neurons", "threshold"): 0.1,
-    ("gpt2-xl", "knowledge-neurons", "threshold"): 0.2,
-    ("gpt2-xl", "knowledge-neurons", "prompt_share"): 0.4,
-    ("gpt2-xl", "knowledge-neurons", "steps"): 20,
+    "rome": {"original_keys": True},
+    "r-rome": {"original_keys": False},
+    "memit": {"covariance_weight": [20000.0, *[15000.0] * 5]},
+    "emmet": {"covariance_weight": [1000.0, *[1.0] * 5], "constraint_ridge": 0.1},
+    "pmet": {"covariance_weight": [6000.0, 6000.0, *[15000.0] * 4]},
+    "alphaedit": {"threshold": 0.02, "ridge": [*[10.0] * 5, 1.0]},
+    "knowledge-neurons": {"threshold": [0.2, 0.1, *[0.2] * 4], "prompt_share": 0.4, "steps": 20},
 }
+METHODS = list(OTHERS)
 # Defaults of the classes, where the paper or its authors have a single one.
 DEFAULTS = {
     ROME: {"original_keys": False, "search": ValueSettings(25, 0.5, 1e-3, 4.0, 0.0625)},
@@ -122,17 +127,20 @@ def test_default_settings(kind):
     assert {name: getattr(editor, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
 
 
-@pytest.mark.parametrize(("model", "method"), SEARCHES)
+@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("model", MODELS)
 def test_settings_of_the_value_search(model, method):
     configured = settings(model, method)
     search = tuple(configured["search"][name] for name in SEARCH)
-    assert (configured["layers"], *search) == SEARCHES[model, method]
+    assert (configured["layers"], search) == SEARCHES[method][MODELS.index(model)]
 
 
-@pytest.mark.parametrize(("model", "method", "name"), OTHERS)
-def test_settings_of_a_single_method(model, method, name):
-    configured = settings(model, method)
-    assert {**configured, **configured.get("search", {})}[name] == OTHERS[model, method, name]
+@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_other_settings_of_a_method(model, method):
+    configured, number = settings(model, method), MODELS.index(model)
+    expected = {name: value[number] if isinstance(value, list) else value for name, value in OTHERS[method].items()}
+    assert {name: configured[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -164,7 +172,9 @@ def test_settings_of_methods_that_tune(model, method):
 
 def test_every_file_of_a_published_model_is_compared():
     files = {(path.parent.name, path.stem) for path in FOLDER.glob("*/*.yaml")}
-    assert files == {*TUNED, *((model, method) for model in MODELS for method in METHODS)}
+    assert files == {*TUNED, *((model, method) for model in MODELS for method in OTHERS)}
+    assert {*SEARCHES, "knowledge-neurons"} == set(OTHERS)
+    assert {len(rows) for rows in SEARCHES.values()} == {len(MODELS)}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -180,14 +190,18 @@ def test_rome_for_smollm2_has_r_romes_correction():
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_settings_for_smollm2_fit_the_model(path):
-    """Its 30 blocks have the named sites; what is not in the file is a default of the class."""
-    editor = configured_editor(str(path))
-    described = yaml.safe_load(path.read_text())
-    assert described["class_path"] == f"lightning_edit.editors.{type(editor).__name__}"
-    for name in ("sites", "layers", "site", "key_site"):
-        value = (described.get("init_args") or {}).get(name, [])
-        assert all(-30 <= layer < 30 for layer in (value if isinstance(value, list) else [value]))
+def test_settings_for_smollm2_fit_the_model(path, smollm2):
+    """The file names its own settings alone, and the model has the named sites."""
+    hyperparameters = configured_editor(str(path)).hyperparameters
+    described = yaml.safe_load(path.read_text()).get("init_args") or {}
+    plain = {name: value for name, value in described.items() if not isinstance(value, dict)}
+    assert {name: hyperparameters[name] for name in plain} == plain
+    named = [described[name] for name in ("sites", "layers", "site", "key_site") if described.get(name) is not None]
+    for value in named:
+        wanted = value if isinstance(value, list) else [value]
+        assert len(smollm2.layer_map.sites(wanted)) == len(wanted)
+    if targets := described.get("targets"):
+        assert len(smollm2.layer_map.sites_ending_in(targets, described.get("layers"))) >= len(targets)
 
 
 def test_smollm2_has_settings_of_every_method():
