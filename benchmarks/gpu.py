@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.environment import write_result
 from benchmarks.training_cost import Step
 from lightning_edit.data import WorldFacts
-from lightning_edit.editors import GRACE, ICE, MEMIT, MEND, ROME, WISE, Editor, FineTuning, LoRA
+from lightning_edit.editors import GRACE, ICE, MELO, MEMIT, MEND, ROME, WISE, AdaLoRA, Editor, FineTuning, LoRA
 from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.models import LanguageModel
 from lightning_edit.records import EditRecord
@@ -67,7 +67,9 @@ def editors(model: LanguageModel) -> dict[str, Callable[[], Editor]]:
         "MEMIT": lambda: MEMIT(layers=[early - 1, early], **located),
         "FT-M": lambda: FineTuning(sites=[late]),
         "LoRA": LoRA,
+        "AdaLoRA": AdaLoRA,
         "GRACE": lambda: GRACE(site=late),
+        "MELO": lambda: MELO(key_site=late - 1, sites=[late]),
         "WISE": lambda: WISE(site=late, contexts=["{}", "Well. {}"], unrelated=["Water boils at a high temperature."]),
         "ICE": ICE,
     }

@@ -3,8 +3,8 @@
 python -m benchmarks.unchanged_results --old CHECKOUT --data FOLDER --work FOLDER [--records N]
 
 CHECKOUT is a worktree of the other commit (git worktree add CHECKOUT COMMIT). Both run in processes of their own, with
-their own checkpoints, on the first N records of KnowEdit's ZsRE, and with the same second moments (of the keys of the first
-records' prompts) and contexts for updates.
+their own checkpoints, on the first N records of KnowEdit's ZsRE, and with the same contexts and second moments (of the
+keys of these records' prompts) for updates.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ with torch.no_grad():
 for handle in handles:
     handle.remove()
 moments = {name: (k := torch.cat(parts)).T @ k / len(k) + 1e-3 * torch.eye(k.shape[1]) for name, parts in keys.items()}
-statistics = KeyStatistics(moments, Corpus("prompts", 1, 1, ""), model.name, model.fingerprint)
+statistics = KeyStatistics(moments, Corpus("prompts", 1, 100_000, ""), model.name, model.fingerprint)
 contexts = [["{}"], ["The fact is. {}", "As you know, {}", "Because of that. {}"]]
 try:
     from lightning_edit.editors import ContextSettings, ValueSettings

@@ -12,12 +12,12 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 def test_the_benchmark_measures_in_a_small_form():
-    result = measure("tiny", "cpu", 2, ["MEND", "ROME", "ICE"])
-    assert set(editors(random_model("tiny", "cpu", torch.float32))) > {"MEND", "ROME", "ICE"}
-    assert set(result["agreement with the CPU"]) == {"MEND", "ROME", "ICE"}
+    result = measure("tiny", "cpu", 2, ["MEND", "ROME", "MELO", "ICE"])
+    assert set(editors(random_model("tiny", "cpu", torch.float32))) > {"MEND", "ROME", "MELO", "ICE"}
+    assert set(result["agreement with the CPU"]) == {"MEND", "ROME", "MELO", "ICE"}
     # Both runs use the CPU here, so any difference would come from the order of edits or a seed.
     assert max(result["agreement with the CPU"].values()) < 1e-5
-    assert set(result["edits"]) == {"MEND", "ROME", "ICE"}
+    assert set(result["edits"]) == {"MEND", "ROME", "MELO", "ICE"}
     for row in result["edits"].values():
         assert all(value > 0 for value in row.values())
     assert result["training"]["seconds per step"] > 0

@@ -17,7 +17,7 @@ from lightning_edit.edits.base import TENSORS, Edit, Scorer, read_tensors
 from lightning_edit.edits.batch import Changes
 from lightning_edit.edits.memory import Memory
 from lightning_edit.edits.provenance import Provenance
-from lightning_edit.edits.routed_model import RoutedModel
+from lightning_edit.edits.routed_model import Decisions, RoutedModel
 from lightning_edit.edits.routing import Responder, Router
 from lightning_edit.edits.weight import with_prefix
 from lightning_edit.errors import EditError
@@ -58,7 +58,7 @@ class RoutedEdit(Edit):
                 "not reach that edit",
                 stacklevel=4,
             )
-        with _routed_model(below, model, self.memory, self.router, self.responder, None) as scorer:
+        with _routed_model(below, model, self.memory, self.router, self.responder, None, {}) as scorer:
             yield scorer
 
     def joined(self, later: Edit) -> Edit | None:
@@ -156,6 +156,8 @@ class RoutedChanges(Changes):
 
     def __init__(self, memories: Sequence[Memory], router: Router, responder: Responder) -> None:
         self.memories, self.router, self.responder = list(memories), router, responder
+        # By the model and the edits below, which change what a router sees.
+        self._decisions: dict[tuple[str, ...], Decisions] = {}
 
     def __len__(self) -> int:
         return len(self.memories)
@@ -183,15 +185,22 @@ class RoutedChanges(Changes):
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
         """See :meth:`Changes.layered`."""
         memory = Memory.side_by_side(self.memories)
-        with _routed_model(model, model, memory, self.router, self.responder, list(rows)) as scorer:
+        decisions = self._decisions.setdefault((model.fingerprint.digest, *model.applied_around), {})
+        with _routed_model(model, model, memory, self.router, self.responder, list(rows), decisions) as scorer:
             yield scorer
 
 
 @contextmanager
 def _routed_model(
-    below: Scorer, model: LanguageModel, memory: Memory, router: Router, responder: Responder, rows: list[int] | None
+    below: Scorer,
+    model: LanguageModel,
+    memory: Memory,
+    router: Router,
+    responder: Responder,
+    rows: list[int] | None,
+    decisions: Decisions,
 ) -> Iterator[Scorer]:
     router.setup(model)
     responder.setup(model)
     with model.direct_calls_refused():
-        yield RoutedModel(below, model, memory, router, responder, rows)
+        yield RoutedModel(below, model, memory, router, responder, rows, decisions)

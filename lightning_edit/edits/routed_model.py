@@ -24,6 +24,10 @@ _ROUTED_SHARE = 4
 """Perplexity: 1 / this share of a text row is its prompt, on which the row is routed."""
 
 
+Decisions = dict[tuple[str, int], tuple[Route, int]]
+"""The route and the closest memory item of a prompt under an edit."""
+
+
 class RoutedModel:
     """Scores and generates by sending every prompt either to the layer below or to the responder.
 
@@ -34,6 +38,7 @@ class RoutedModel:
         router: Decides which item applies.
         responder: Answers for the item.
         rows: The edit that each prompt is under; None for one edit for all.
+        decisions: Collects the decisions, by prompt and edit, so that each is made once.
     """
 
     def __init__(
@@ -44,10 +49,11 @@ class RoutedModel:
         router: Router,
         responder: Responder,
         rows: list[int] | None,
+        decisions: Decisions,
     ) -> None:
         self._below, self._model, self._memory = below, model, memory
         self._router, self._responder, self._rows = router, responder, rows
-        self._decisions: dict[tuple[str, int], tuple[Route, int]] = {}
+        self._decisions = decisions
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
         """Returns the routing decision for each prompt."""
@@ -66,7 +72,7 @@ class RoutedModel:
             self._decisions |= self._decide(undecided)
         return [self._decisions[question] for question in questions]
 
-    def _decide(self, unique: Sequence[tuple[str, int]]) -> dict[tuple[str, int], tuple[Route, int]]:
+    def _decide(self, unique: Sequence[tuple[str, int]]) -> Decisions:
         """Routes prompts, each with the edit that it is under."""
         owners = torch.tensor(self._memory.owners)
         allowed = owners[None, :] == torch.tensor([row for _, row in unique])[:, None]

@@ -123,6 +123,11 @@ class LanguageModel:
         finally:
             self._applied.remove(ids)
 
+    @property
+    def applied_around(self) -> tuple[str, ...]:
+        """Ids of the edits that were applied before the latest ones, which are applied on top of them."""
+        return tuple(id for ids in self._applied[:-1] for id in ids)
+
     @contextmanager
     def direct_calls_refused(self) -> Iterator[None]:
         """Makes direct calls of the Hugging Face model an error, because they would bypass a routed edit."""

@@ -16,8 +16,8 @@ from lightning_edit.editors.configured import configured_editor
 FOLDER = Path(__file__).parents[2] / "configs" / "editor"
 MODELS = ["gpt2-xl", "gpt-j-6b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b"]
 
-# Steps, learning rate, weight decay, clamp norm and KL weight of a value search: ROME's and MEMIT's on GPT-2 XL and GPT-J,
-# EasyEdit's on Llama and similar models, AlphaEdit's on Llama-3, and PMET's.
+# Steps, learning rate, weight decay, clamp norm and KL weight of a value search: ROME's and MEMIT's on GPT-2 XL and
+# GPT-J, EasyEdit's on Llama and similar models, AlphaEdit's on Llama-3, and PMET's.
 ROME_GPT = (20, 0.5, 0.5, 4.0, 0.0625)
 MEMIT_XL, MEMIT_J = (20, 0.5, 0.5, 0.75, 0.0625), (25, 0.5, 0.5, 0.75, 0.0625)
 LLAMA, LLAMA_3 = (25, 0.5, 1e-3, 4.0, 0.0625), (25, 0.1, 0.5, 0.75, 0.0625)

@@ -88,6 +88,18 @@ def test_each_prompt_is_routed_once_while_an_edit_is_applied(model, monkeypatch)
         edited.generate(PROBES[:3], 2)
         assert edited.routes(PROBES[:2]) == routes
     assert seen == PROBES[:3]
+    # Independent edits are applied several times in an evaluation.
+    batch, weight = GRACE(site=-1, tuning=TUNING).edit_each(model, REQUESTS), GradientStep(sites=[0], step_size=0.5)
+    seen.clear()
+    for rows in ([0, 1, 2], [2, 1, 0], [0, 1, 2]):
+        with batch.applied(model, rows) as edited:
+            edited.routes(PROBES[:3])
+    # The second prompt is under the same edit each time.
+    assert seen == [*PROBES[:3], PROBES[0], PROBES[2]]
+    # On top of another edit the states differ, and so may the decisions.
+    with weight.edit(model, REQUESTS[:1]).applied(model), batch.applied(model, [0, 1, 2]) as edited:
+        edited.routes(PROBES[:3])
+    assert seen[5:] == PROBES[:3]
 
 
 def test_wise_trains_beside_the_same_text_wherever_a_request_stands(model):
