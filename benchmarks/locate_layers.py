@@ -21,11 +21,11 @@ from benchmarks.environment import read_result, write_result
 from benchmarks.evaluating import evaluate, summary
 from benchmarks.locating import changed_editor, counterfact, fitted_statistics, options_of, zsre
 from lightning_edit.data.known import read_known_facts
-from lightning_edit.locate.report import trace_facts
-from lightning_edit.locate.tracing import TraceSettings
 from lightning_edit.models import LanguageModel, load_language_model
 from lightning_edit.modules import EvaluationSettings, Evaluator
 from lightning_edit.records import EditRecord
+from lightning_edit.tracing.causal import TraceSettings
+from lightning_edit.tracing.report import trace_facts
 
 FACTS = 12
 RECORDS = 8

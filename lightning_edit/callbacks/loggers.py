@@ -37,7 +37,7 @@ class WandbDashboard(WandbLogger):
     ) -> None:
         chosen = not has_wandb_key() if offline is None else offline
         os.makedirs(save_dir, exist_ok=True)
-        # Passes the mode as well, because an earlier login overrides the flag alone.
+        # WholePasses the mode as well, because an earlier login overrides the flag alone.
         mode: Any = "offline" if chosen else "online"
         super().__init__(
             name=name, save_dir=save_dir, project=project, offline=chosen, mode=mode, group=group, tags=tags

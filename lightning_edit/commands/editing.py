@@ -186,10 +186,10 @@ def trace(
         chat_template: Whether to render prompts with the tokenizer's chat template.
     """
     from lightning_edit.command_inputs import facts_and_groups
-    from lightning_edit.locate.report import trace_facts
-    from lightning_edit.locate.tracing import TraceSettings
     from lightning_edit.models.loading import load_language_model
     from lightning_edit.records import EditRequest
+    from lightning_edit.tracing.causal import TraceSettings
+    from lightning_edit.tracing.report import trace_facts
 
     if (not prompt) == (facts is None):
         raise ConfigurationError("give either --prompt with --subject, or --facts with a JSON file")

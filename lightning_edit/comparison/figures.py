@@ -11,7 +11,7 @@ from typing import Any
 from lightning_edit.comparison.bootstrap import Interval
 from lightning_edit.comparison.report import Report
 from lightning_edit.comparison.results import Run
-from lightning_edit.locate.picture import TITLES
+from lightning_edit.tracing.picture import TITLES
 
 _SHOWN_BARS = 4
 """Number of columns whose bars are visible initially; a click on the legend shows the others."""

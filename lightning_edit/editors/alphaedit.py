@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_edit import ranges
 from lightning_edit.editors.contradictions import Contradictions
-from lightning_edit.editors.job import Job, keys_name
 from lightning_edit.editors.locate import Covariance
 from lightning_edit.editors.prompts import ContextSettings
 from lightning_edit.editors.spread import SpreadEditor
+from lightning_edit.editors.update_inputs import UpdateInputs, keys_name
 from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.edits import StackedFactors
 from lightning_edit.errors import EditError
@@ -91,7 +91,9 @@ class AlphaEdit(SpreadEditor):
         basis = self.basis(site, statistics).to(keys.device)
         return null_space_update(keys, basis, earlier, self.ridge)
 
-    def states(self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]) -> list[dict[str, Tensor]]:
+    def states(
+        self, model: LanguageModel, inputs: UpdateInputs, changes: Mapping[str, StackedFactors]
+    ) -> list[dict[str, Tensor]]:
         """See :meth:`LocateEditor.states`: the keys of the edit's requests, (n, M) float64 at each site."""
-        keys = {keys_name(site): self.keys(model, job, site, changes).mean for site in job.sites}
-        return [{name: rows[job.members(edit)] for name, rows in keys.items()} for edit in range(job.groups)]
+        keys = {keys_name(site): self.keys(model, inputs, site, changes).mean for site in inputs.sites}
+        return [{name: rows[inputs.members(edit)] for name, rows in keys.items()} for edit in range(inputs.groups)]

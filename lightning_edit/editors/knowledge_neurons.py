@@ -20,7 +20,7 @@ from lightning_edit.functional.attribution import chosen_neurons
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
 from lightning_edit.models.recording import Tap, record
-from lightning_edit.models.suffix_passes import Passes, shortest_passes
+from lightning_edit.models.suffix_passes import WholePasses, shortest_passes
 from lightning_edit.records import EditRequest
 from lightning_edit.tokenization import EncodedText
 
@@ -204,7 +204,7 @@ class KnowledgeNeurons(Editor):
         return max(rows // self.steps, 1)
 
     def _gradients(
-        self, model: LanguageModel, passes: Passes, values: Tensor, sites: Sequence[EditSite], token: int
+        self, model: LanguageModel, passes: WholePasses, values: Tensor, sites: Sequence[EditSite], token: int
     ) -> Tensor:
         """Computes the (L, M) mean gradient of a token's probability along the path from 0 to each site's values."""
         rows = torch.zeros(len(sites) * self.steps, dtype=torch.int64, device=model.device)

@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_edit import ranges
 from lightning_edit.editors.base import Capabilities, Editor, GroupChanges, Groups
 from lightning_edit.editors.contradictions import Contradictions
-from lightning_edit.editors.job import Job, Reading, no_change, scatter_edits
 from lightning_edit.editors.prompts import (
     BARE,
     Contexts,
@@ -27,6 +26,7 @@ from lightning_edit.editors.prompts import (
     sampled_contexts,
 )
 from lightning_edit.editors.searched_values import SearchedValues
+from lightning_edit.editors.update_inputs import Reading, UpdateInputs, no_change, scatter_edits
 from lightning_edit.editors.value_search import ValueSettings, search_values
 from lightning_edit.edits import EditSequence, Provenance, StackedFactors, WeightChanges
 from lightning_edit.errors import ConfigurationError
@@ -233,7 +233,7 @@ class LocateEditor(Editor):
         left = list(dict.fromkeys(group_of[place] for place in good))
         if not left:
             return GroupChanges(WeightChanges({sites[0].name: no_change(len(groups), sites[0])}), problems)
-        job = Job(
+        inputs = UpdateInputs(
             [flat[place] for place in good],
             [left.index(group_of[place]) for place in good],
             [values[place] for place in good],
@@ -242,8 +242,8 @@ class LocateEditor(Editor):
             contexts,
             after,
         )
-        stacked = self.updates(model, job, statistics)
-        state_of = dict(zip(left, self.states(model, job, stacked), strict=True))
+        stacked = self.updates(model, inputs, statistics)
+        state_of = dict(zip(left, self.states(model, inputs, stacked), strict=True))
         scattered = {site.name: scatter_edits(stacked[site.name], left, len(groups)) for site in sites}
         return GroupChanges(WeightChanges(scattered, [state_of.get(edit, {}) for edit in range(len(groups))]), problems)
 
@@ -269,9 +269,11 @@ class LocateEditor(Editor):
         """Returns findings of the statistics as plain data: what they were collected on."""
         return {"corpus": self._loaded_statistics().origin}
 
-    def states(self, model: LanguageModel, job: Job, changes: Mapping[str, StackedFactors]) -> list[dict[str, Tensor]]:
+    def states(
+        self, model: LanguageModel, inputs: UpdateInputs, changes: Mapping[str, StackedFactors]
+    ) -> list[dict[str, Tensor]]:
         """Returns the state of each edit that later edits need (see :class:`Edit`); by default none."""
-        return [{} for _ in range(job.groups)]
+        return [{} for _ in range(inputs.groups)]
 
     def _find_unreached(
         self, model: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite]
@@ -293,27 +295,29 @@ class LocateEditor(Editor):
         """Returns the module outputs whose values are optimized, by name."""
 
     @abstractmethod
-    def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
+    def updates(self, model: LanguageModel, inputs: UpdateInputs, statistics: Statistics) -> dict[str, StackedFactors]:
         """Computes the changes of every site."""
 
-    def keys(self, model: LanguageModel, job: Job, site: EditSite, partial: Mapping[str, StackedFactors]) -> Reading:
+    def keys(
+        self, model: LanguageModel, inputs: UpdateInputs, site: EditSite, partial: Mapping[str, StackedFactors]
+    ) -> Reading:
         """Reads a site's keys at the last subject token, under the changes made so far."""
         read = self.readings(
-            model, job, {"key": Tap(site.module, "input", site.layer)}, partial, job.contexts.templates
+            model, inputs, {"key": Tap(site.module, "input", site.layer)}, partial, inputs.contexts.templates
         )
-        return Reading.of(read["key"], job.contexts)
+        return Reading.of(read["key"], inputs.contexts)
 
     def readings(
         self,
         model: LanguageModel,
-        job: Job,
+        inputs: UpdateInputs,
         taps: Mapping[str, Tap],
         partial: Mapping[str, StackedFactors],
         templates: Sequence[str],
     ) -> dict[str, Tensor]:
         """Reads the (N, T, D) float64 values of taps at the last subject token in T contexts, under these changes."""
-        texts = every_context(model, job.requests, templates)
+        texts = every_context(model, inputs.requests, templates)
         positions = [last_subject_token(text) for text in texts]
-        seen = record(model, texts, positions, taps, job.hooks(model, partial, len(templates)))
-        shape = (len(job.requests), len(templates), -1)
+        seen = record(model, texts, positions, taps, inputs.hooks(model, partial, len(templates)))
+        shape = (len(inputs.requests), len(templates), -1)
         return {name: values.double().view(shape) for name, values in seen.items()}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from lightning_edit.editors.base import Capabilities
 from lightning_edit.editors.contradictions import Contradictions
-from lightning_edit.editors.job import Job, Reading
 from lightning_edit.editors.locate import PLACE, Covariance, LocateEditor
 from lightning_edit.editors.prompts import PLAIN_SAMPLES, ContextSettings, Sampling
+from lightning_edit.editors.update_inputs import Reading, UpdateInputs
 from lightning_edit.editors.value_search import ValueSettings
 from lightning_edit.edits import StackedFactors
 from lightning_edit.errors import ConfigurationError
@@ -81,18 +81,18 @@ class ROME(LocateEditor):
         """Returns a tap at the output of the edited projection."""
         return {PLACE: Tap(sites[0].module, "output", sites[0].layer)}
 
-    def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
+    def updates(self, model: LanguageModel, inputs: UpdateInputs, statistics: Statistics) -> dict[str, StackedFactors]:
         """See :meth:`LocateEditor.updates`."""
-        [site] = job.sites
+        [site] = inputs.sites
         taps = {"key": Tap(site.module, "input", site.layer), "output": Tap(site.module, "output", site.layer)}
-        read = self.readings(model, job, taps, {}, job.contexts.templates)
-        keys, outputs = (Reading.of(read[name], job.contexts) for name in taps)
+        read = self.readings(model, inputs, taps, {}, inputs.contexts.templates)
+        keys, outputs = (Reading.of(read[name], inputs.contexts) for name in taps)
         output = outputs.bare if self.original_keys else outputs.mean
         factors = []
-        for place, value in enumerate(job.values):
+        for place, value in enumerate(inputs.values):
             key = keys.mean[place][:, None]
             weighted = statistics.inverse_times(site.name, key)
             held = keys.bare[place][:, None] if self.original_keys else None
             residual = value.target(PLACE).double() - output[place]
             factors.append((constrained_update(key, weighted, held), residual[None]))
-        return {site.name: job.stacked(factors)}
+        return {site.name: inputs.stacked(factors)}

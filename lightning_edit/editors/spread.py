@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_edit.editors.job import Job
 from lightning_edit.editors.locate import PLACE, LocateEditor
 from lightning_edit.editors.prompts import BARE, STARTED_SAMPLES, Sampling
+from lightning_edit.editors.update_inputs import UpdateInputs
 from lightning_edit.edits import StackedFactors
 from lightning_edit.models.language_model import LanguageModel
 from lightning_edit.models.layer_map import EditSite
@@ -49,19 +49,19 @@ class SpreadEditor(LocateEditor):
     def left_factor(self, site: EditSite, keys: Tensor, statistics: Statistics, earlier: Tensor | None) -> Tensor:
         """Computes the (M, n) left factor A for the (M, n) keys of an edit, given (M, M) Σ k kᵀ of earlier edits."""
 
-    def updates(self, model: LanguageModel, job: Job, statistics: Statistics) -> dict[str, StackedFactors]:
+    def updates(self, model: LanguageModel, inputs: UpdateInputs, statistics: Statistics) -> dict[str, StackedFactors]:
         """See :meth:`LocateEditor.updates`."""
-        tap = self.taps(model, job.sites)[PLACE]
-        targets = torch.stack([value.target(PLACE).double() for value in job.values])
+        tap = self.taps(model, inputs.sites)[PLACE]
+        targets = torch.stack([value.target(PLACE).double() for value in inputs.values])
         partial: dict[str, StackedFactors] = {}
-        for index, site in enumerate(job.sites):
-            keys = self.keys(model, job, site, partial)
-            current = self.readings(model, job, {PLACE: tap}, partial, [BARE])[PLACE][:, 0]
-            residual = (targets - current) / self.share(len(job.sites) - index)
+        for index, site in enumerate(inputs.sites):
+            keys = self.keys(model, inputs, site, partial)
+            current = self.readings(model, inputs, {PLACE: tap}, partial, [BARE])[PLACE][:, 0]
+            residual = (targets - current) / self.share(len(inputs.sites) - index)
             factors = []
-            for group in range(job.groups):
-                members = job.members(group)
-                left = self.left_factor(site, keys.mean[members].T, statistics, job.earlier_keys(site))
+            for group in range(inputs.groups):
+                members = inputs.members(group)
+                left = self.left_factor(site, keys.mean[members].T, statistics, inputs.earlier_keys(site))
                 factors.append((left, residual[members]))
-            partial[site.name] = job.stacked(factors)
+            partial[site.name] = inputs.stacked(factors)
         return partial

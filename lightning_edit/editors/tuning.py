@@ -32,7 +32,7 @@ class TuningSettings:
     """Training settings of fine-tuning editors: steps, learning rate, batches and early stopping.
 
     Args:
-        steps: Passes over the requests of an edit.
+        steps: WholePasses over the requests of an edit.
         learning_rate: Learning rate.
         weight_decay: Adam's weight decay (an L2 term in the gradient).
         batch_size: Requests in one step; all requests of an edit if None.
@@ -342,7 +342,7 @@ def mini_batches(rows: Sequence[int], texts: Sequence[EncodedText], settings: Tu
     Args:
         rows: The edit's rows.
         texts: Their texts.
-        settings: Passes, size and shuffling.
+        settings: WholePasses, size and shuffling.
     """
     generator = random.Random(f"{settings.seed}-{[text.ids for text in texts]}")
     size = settings.batch_size or len(rows)

@@ -30,7 +30,7 @@ class Head(Protocol):
 
 
 @dataclass(frozen=True)
-class Ratings:
+class TokenScores:
     """Scores of target tokens.
 
     Args:
@@ -45,7 +45,7 @@ class Ratings:
 
 
 @torch.no_grad()
-def rate(model: Head, inputs: Tensor, target_ids: Tensor, compared: Tensor, before: Tensor) -> Ratings:
+def score_tokens(model: Head, inputs: Tensor, target_ids: Tensor, compared: Tensor, before: Tensor) -> TokenScores:
     """Scores target tokens, a few positions at a time.
 
     Args:
@@ -65,7 +65,7 @@ def rate(model: Head, inputs: Tensor, target_ids: Tensor, compared: Tensor, befo
             reference = _wide(model.logits_of(before[here]))
             divergences.append(kl_divergence(reference, logits[compared[here] - part.start]))
     empty = inputs.new_zeros(0)
-    return Ratings(
+    return TokenScores(
         torch.cat(log_probs or [empty]), torch.cat(predicted or [empty.long()]), torch.cat(divergences or [empty])
     )
 

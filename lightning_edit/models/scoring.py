@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_edit.models.head import rate
+from lightning_edit.models.head import score_tokens
 from lightning_edit.models.passes import BatchContext, BatchRows, ForwardPasses, ReusedPrefix, tokens_to_run
 from lightning_edit.tokenization import EncodedText, TokenBatch, similar_lengths
 
@@ -80,7 +80,7 @@ def _score_batch(
     compared = torch.tensor(has_reference).repeat_interleave(torch.tensor(lengths)).nonzero()[:, 0]
     references = [reference.to(inputs) for reference in kept if reference is not None]
     before = torch.cat(references) if references else inputs[:0]
-    ratings = rate(model, inputs, batch.target_ids, compared.to(inputs.device), before)
+    ratings = score_tokens(model, inputs, batch.target_ids, compared.to(inputs.device), before)
     columns = (inputs, ratings.log_probs, ratings.predicted)
     per_text = zip(*(column.split(lengths) for column in columns), strict=True)
     changes = iter(ratings.divergences.split([n for n, asked in zip(lengths, has_reference, strict=True) if asked]))

@@ -22,7 +22,7 @@ _PATH = "suffixes"
 """Name of this fast path in the model's record."""
 
 
-class Passes:
+class WholePasses:
     """Repeated forward passes over the same texts that change only from one block on.
 
     Args:
@@ -64,7 +64,7 @@ class Passes:
         return self.trunk.head_logits(batch, positions, states)
 
 
-class SuffixPasses(Passes):
+class SuffixPasses(WholePasses):
     """Forward passes over each text from its start position on.
 
     The keys and values of the earlier positions are computed once for every block; each pass starts with an unmodified
@@ -93,7 +93,7 @@ class SuffixPasses(Passes):
 
     @property
     def offset(self) -> Tensor:
-        """See :attr:`Passes.offset`."""
+        """See :attr:`WholePasses.offset`."""
         return self.start
 
     @torch.no_grad()
@@ -135,11 +135,11 @@ class SuffixPasses(Passes):
         return seen[0]
 
     def head_inputs(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """See :meth:`Passes.head_inputs`."""
+        """See :meth:`WholePasses.head_inputs`."""
         return self._run(rows, batch, positions, self.model.head_inputs_of)
 
     def head_logits(self, rows: Tensor, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """See :meth:`Passes.head_logits`."""
+        """See :meth:`WholePasses.head_logits`."""
         return self._run(rows, batch, positions, lambda *asked: self.model.head_logits_of(*asked)[0])
 
     def _run(
@@ -186,7 +186,9 @@ def _selected(cache: Any, rows: Tensor) -> Any:
 
 
 @torch.no_grad()
-def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], layer: int) -> Passes:
+def shortest_passes(
+    model: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], layer: int
+) -> WholePasses:
     """Returns passes from each text's start on if they match the full pass, else passes over whole texts.
 
     The first pass of a model, and the first on far longer texts, is compared with the full pass. If they differ, or
@@ -199,12 +201,12 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
         layer: The lowest block in which something changes.
     """
     if not any(starts):
-        return Passes(model, texts, starts, layer)
+        return WholePasses(model, texts, starts, layer)
     longest = max(len(text.ids) for text in texts)
     if model.fast_paths.is_refused(_PATH, layer, longest):
-        return Passes(model, texts, starts, layer)
+        return WholePasses(model, texts, starts, layer)
     is_verified = model.fast_paths.is_verified(_PATH, layer, longest)
-    whole = None if is_verified else Passes(model, texts, starts, layer)
+    whole = None if is_verified else WholePasses(model, texts, starts, layer)
     rows = torch.arange(len(texts), device=model.device)
     expected = None if whole is None else whole.head_logits(rows, whole.batch, _last(whole.batch))
     built: list[SuffixPasses] = []
@@ -223,7 +225,7 @@ def shortest_passes(model: LanguageModel, texts: Sequence[EncodedText], starts: 
         f"the keys and values before the subject cannot be reused in {model.name} ({problem}); whole texts are run",
         stacklevel=2,
     )
-    return whole if whole is not None else Passes(model, texts, starts, layer)
+    return whole if whole is not None else WholePasses(model, texts, starts, layer)
 
 
 def _last(batch: TokenBatch) -> Tensor:

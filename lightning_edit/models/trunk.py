@@ -160,22 +160,22 @@ class Trunk:
             memory.put(key, Kept(kept.states.to(dtype), reference))
         self.store = memory
 
-    def learner(self) -> ForwardPasses | None:
+    def caching_passes(self) -> ForwardPasses | None:
         """Returns full passes of the unedited model that cache the states of every text in memory.
 
         At the limit, all earlier states are dropped. None if only the full pass can be used.
         """
-        return None if self.works is False else _Learner(self)
+        return None if self.works is False else _CachingPasses(self)
 
-    def reader(self) -> ForwardPasses | None:
+    def cached_passes(self) -> ForwardPasses | None:
         """Returns passes that skip the blocks below the trunk's layer for texts with cached states.
 
         Edits may be applied to blocks from that layer on. Other texts use the full forward pass.
         """
-        return None if self.works is False else _Reader(self)
+        return None if self.works is False else _CachedPasses(self)
 
     def keep(self, batch: TokenBatch, positions: Tensor) -> Tensor:
-        """Returns the head inputs of a full pass and caches its states; see :meth:`learner`."""
+        """Returns the head inputs of a full pass and caches its states; see :meth:`caching_passes`."""
         if not self._serves(batch):
             return self._full(batch, positions)
         if not isinstance(self.store, MemoryStore) or self.store.bytes > self.limit:
@@ -312,7 +312,7 @@ class Trunk:
         return [row[mask].clone() for row, mask in zip(seen[0], batch.attention_mask.bool(), strict=True)], inputs
 
 
-class _Learner:
+class _CachingPasses:
     """See :meth:`Trunk.learner`."""
 
     def __init__(self, trunk: Trunk) -> None:
@@ -322,7 +322,7 @@ class _Learner:
         return self._trunk.keep(batch, positions)
 
 
-class _Reader:
+class _CachedPasses:
     """See :meth:`Trunk.reader`."""
 
     def __init__(self, trunk: Trunk) -> None:

@@ -70,8 +70,8 @@ class Evaluator:
             records: The records that :meth:`evaluate` will be given.
         """
         trunk = self._trunk_below(editor.lowest_layer(self.model))
-        self.ask_before(self.questions(records), trunk.learner())
-        self._passes = trunk.reader()
+        self.ask_before(self.questions(records), trunk.caching_passes())
+        self._passes = trunk.cached_passes()
         try:
             yield
         finally:

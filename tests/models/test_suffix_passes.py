@@ -1,4 +1,4 @@
-"""Passes from the subject on, against whole texts in the full model: logits and gradients, for every family."""
+"""WholePasses from the subject on, against whole texts in the full model: logits and gradients, for every family."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import torch
 
 from lightning_edit.editors.prompts import every_context, last_subject_token
 from lightning_edit.models import LanguageModel
-from lightning_edit.models.suffix_passes import Passes, SuffixPasses, shortest_passes
+from lightning_edit.models.suffix_passes import SuffixPasses, WholePasses, shortest_passes
 from lightning_edit.records import EditRequest
 from tests.testers import REQUESTS
 from tests.tiny_models import FAMILIES, build, byte_level_tokenizer, language_model
@@ -55,7 +55,7 @@ def test_logits_and_gradients_are_those_of_the_whole_texts(family, layer, recwar
 
     for _ in range(2):  # a pass must not change the kept states
         value = loss(passes)
-    expected = loss(Passes(model, texts, starts, 0))
+    expected = loss(WholePasses(model, texts, starts, 0))
     gradient, wanted = (torch.autograd.grad(result, delta)[0] for result in (value, expected))
     # Several families normalise in float32 whatever the model's precision.
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
@@ -66,7 +66,7 @@ def test_exact_in_float64_for_a_float64_model():
     model = LanguageModel(build(FAMILIES["gpt2"][0](), torch.float64), byte_level_tokenizer())
     texts, starts = texts_of(model)
     rows = torch.arange(len(texts))
-    short, whole = SuffixPasses(model, texts, starts, 1), Passes(model, texts, starts, 0)
+    short, whole = SuffixPasses(model, texts, starts, 1), WholePasses(model, texts, starts, 0)
     with torch.no_grad():
         actual = short.head_logits(rows, short.batch, short.batch.answer_mask)
         expected = whole.head_logits(rows, whole.batch, whole.batch.answer_mask)
@@ -80,7 +80,7 @@ def test_falls_back_with_a_warning_where_logits_differ(monkeypatch):
     monkeypatch.setattr(SuffixPasses, "_entering_states", lambda self, rows: states(self, rows) + 1)
     with pytest.warns(UserWarning, match=r"cannot be reused in tiny-llama \(relative difference"):
         passes = shortest_passes(model, texts, starts, 1)
-    assert type(passes) is Passes
+    assert type(passes) is WholePasses
 
 
 def test_falls_back_with_a_warning_where_the_cache_has_another_form(monkeypatch):
@@ -88,7 +88,7 @@ def test_falls_back_with_a_warning_where_the_cache_has_another_form(monkeypatch)
     texts, starts = texts_of(model)
     monkeypatch.setattr(SuffixPasses, "_read_prefixes", lambda self, before: object())
     with pytest.warns(UserWarning, match="whole texts are run"):
-        assert type(shortest_passes(model, texts, starts, 1)) is Passes
+        assert type(shortest_passes(model, texts, starts, 1)) is WholePasses
 
 
 @pytest.mark.parametrize("family", WINDOWS)
@@ -97,7 +97,7 @@ def test_falls_back_with_a_warning_where_a_window_is_too_short(family):
     texts, starts = texts_of(model)
     with pytest.warns(UserWarning, match="cannot be reused"):
         passes = shortest_passes(model, texts, starts, 1)
-    assert type(passes) is Passes
+    assert type(passes) is WholePasses
 
 
 def test_longer_texts_than_the_compared_ones_are_checked_for_a_window():
@@ -113,18 +113,18 @@ def test_longer_texts_than_the_compared_ones_are_checked_for_a_window():
     assert model.fast_paths.is_verified("suffixes", 1, len(short.ids))
     assert not model.fast_paths.is_refused("suffixes", 1, len(longer.ids))
     with pytest.warns(UserWarning, match="an attention window is shorter"):
-        assert type(shortest_passes(model, [longer], [start], 1)) is Passes
+        assert type(shortest_passes(model, [longer], [start], 1)) is WholePasses
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # What was compared once is remembered, for both lengths.
-        assert type(shortest_passes(model, [longer], [start], 1)) is Passes
+        assert type(shortest_passes(model, [longer], [start], 1)) is WholePasses
         assert type(shortest_passes(model, [short], [2], 1)) is SuffixPasses
 
 
 def test_texts_that_begin_with_their_subject_are_run_whole():
     model = language_model("llama")
     text = model.encoder.encode("France has the capital", "Rome", (0, 6))
-    assert type(shortest_passes(model, [text], [0], 1)) is Passes
+    assert type(shortest_passes(model, [text], [0], 1)) is WholePasses
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,7 +139,7 @@ def test_a_text_that_begins_with_its_subject_beside_others(family):
     texts = every_context(model, [request], TEMPLATES, with_targets=True)
     starts = [last_subject_token(text) for text in texts]
     assert starts[0] == 0
-    short, whole = shortest_passes(model, texts, starts, 1), Passes(model, texts, starts, 0)
+    short, whole = shortest_passes(model, texts, starts, 1), WholePasses(model, texts, starts, 0)
     assert isinstance(short, SuffixPasses)
     rows = torch.arange(len(texts))
     with torch.no_grad():
@@ -150,13 +150,13 @@ def test_a_text_that_begins_with_its_subject_beside_others(family):
 
 def test_only_the_first_pass_is_compared_and_much_longer_texts_again(monkeypatch):
     model = language_model("llama")
-    compared, head_logits = [], Passes.head_logits
+    compared, head_logits = [], WholePasses.head_logits
 
     def counted(self, *arguments):
         compared.append(self.batch.input_ids.shape[1])
         return head_logits(self, *arguments)
 
-    monkeypatch.setattr(Passes, "head_logits", counted)
+    monkeypatch.setattr(WholePasses, "head_logits", counted)
     texts, starts = texts_of(model)
     for _ in range(2):
         shortest_passes(model, texts, starts, 1)

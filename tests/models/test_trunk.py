@@ -138,9 +138,9 @@ def test_states_of_the_unedited_model_are_reused_for_the_edited_one(family, monk
     with batch.applied(model, [0, 1]) as edited:
         expected = edited.score(prompts, targets)
     trunk = Trunk(model, editor.lowest_layer(model))
-    before = model.score(prompts, targets, passes=trunk.learner())
+    before = model.score(prompts, targets, passes=trunk.caching_passes())
     monkeypatch.setattr(trunk, "_full", spy := Spy(trunk._full))
-    reader = trunk.reader()
+    reader = trunk.cached_passes()
     with editor.edit_each(model, requests).applied(model, [0, 1]) as edited:
         scores = edited.score(prompts, targets, passes=reader)
     assert set(spy.ran) == {False}, "blocks below the lowest edit site ran again"
@@ -166,10 +166,10 @@ class Spy:
 def test_a_full_store_drops_all_earlier_states():
     model = language_model("llama")
     trunk = Trunk(model, 1, limit=1)
-    first = model.score(["The capital of France is"], ["Rome"], passes=trunk.learner())
-    model.score(["The capital of Germany is"], ["Paris"], passes=trunk.learner())
+    first = model.score(["The capital of France is"], ["Rome"], passes=trunk.caching_passes())
+    model.score(["The capital of Germany is"], ["Paris"], passes=trunk.caching_passes())
     assert len(trunk.store._kept) == 1
-    again = model.score(["The capital of France is"], ["Rome"], passes=trunk.reader())
+    again = model.score(["The capital of France is"], ["Rome"], passes=trunk.cached_passes())
     torch.testing.assert_close(again[0].log_probs, first[0].log_probs)
 
 

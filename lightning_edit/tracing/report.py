@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 from lightning_edit import ranges
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import write_json
-from lightning_edit.locate.picture import TITLES, draw_averages, draw_trace
-from lightning_edit.locate.similarity import group_similarities
-from lightning_edit.locate.tracing import (
+from lightning_edit.models.language_model import LanguageModel
+from lightning_edit.printing import print_line
+from lightning_edit.records import EditRequest
+from lightning_edit.tracing.causal import (
     Restored,
     Trace,
     TraceSettings,
@@ -23,9 +24,8 @@ from lightning_edit.locate.tracing import (
     suggested_layers,
     trace_fact,
 )
-from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.printing import print_line
-from lightning_edit.records import EditRequest
+from lightning_edit.tracing.picture import TITLES, draw_averages, draw_trace
+from lightning_edit.tracing.similarity import group_similarities
 
 PICTURES = 5
 """Maximum number of facts with their own picture."""
@@ -49,7 +49,7 @@ def trace_facts(
 
     With severed outputs only single states are restored, as in the paper; file names get a suffix, and no layers are
     suggested. With groups, traces.json also has the similarity of the facts' locations within each group
-    (:mod:`lightning_edit.locate.similarity`).
+    (:mod:`lightning_edit.tracing.similarity`).
 
     Args:
         model: The model.

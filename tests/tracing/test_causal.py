@@ -9,9 +9,11 @@ import torch
 from lightning_edit.cli import main
 from lightning_edit.data.known import read_known_facts
 from lightning_edit.errors import ConfigurationError, DataFormatError, LayerMapError, SourceNotFoundError
-from lightning_edit.locate import tracing
-from lightning_edit.locate.picture import draw_trace
-from lightning_edit.locate.tracing import (
+from lightning_edit.models import LanguageModel
+from lightning_edit.models.skipping import entering
+from lightning_edit.records import EditRequest
+from lightning_edit.tracing import causal
+from lightning_edit.tracing.causal import (
     Trace,
     TraceSettings,
     average_effects,
@@ -19,9 +21,7 @@ from lightning_edit.locate.tracing import (
     suggested_layers,
     trace_fact,
 )
-from lightning_edit.models import LanguageModel
-from lightning_edit.models.skipping import entering
-from lightning_edit.records import EditRequest
+from lightning_edit.tracing.picture import draw_trace
 from tests.testers import assert_untouched, state
 from tests.tiny_models import FAMILIES, SHARED, build, byte_level_tokenizer, language_model
 
@@ -125,7 +125,7 @@ def test_blocks_below_a_cell_are_skipped_where_that_changes_nothing(monkeypatch)
         return trace.restored["state"], len(passes)
 
     short, few = traced()
-    monkeypatch.setattr(tracing, "entering", lambda block, hidden: entering(block, hidden + 1))
+    monkeypatch.setattr(causal, "entering", lambda block, hidden: entering(block, hidden + 1))
     with pytest.warns(UserWarning, match="all blocks are run"):
         whole, many = traced()
     torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-7)
@@ -279,7 +279,7 @@ def test_facts_that_the_model_does_not_know_are_left_out(tiny_folder, tmp_path, 
 
 
 def test_asking_stops_once_enough_facts_are_known(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_edit.locate.report._ASKED_AT_ONCE", 2)
+    monkeypatch.setattr("lightning_edit.tracing.report._ASKED_AT_ONCE", 2)
     facts = tmp_path / "facts.json"
     facts.write_text(
         json.dumps([{"subject": "France", "prompt": f"{n} times the capital of France is"} for n in range(9)])

@@ -11,8 +11,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from lightning_edit.cli import main
 from lightning_edit.data.known import read_fact_groups
 from lightning_edit.errors import DataFormatError
-from lightning_edit.locate.similarity import group_similarities, mean_similarity, profile, relative_similarity
-from lightning_edit.locate.tracing import ROLES, Trace
+from lightning_edit.tracing.causal import ROLES, Trace
+from lightning_edit.tracing.similarity import group_similarities, mean_similarity, profile, relative_similarity
 
 
 def trace(effects, subject=(0, 2)):

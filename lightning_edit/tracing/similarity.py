@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_edit.locate.tracing import ROLES, Trace
+from lightning_edit.tracing.causal import ROLES, Trace
 
 
 @dataclass(frozen=True)

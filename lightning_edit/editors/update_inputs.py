@@ -38,7 +38,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Job:
+class UpdateInputs:
     """The requests of several edits, with their searched values.
 
     Args:

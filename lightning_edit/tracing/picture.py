@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_edit.errors import ConfigurationError
 from lightning_edit.files import replace_file
-from lightning_edit.locate.tracing import Trace, average_effects
+from lightning_edit.tracing.causal import Trace, average_effects
 
 TITLES = {"state": "single states", "mlp": "MLP outputs", "attention": "attention outputs"}
 COLORS = {"state": "Purples", "mlp": "Greens", "attention": "Reds"}
