@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from lightning_edit.editors import Capabilities, Editor
 from lightning_edit.editors.base import GroupChanges, Groups
 from lightning_edit.editors.factors import FactorStore
 from lightning_edit.editors.gradient import GradientEditor
-from lightning_edit.edits import Changes, Edit, EditSequence, Provenance, Scorer, StackedFactors
-from lightning_edit.edits.hooks import added_terms
-from lightning_edit.edits.rows import check_prompts, repeats_of, split_rows
+from lightning_edit.edits import Changes, Edit, EditSequence, Provenance, RowScorer, Scorer, StackedFactors
+from lightning_edit.edits.hooks import Term, added_terms
+from lightning_edit.edits.rows import split_rows
 from lightning_edit.functional.packing import pack_rows
 from lightning_edit.metrics import OutcomeMetric
 from lightning_edit.models import LanguageModel
@@ -157,36 +157,18 @@ class BiasChanges(Changes):
     @contextmanager
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
         """Prompt r is answered under edit ``rows[r]``."""
-        yield _SideBySide(model, self, list(rows))
+        yield RowScorer(model, rows, self._terms)
 
-
-class _SideBySide:
-    """Scores and generates with each prompt under its own edit."""
-
-    def __init__(self, model: LanguageModel, changes: BiasChanges, rows: list[int]) -> None:
-        self.model, self.changes, self.rows = model, changes, rows
-
-    def _around(self, batch: BatchRows, repeats: int) -> AbstractContextManager[None]:
-        biases = self.changes.biases[[self.rows[index] for index in batch.indices]]
+    def _terms(self, owners: Sequence[int], batch: BatchRows, repeats: int) -> dict[str, Term]:
+        """The term of a batch whose row r is under edit ``owners[r]``."""
+        biases = self.biases[list(owners)]
 
         def term(x: Tensor, output: Tensor) -> Tensor:
             split = split_rows(output, len(biases), repeats)  # beams repeat rows
-            each = biases.repeat_interleave(len(split) // len(biases), 0)
+            each = biases.to(output.device).repeat_interleave(len(split) // len(biases), 0)
             return each[:, None].expand_as(split).reshape(output.shape)
 
-        return added_terms(self.model, {self.changes.site: term})
-
-    def score(self, prompts: Any, targets: Any, references: Any = None, keep: bool = False, passes: Any = None) -> Any:
-        """See ``LanguageModel.score``."""
-        check_prompts(prompts, self.rows)
-        return self.model.score(prompts, targets, references, keep, passes, lambda batch: self._around(batch, 1))
-
-    def generate(self, prompts: Any, max_new_tokens: Any = 16, **settings: Any) -> Any:
-        """See ``LanguageModel.generate``."""
-        check_prompts(prompts, self.rows)
-        repeats = repeats_of(settings)
-        around = lambda batch: self._around(batch, repeats)  # noqa: E731
-        return self.model.generate(prompts, max_new_tokens, around=around, **settings)
+        return {self.site: term}
 
 
 class TargetBias(Editor):

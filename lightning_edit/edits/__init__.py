@@ -9,6 +9,7 @@ from lightning_edit.edits.provenance import BaseModel, Provenance
 from lightning_edit.edits.responders import CounterfactualResponder, SiteResponder, TextResponder
 from lightning_edit.edits.routed import RoutedChanges, RoutedEdit
 from lightning_edit.edits.routing import Match, Responder, Router
+from lightning_edit.edits.row_scorer import RowScorer
 from lightning_edit.edits.sequence import EditSequence
 from lightning_edit.edits.stacked import StackedDelta, StackedFactors, StackedMatrices
 from lightning_edit.edits.weight import WeightChanges, WeightEdit
@@ -30,6 +31,7 @@ __all__ = [
     "RoutedChanges",
     "RoutedEdit",
     "Router",
+    "RowScorer",
     "Scorer",
     "SiteResponder",
     "StackedDelta",

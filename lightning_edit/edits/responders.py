@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_edit.edits.hooks import Term, added_terms
+from lightning_edit.edits.hooks import Term
 from lightning_edit.edits.memory import Memory
 from lightning_edit.edits.routing import Responder
-from lightning_edit.edits.rows import repeats_of
+from lightning_edit.edits.row_scorer import RowScorer
 from lightning_edit.errors import EditError, TokenizationError
 from lightning_edit.functional.divergence import kl_divergence
 from lightning_edit.models.counterfactual import CounterfactualModel, prepend_request
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.passes import BatchContext, BatchRows
+from lightning_edit.models.passes import BatchRows
 from lightning_edit.models.scoring import Score
 from lightning_edit.models.shared_prefix import SharedPrefix, shared_prefix
 
@@ -126,12 +125,11 @@ class SiteResponder(Responder):
             repeats: Number of consecutive rows that a generation may make of one.
         """
 
-    def _around(self, model: LanguageModel, items: Sequence[int], memory: Memory, repeats: int) -> BatchContext:
-        def around(batch: BatchRows) -> AbstractContextManager[None]:
-            item_index = torch.tensor([items[index] for index in batch.indices], device=model.device)
-            return added_terms(model, self.terms(model, memory, item_index, batch, repeats))
+    def _scorer(self, model: LanguageModel, items: Sequence[int], memory: Memory) -> RowScorer:
+        def terms(owners: Sequence[int], batch: BatchRows, repeats: int) -> Mapping[str, Term]:
+            return self.terms(model, memory, torch.tensor(owners, device=model.device), batch, repeats)
 
-        return around
+        return RowScorer(model, items, terms)
 
     def score(
         self,
@@ -144,8 +142,7 @@ class SiteResponder(Responder):
         keep_head_input: bool,
     ) -> list[Score]:
         """See :meth:`Responder.score`."""
-        around = self._around(model, items, memory, 1)
-        return model.score(prompts, targets, references, keep_head_input, around=around)
+        return self._scorer(model, items, memory).score(prompts, targets, references, keep_head_input)
 
     def generate(
         self,
@@ -163,8 +160,7 @@ class SiteResponder(Responder):
         """
         if self.needs_prompt_end and settings.get("use_cache") is False:
             raise EditError("use_cache: this edit needs the key-value cache; remove use_cache=False")
-        around = self._around(model, items, memory, repeats_of(settings))
-        return model.generate(prompts, max_new_tokens, around=around, **settings)
+        return self._scorer(model, items, memory).generate(prompts, max_new_tokens, **settings)
 
 
 class CounterfactualResponder(Responder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from torch import Tensor
 from lightning_edit.edits.base import TENSORS, Edit, Scorer, read_tensors
 from lightning_edit.edits.batch import Changes
 from lightning_edit.edits.deltas import Delta, add_deltas, delta_from
-from lightning_edit.edits.hooks import added_terms
+from lightning_edit.edits.hooks import Term, added_terms
 from lightning_edit.edits.provenance import Provenance
-from lightning_edit.edits.rows import check_prompts, check_rows, repeats_of
+from lightning_edit.edits.row_scorer import RowScorer
 from lightning_edit.edits.stacked import StackedDelta
 from lightning_edit.errors import EditError
 from lightning_edit.models.language_model import LanguageModel
-from lightning_edit.models.passes import BatchContext, BatchRows, ForwardPasses
-from lightning_edit.models.scoring import Score
+from lightning_edit.models.passes import BatchRows
 
 _DELTAS = "deltas/"
 
@@ -122,47 +121,23 @@ class WeightChanges(Changes):
         states = [{} if edit in edits else state for edit, state in enumerate(self.states)]
         return WeightChanges({site: changes.without(edits) for site, changes in self.stacked.items()}, states)
 
-    def hooked(self, model: LanguageModel, rows: Sequence[int], repeats: int = 1) -> AbstractContextManager[None]:
-        """Context manager for one batch whose row r belongs to edit ``rows[r]``; other batch sizes are an error."""
-        check_rows(rows, len(self))
-        terms = {
+    def terms(self, rows: Sequence[int], batch: BatchRows, repeats: int = 1) -> dict[str, Term]:
+        """Returns the terms, by site name, of a batch whose row r belongs to edit ``rows[r]``.
+
+        Args:
+            rows: (R) edit of each row.
+            batch: The rows.
+            repeats: Number of consecutive rows that a generation may make of one (beams).
+        """
+        return {
             name: changes.term(torch.tensor(list(rows), device=changes.device), repeats)
             for name, changes in self.stacked.items()
         }
-        return added_terms(model, terms)
 
     @contextmanager
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
         """See :meth:`Changes.layered`."""
-        yield _SideBySide(model, self, list(rows))
-
-
-class _SideBySide:
-    """Scores and generates with each prompt under its own edit."""
-
-    def __init__(self, model: LanguageModel, changes: WeightChanges, rows: list[int]) -> None:
-        self._model, self._changes, self._rows = model, changes, rows
-
-    def score(
-        self,
-        prompts: Sequence[str],
-        targets: Sequence[str],
-        references: Sequence[Tensor | None] | None = None,
-        keep_head_input: bool = False,
-        passes: ForwardPasses | None = None,
-    ) -> list[Score]:
-        check_prompts(prompts, self._rows)
-        return self._model.score(prompts, targets, references, keep_head_input, passes, self._around(1))
-
-    def generate(self, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = 16, **settings: Any) -> list[str]:
-        check_prompts(prompts, self._rows)
-        return self._model.generate(prompts, max_new_tokens, around=self._around(repeats_of(settings)), **settings)
-
-    def _around(self, repeats: int) -> BatchContext:
-        def around(batch: BatchRows) -> AbstractContextManager[None]:
-            return self._changes.hooked(self._model, [self._rows[index] for index in batch.indices], repeats)
-
-        return around
+        yield RowScorer(model, rows, self.terms)
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

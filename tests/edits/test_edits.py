@@ -23,9 +23,11 @@ from lightning_edit.edits import (
 )
 from lightning_edit.edits.base import losses_under
 from lightning_edit.edits.deltas import add
+from lightning_edit.edits.hooks import added_terms
 from lightning_edit.errors import BaseModelMismatchError, ConfigurationError, EditError, SourceNotFoundError
 from lightning_edit.manifests import write_manifest
 from lightning_edit.models import LanguageModel, Likeness
+from lightning_edit.models.passes import BatchRows
 from lightning_edit.models.perplexity import losses_of_rows
 from tests.testers import REQUESTS, assert_untouched, state, target_log_probs
 from tests.tiny_models import FAMILIES, byte_level_tokenizer, language_model
@@ -334,11 +336,12 @@ class TestBatch:
         assert len(batch) == 3
         with (
             pytest.raises(EditError, match="rows refer to the edits 0 to 3, but there are 3"),
-            batch.changes.hooked(model, [0, 3]),
+            batch.applied(model, [0, 3]),
         ):
             pass
         ids = torch.ones(4, 5, dtype=torch.int64)
-        with batch.changes.hooked(model, [0, 1, 2]), pytest.raises(EditError, match=r"4 rows|do not divide"):
+        terms = batch.changes.terms([0, 1, 2], BatchRows([0, 1, 2], torch.zeros(3)))
+        with added_terms(model, terms), pytest.raises(EditError, match=r"4 rows|do not divide"):
             model.model(input_ids=ids)
         three = WeightChanges({SITE: StackedFactors(torch.zeros(3, 48, 1), torch.zeros(3, 1, 32))})
         with pytest.raises(EditError, match="2 edits, but changes for 3"):

@@ -15,10 +15,10 @@ from lightning_edit.data.read_report import ReadReport
 from lightning_edit.data.reading import RecordSource
 from lightning_edit.editors import Capabilities, Editor
 from lightning_edit.editors.base import GroupChanges, Groups
-from lightning_edit.edits import Changes, Edit, EditSequence, Provenance, Scorer
+from lightning_edit.edits import Changes, Edit, EditSequence, Provenance, RowScorer, Scorer
 from lightning_edit.edits.base import TENSORS
-from lightning_edit.edits.hooks import added_terms
-from lightning_edit.edits.rows import check_prompts, repeats_of, split_rows
+from lightning_edit.edits.hooks import Term, added_terms
+from lightning_edit.edits.rows import split_rows
 from lightning_edit.errors import EditError
 from lightning_edit.metrics import OutcomeMetric
 from lightning_edit.models import LanguageModel
@@ -71,36 +71,18 @@ class BiasChanges(Changes):
 
     @contextmanager
     def layered(self, model: LanguageModel, rows: Sequence[int]) -> Iterator[Scorer]:
-        yield _Rows(model, self, list(rows))
+        yield RowScorer(model, rows, self._terms)
 
+    def _terms(self, owners: Sequence[int], batch: BatchRows, repeats: int) -> dict[str, Term]:
+        biases = self.biases[list(owners)]
 
-class _Rows:
-    """Scores and generates, with each prompt under its own edit."""
+        def term(x: Tensor, output: Tensor) -> Tensor:
+            # Some architectures flatten rows and positions; generation with beams repeats rows.
+            split = split_rows(output, len(biases), repeats)
+            each = biases.repeat_interleave(len(split) // len(biases), 0)
+            return each[:, None].expand_as(split).reshape(output.shape)
 
-    def __init__(self, model: LanguageModel, changes: BiasChanges, rows: list[int]) -> None:
-        self.model, self.changes, self.rows = model, changes, rows
-
-    def _around(self, repeats: int) -> Any:
-        def around(batch: BatchRows) -> Any:
-            biases = self.changes.biases[[self.rows[index] for index in batch.indices]]
-
-            def term(x: Tensor, output: Tensor) -> Tensor:
-                # Some architectures flatten rows and positions; generation with beams repeats rows.
-                split = split_rows(output, len(biases), repeats)
-                each = biases.repeat_interleave(len(split) // len(biases), 0)
-                return each[:, None].expand_as(split).reshape(output.shape)
-
-            return added_terms(self.model, {self.changes.site: term})
-
-        return around
-
-    def score(self, prompts: Any, targets: Any, references: Any = None, keep: bool = False, passes: Any = None) -> Any:
-        check_prompts(prompts, self.rows)
-        return self.model.score(prompts, targets, references, keep, passes, self._around(1))
-
-    def generate(self, prompts: Any, max_new_tokens: Any = 16, **settings: Any) -> Any:
-        check_prompts(prompts, self.rows)
-        return self.model.generate(prompts, max_new_tokens, around=self._around(repeats_of(settings)), **settings)
+        return {self.site: term}
 
 
 class TargetBias(Editor):
