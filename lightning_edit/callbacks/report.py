@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torchmetrics import Metric
 
 from lightning_edit.edits.provenance import package_versions
 from lightning_edit.files import finite_json, replace_file, write_json
@@ -30,15 +31,16 @@ METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 
 
-def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
+def prediction(outcome: EditOutcome, decode: Any, extra: Mapping[str, Metric] | None = None) -> dict[str, Any]:
     """Returns one line of predictions.jsonl.
 
     Args:
         outcome: The outcome of a probe.
         decode: Turns token ids into text.
+        extra: Further metrics; see :func:`measures_of`.
     """
     probe, before, after = outcome.probe, outcome.before, outcome.after
-    measures = measures_of(outcome)
+    measures = measures_of(outcome, extra)
     if outcome.route is not None:
         measures["scope_score"] = outcome.route.score
     return {
@@ -57,12 +59,12 @@ def prediction(outcome: EditOutcome, decode: Any) -> dict[str, Any]:
     }
 
 
-def not_finite(outcomes: Sequence[EditOutcome]) -> dict[str, dict[str, Any]]:
+def not_finite(outcomes: Sequence[EditOutcome], extra: Mapping[str, Metric] | None = None) -> dict[str, dict[str, Any]]:
     """Counts the infinite and NaN values of each measure that has any, and lists the records that have them."""
     counts: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
         prefix = f"{outcome.probe.kind}/{outcome.probe.group}".rstrip("/")
-        for name, value in measures_of(outcome).items():
+        for name, value in measures_of(outcome, extra).items():
             if not math.isfinite(value):
                 entry = counts.setdefault(f"{prefix}/{name}", {"outcomes": 0, "records": []})
                 entry["outcomes"] += 1
@@ -160,7 +162,7 @@ class TestReport(Callback):
                 "records": len({outcome.record_id for outcome in outcomes}),
                 "probes": dict(Counter(f"{outcome.probe.kind}/{outcome.probe.group}" for outcome in outcomes)),
             },
-            "not_finite": not_finite(outcomes),
+            "not_finite": not_finite(outcomes, module.extra_metrics),
             "costs": module.costs.summary(module.language_model.device),
             "data": report.summary() if report is not None else None,
             **({"scope_curve": curve} if (curve := scope_curve(outcomes)) else {}),
@@ -196,7 +198,7 @@ def _gathered(items: list[T], trainer: Trainer) -> list[T]:
 def _write_predictions(path: Path, outcomes: list[EditOutcome], module: EditingModule) -> None:
     with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for outcome in outcomes:
-            line = finite_json(prediction(outcome, module.encoder.decode))
+            line = finite_json(prediction(outcome, module.encoder.decode, module.extra_metrics))
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 

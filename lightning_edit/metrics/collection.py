@@ -93,9 +93,18 @@ MEASURES = (
 """All measures, in the order of reports."""
 
 
-def measures_of(outcome: EditOutcome) -> dict[str, float]:
-    """Returns all measures that apply to an outcome, by name; values may be infinite or NaN."""
+def measures_of(outcome: EditOutcome, extra: Mapping[str, Metric] | None = None) -> dict[str, float]:
+    """Returns all measures that apply to an outcome, by name; values may be infinite or NaN.
+
+    Args:
+        outcome: The outcome of a probe.
+        extra: Further metrics, as named by :func:`metric_names`; those that have no value for a single outcome, such as
+            areas under curves, are left out.
+    """
     values = {measure.name: measure.of(outcome) for measure in MEASURES}
+    for name, metric in (extra or {}).items():
+        if isinstance(metric, OutcomeMetric) and metric.counts(outcome):
+            values[name.rpartition("/")[2]] = metric.value(outcome)
     return {name: value for name, value in values.items() if value is not None}
 
 

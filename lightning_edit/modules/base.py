@@ -88,7 +88,8 @@ class EditingModule(LightningModule):
         self.validation = validation
         self.average: Average = average
         # A tuple keeps them out of the module registry and the checkpoint.
-        self._extra_metrics = tuple(metrics)
+        self.extra_metrics = metric_names(metrics)
+        """Further metrics over all outcomes, by name."""
         self._language_model: LanguageModel | None = None
         self._answers: UneditedAnswers | None = None
         self._judge: Judge | None = None
@@ -200,7 +201,7 @@ class EditingModule(LightningModule):
         names = settings.groups(datamodule.groups(stage))
 
         def new_metrics() -> MetricCollection:
-            return edit_metrics(names, self.average, metric_names(copy.deepcopy(self._extra_metrics)))
+            return edit_metrics(names, self.average, copy.deepcopy(self.extra_metrics))
 
         self._close(stage)
         if settings.sequential is not None:
@@ -339,7 +340,7 @@ class EditingModule(LightningModule):
 
     def _log_measures(self, stage: str, prefix: str) -> None:
         measures = self.measures(stage)
-        extra = metric_names(self._extra_metrics)
+        extra = self.extra_metrics
         headlines = [
             value
             for name, value in measures.items()

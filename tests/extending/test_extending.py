@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_edit.cli import main
@@ -13,6 +14,7 @@ from lightning_edit.editors import GradientStep
 from lightning_edit.edits import Edit, EditSequence, Provenance, load_edit
 from lightning_edit.edits.hooks import added_terms
 from lightning_edit.errors import ConfigurationError, EditError, LayerMapError
+from lightning_edit.models import load_language_model
 from tests.testers import REQUESTS, EditorTester
 from tests.tiny_models import language_model
 
@@ -70,8 +72,11 @@ def test_a_test_run_with_everything_from_outside(tiny_folder, tmp_path, monkeypa
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert written["counts"]["probes"] == {"edit_success/": 2, "locality/常识": 2}
     assert "locality/常识/token_accuracy" in written["metrics"]
-    assert written["metrics"]["answer_length"] > 1
     assert len(lines) == 4
+    encoder = load_language_model(str(tiny_folder)).encoder
+    lengths = [len(encoder.encode(line["prompt"], line["expected"][0][0]).target_ids) for line in lines]
+    assert [line["measures"]["answer_length"] for line in lines] == lengths
+    assert written["metrics"]["answer_length"] == pytest.approx(sum(lengths) / 4)
 
 
 def test_an_edit_of_its_own_kind_is_saved_loaded_and_joined(tmp_path):
@@ -80,8 +85,10 @@ def test_an_edit_of_its_own_kind_is_saved_loaded_and_joined(tmp_path):
     first, second = (editor.edit(model, [request]) for request in REQUESTS[:2])
     loaded = load_edit(first.save(tmp_path / "edit"))
     assert loaded.kind == "bias"
+    assert torch.equal(loaded.bias, first.bias)
     sequence = EditSequence([loaded]).then(editor.edit(model, [REQUESTS[1]], after=EditSequence([loaded])))
-    assert len(sequence.layers) == 1
+    [layer] = sequence.layers
+    torch.testing.assert_close(layer.bias, first.bias + second.bias)
     with pytest.raises(EditError, match="cannot be merged"):
         EditSequence([second]).merge(model)
 
