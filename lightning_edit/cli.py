@@ -180,17 +180,19 @@ def _check_editor_files(arguments: Sequence[str]) -> None:
 def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -> list[str]:
     """Rewrites the plain values of list options as JSON lists.
 
-    "--ask one --ask two", "--ask one two" and "--ask [one, two]" all give a list.
+    "--ask one --ask two", "--ask one two" and "--ask [one, two]" all give a list. Values before the first option are
+    those of the command's first parameter, if it is a list: "report RUN RUN" is "report --runs RUN RUN".
 
     Args:
         arguments: The arguments.
         function: The command, whose parameters annotated with a list take several values.
     """
-    parameters = inspect.signature(function).parameters.values()
+    parameters = list(inspect.signature(function).parameters.values())
     lists = {f"--{one.name}" for one in parameters if "list[" in str(one.annotation)}
     values: dict[str, list[str]] = {}
     others: list[str] = []
-    current: str | None = None
+    first = f"--{parameters[0].name}" if parameters else None
+    current = first if first in lists else None
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if argument.startswith("--"):
@@ -202,7 +204,7 @@ def repeated_values(arguments: Sequence[str], function: Callable[..., object]) -
         elif current is None:
             others.append(argument)
         else:
-            values[current].append(argument)
+            values.setdefault(current, []).append(argument)
     for name, given in values.items():
         is_list = len(given) == 1 and _is_list(given[0])
         others += [name, given[0] if is_list else json.dumps(given, ensure_ascii=False)]

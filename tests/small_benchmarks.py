@@ -61,6 +61,8 @@ FILES = {
     "zsre_mend_train_10000.mzsre_en.json": zsre_record,
     "zsre_mend_train-1k.json": zsre_record,
     "ZsRE-test-all.json": knowedit_zsre_record,
+    "wiki_counterfact_train_cf.json": knowedit_zsre_record,
+    "wiki_recent_recent_train.json": knowedit_zsre_record,
     "counterfact_original_format_1031.json": counterfact_record,
     "counterfact-train.json": compact_counterfact_record,
     "counterfact-val.json": compact_counterfact_record,

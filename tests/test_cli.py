@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,11 @@ def test_every_experiment_runs_a_step(path, tiny_folder, tmp_path, monkeypatch):
             source = data[split]["init_args"].get("source")
             if source is not None:
                 small[f"--data.{split}.init_args.source"] = str(benchmarks / Path(source).name)
+            for part in data[split]["init_args"].get("sources", []):
+                if "source" in part["init_args"]:
+                    published = tmp_path / part["init_args"]["source"]
+                    published.parent.mkdir(exist_ok=True)
+                    shutil.copy(benchmarks / published.name, published)
     if "requests_per_edit" in data:
         small |= {"--data.requests_per_edit": "2", "--data.eval_requests_per_edit": "2"}
     if "corpus" in data:

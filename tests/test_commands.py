@@ -9,6 +9,7 @@ import yaml
 from lightning_edit.answers import edit_report
 from lightning_edit.cli import main, repeated_values
 from lightning_edit.commands import edit as edit_command
+from lightning_edit.commands import plot
 from lightning_edit.data.facts import read_requests
 from lightning_edit.editors import GradientStep
 from lightning_edit.edits import load_edit
@@ -83,6 +84,10 @@ def test_lists_are_given_as_plain_or_repeated_values():
     expected = ["--editor", "x", "--ask", '["one", "two"]']
     for given in (["--ask", "one", "two"], ["--ask", "one", "--ask", "two"], ["--ask=one", "--ask=two"]):
         assert repeated_values([*given, "--editor", "x"], edit_command) == expected
+    assert repeated_values(["one", "two", "--output", "x"], plot) == ["--output", "x", "--runs", '["one", "two"]']
+    assert repeated_values(["one", "--runs", "two"], plot) == ["--runs", '["one", "two"]']
+    # The first parameter of edit is no list.
+    assert repeated_values(["one", "--editor", "x"], edit_command) == ["one", "--editor", "x"]
     assert repeated_values(["--ask", '["one", "two"]'], edit_command) == ["--ask", '["one", "two"]']
     assert repeated_values(["--ask", "one"], edit_command) == ["--ask", '["one"]']
 

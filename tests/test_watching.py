@@ -38,7 +38,7 @@ def test_the_command_draws_runs_side_by_side(tmp_path, capsys):
         (tmp_path / name / "metrics.csv").write_text(ROWS)
     runs = [str(tmp_path / name) for name in ("one", "two")]
     output = tmp_path / "curves.svg"
-    assert main(["plot", "--runs", *runs, "--measures", "val/score", "--output", str(output)]) == 0
+    assert main(["plot", *runs, "--measures", "val/score", "--output", str(output)]) == 0
     picture = output.read_text()
     assert "val/score" in picture
     assert picture.count(str(tmp_path)) >= 2, "both runs are in the legend"

@@ -7,6 +7,7 @@ from lightning_edit.data.datamodule import EditDataModule
 from lightning_edit.data.facts import Facts, read_requests
 from lightning_edit.data.hallu_edit_bench import HalluEditBench
 from lightning_edit.data.knowedit import ConvSent, KnowEditZsRE, Sanitation, WikiBio, WikiCounterfact, WikiRecent
+from lightning_edit.data.mixture import Mixture
 from lightning_edit.data.mquake import MQuAKE
 from lightning_edit.data.read_report import ReadReport
 from lightning_edit.data.reading import Benchmark, RecordSource
@@ -26,6 +27,7 @@ __all__ = [
     "HalluEditBench",
     "KnowEditZsRE",
     "MQuAKE",
+    "Mixture",
     "ReadReport",
     "RecordSource",
     "RippleEdits",

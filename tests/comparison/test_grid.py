@@ -423,7 +423,7 @@ def test_groups_and_differences_have_intervals_in_every_table(grid):
 def test_the_command_reports_existing_runs(grid, tmp_path, capsys):
     cells = grid / "grid" / "cells" / "facts" / "independent"
     output = tmp_path / "report"
-    assert main(["report", "--runs", str(cells / "ICE"), str(cells / "step"), "--output", str(output)]) == 0
+    assert main(["report", str(cells / "ICE"), str(cells / "step"), "--output", str(output)]) == 0
     assert (output / "report.html").is_file()
     with pytest.raises(SourceNotFoundError, match="no test run here"):
         read_runs([tmp_path / "nothing"])
