@@ -149,3 +149,16 @@ def test_state_is_saved_with_every_kind_of_edit(model, tmp_path):
     assert torch.equal(loaded.state["rows"], edit.state["rows"])
     weight = FineTuning(sites=[1], tuning=TUNING).edit(model, REQUESTS[:1])
     assert load_edit(weight.save(tmp_path / "weight")).state == {}
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_all_beams_of_a_prompt_are_edited_also_where_positions_are_flattened(family):
+    base = language_model(family)
+    editor = GRACE(site=-1, radius=50.0, tuning=TuningSettings(12, 0.5, skip_below=0, stop_below=0))
+    batch, prompts = editor.edit_each(base, REQUESTS), [request.prompt for request in REQUESTS]
+    with batch.applied(base, [0, 1, 2]) as edited:
+        together = edited.generate(prompts, 5, num_beams=3)
+    assert all(text != other for text, other in zip(together, base.generate(prompts, 5, num_beams=3), strict=True))
+    for number, prompt in enumerate(prompts):
+        with batch[number].applied(base) as edited:
+            assert edited.generate([prompt], 5, num_beams=3) == [together[number]]
