@@ -96,7 +96,8 @@ class ValueResponder(SiteResponder):
             continues = batch.decoding and next(passes) > 0
             mask = self.positions(batch, split.shape[1], continues)
             times = len(split) // len(items)
-            repeated, where = values.repeat_interleave(times, 0), mask.repeat_interleave(times, 0)
+            # With a device map, the site may be on another device.
+            repeated, where = (each.to(output.device).repeat_interleave(times, 0) for each in (values, mask))
             return replacing(split, repeated, where).reshape(output.shape)
 
         return {self.site: term}

@@ -162,7 +162,8 @@ class KnowledgeNeurons(Editor):
         """Returns the neurons' (L, M) values at a text's last position."""
         taps = {site.name: Tap(site.module, "input", site.layer) for site in sites}
         seen = record(model, [text], [len(text.ids) - 1], taps)
-        return torch.stack([seen[site.name][0] for site in sites])
+        # With a device map, sites may be on several devices.
+        return torch.stack([seen[site.name][0].to(model.device) for site in sites])
 
     @staticmethod
     def _current_answer(model: LanguageModel, request: EditRequest) -> str:

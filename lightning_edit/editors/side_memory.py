@@ -118,7 +118,16 @@ def activation_name(model: LanguageModel) -> str:
 
 
 def site_states(model: LanguageModel, texts: Sequence[EncodedText], site: str) -> list[tuple[Tensor, Tensor]]:
-    """For each text the (T, fan_in) inputs and (T, fan_out) outputs of a site at all of its tokens, in float32."""
+    """Records a site's inputs and outputs at all tokens of texts, under the model as it is.
+
+    Args:
+        model: The model.
+        texts: The texts.
+        site: Name of the site.
+
+    Returns:
+        For each text of T tokens, (T, fan_in) inputs and (T, fan_out) outputs in float32.
+    """
     where = model.layer_map.named_site(site)
     taps = {side: Tap(where.module, side, where.layer) for side in ("input", "output")}
     seen = record_all(model, texts, taps)

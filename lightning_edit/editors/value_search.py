@@ -330,10 +330,11 @@ def _shifting_hook(deltas: Tensor, positions: Tensor) -> Callable[[nn.Module, An
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         states = first_tensor(output)
-        rows = torch.arange(len(deltas), device=states.device)
+        # With a device map, the site may be on another device.
+        rows, places = torch.arange(len(deltas), device=states.device), positions.to(states.device)
         shape = states.shape if states.dim() == 3 else (len(deltas), -1, states.shape[-1])
         shifted = states.reshape(shape)
-        addend = torch.zeros_like(shifted).index_put((rows, positions), deltas.to(states.dtype))
+        addend = torch.zeros_like(shifted).index_put((rows, places), deltas.to(states))
         shifted = (shifted + addend).reshape(states.shape)
         return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
