@@ -3,7 +3,7 @@
 python -m benchmarks.unchanged_results --old CHECKOUT --data FOLDER --work FOLDER [--records N]
 
 CHECKOUT is a worktree of the other commit (git worktree add CHECKOUT COMMIT). Both run in processes of their own, with
-their own checkpoints, on the first N records of KnowEdit's ZsRE, and with the same contexts and second moments (of the
+its checkpoints, on the first N records of KnowEdit's ZsRE, and with the same contexts and second moments (of the
 keys of these records' prompts) for updates.
 """
 
@@ -23,19 +23,22 @@ from benchmarks.environment import write_result
 
 PART = r"""
 import json, sys, warnings
+from dataclasses import replace
 import torch
 from pathlib import Path
 warnings.filterwarnings("ignore")
 from safetensors.torch import save_file
 from benchmarks.evaluating import evaluate, summary
 from lightning_edit.data import KnowEditZsRE
-from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, load_editor
+from lightning_edit.components import build
+from lightning_edit.editors import EMMET, MEMIT, PMET, ROME, AlphaEdit, Editor
+from lightning_edit.editors.checkpoint import KEY, PREFIX
 from lightning_edit.models import load_language_model
 from lightning_edit.models.statistics import Corpus, KeyStatistics
 from lightning_edit.modules import EvaluationSettings, Evaluator
 from lightning_edit.records import EditRequest
 
-data, work, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+data, work, limit, checkpoints = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 model = load_language_model("smollm2-135m-instruct")
 records = KnowEditZsRE(data, limit=limit).read().records
 layers = [4, 5, 6, 7, 8]
@@ -54,19 +57,23 @@ moments = {name: (k := torch.cat(parts)).T @ k / len(k) + 1e-3 * torch.eye(k.sha
 statistics = KeyStatistics(moments, Corpus("prompts", 1, 100_000, ""), model.name, model.fingerprint)
 contexts = [["{}"], ["The fact is. {}", "As you know, {}", "Because of that. {}"]]
 try:
-    from lightning_edit.editors import ContextSettings, ValueSettings
-    common = {"search": ValueSettings(steps=10), "contexts": ContextSettings(contexts)}
+    from lightning_edit.editors import ContextSettings
+
+    def make(kind, **settings):
+        search = replace(kind().search, steps=10)
+        return kind(search=search, contexts=ContextSettings(contexts), **settings)
 except ImportError:
     # Settings were arguments of the editor.
-    common = {"steps": 10, "contexts": contexts}
+    def make(kind, **settings):
+        return kind(steps=10, contexts=contexts, **settings)
 facts = [EditRequest(f"The capital of {name} is", "Rome", name, id=name) for name in ("France", "Germany", "Brazil")]
 editors = {
-    "ROME": (ROME(layers=[5], original_keys=True, **common), 1),
-    "R-ROME": (ROME(layers=[5], **common), 1),
-    "MEMIT": (MEMIT(layers=layers, covariance_weight=15000.0, **common), 3),
-    "EMMET": (EMMET(layers=[5], covariance_weight=1.0, constraint_ridge=0.1, **common), 3),
-    "PMET": (PMET(layers=layers, covariance_weight=15000.0, **common), 3),
-    "AlphaEdit": (AlphaEdit(layers=layers, threshold=0.02, ridge=10.0, **common), 3),
+    "ROME": (make(ROME, layers=[5], original_keys=True), 1),
+    "R-ROME": (make(ROME, layers=[5]), 1),
+    "MEMIT": (make(MEMIT, layers=layers, covariance_weight=15000.0), 3),
+    "EMMET": (make(EMMET, layers=[5], covariance_weight=1.0, constraint_ridge=0.1), 3),
+    "PMET": (make(PMET, layers=layers, covariance_weight=15000.0), 3),
+    "AlphaEdit": (make(AlphaEdit, layers=layers, threshold=0.02, ridge=10.0), 3),
 }
 for name, (editor, count) in editors.items():
     editor.setup(model)
@@ -78,7 +85,12 @@ for name, (editor, count) in editors.items():
 measures = {}
 evaluator = Evaluator(model, EvaluationSettings(generate=False))
 for name, size, joint in (("mend", 16, 1), ("malmen", 64, 64), ("serac", 16, 1)):
-    editor = load_editor(f"checkpoints/{name}-smollm2-135m-instruct-zsre.ckpt", model)
+    # Read by hand, as the file of one commit may lack the digest that the other one asks for.
+    content = torch.load(f"{checkpoints}/{name}-smollm2-135m-instruct-zsre.ckpt", weights_only=True)
+    editor = build(content[KEY]["editor"], Editor, name)
+    editor.setup(model)
+    editor.load_state_dict({key.removeprefix(PREFIX): value for key, value in content["state_dict"].items()})
+    editor.eval()
     lines, _ = evaluate(evaluator, editor, records, work / f"{name}.jsonl", size, joint)
     measures[name] = summary(lines, {record.id for record in records})
 print(json.dumps(measures))
@@ -90,7 +102,8 @@ def results_of(checkout: Path, work: Path, options: argparse.Namespace) -> dict[
     """The measures of the shipped editors in one checkout, which also writes its updates to ``work``."""
     work.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    arguments = [options.data.resolve(), work.resolve(), options.records]
+    checkpoints = options.old.resolve() / "checkpoints"
+    arguments = [options.data.resolve(), work.resolve(), options.records, checkpoints]
     command = [sys.executable, "-c", PART, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout)
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
