@@ -31,6 +31,9 @@ Scored = Literal["target", "prompt_last"]
 class TuningSettings:
     """Training settings of fine-tuning editors: steps, learning rate, batches and early stopping.
 
+    The defaults are FT-M's; other methods have others. To change one setting of a method, write
+    ``dataclasses.replace(GRACE().tuning, steps=50)``; a file or a flag changes the named setting alone.
+
     Args:
         steps: WholePasses over the requests of an edit.
         learning_rate: Learning rate.

@@ -34,6 +34,9 @@ GRADIENT_BATCH_FACTOR = 1.5
 class ValueSettings:
     """Settings for optimizing the value vector of a locate-then-edit method.
 
+    The defaults are ROME's on Llama; other methods have others. To change one setting of a method, write
+    ``dataclasses.replace(PMET().search, steps=10)``; a file or a flag changes the named setting alone.
+
     Args:
         steps: Number of loss evaluations (published settings have 20 or 25), with one gradient step less.
         learning_rate: Adam's learning rate (0.5 in most published settings).
