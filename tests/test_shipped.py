@@ -35,7 +35,9 @@ def test_full_and_partial_names_find_their_file():
     assert shipped_file("mend-smollm2-zsre", ["experiment"]).name == "mend-smollm2-zsre.yaml"
     assert shipped_file("mend-zsre", ["experiment"]).name == "mend-smollm2-zsre.yaml"
     assert shipped_file("gpt2-xl/rome", ["editor"]).parent.name == "gpt2-xl"
-    with pytest.raises(ConfigurationError, match="@mend could be mend-smollm2-worldfacts, mend-smollm2-zsre"):
+    with pytest.raises(
+        ConfigurationError, match="@mend could be mend-smollm2-mixture, mend-smollm2-worldfacts, mend-smollm2-zsre"
+    ):
         shipped_file("mend", ["experiment"])
     with pytest.raises(ConfigurationError, match=r"did you mean @rome\?"):
         shipped_file("roma", ["editor"])
