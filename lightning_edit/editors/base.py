@@ -139,8 +139,8 @@ class Editor(nn.Module, ABC):
             after: The earlier edits; may be empty.
 
         Returns:
-            The changes, and the problems of requests that could not be edited. The caller empties edits of which all
-            requests failed, or whose values are not finite; of other edits, failed requests must not be a part.
+            The changes, and why requests could not be edited. An edit must not contain requests that failed, unless all
+            of its requests did: such an edit, and one with values that are not finite, is emptied by the base class.
 
         Raises:
             EditError: If the editor does not support the requests.

@@ -58,8 +58,8 @@ class RoutedEdit(Edit):
                 "not reach that edit",
                 stacklevel=4,
             )
-        with _routed_model(below, model, self.memory, self.router, self.responder, None, {}) as scorer:
-            yield scorer
+        with _routing(model, self.router, self.responder):
+            yield RoutedModel(below, model, self.memory, self.router, self.responder, None, {})
 
     def joined(self, later: Edit) -> Edit | None:
         """See :meth:`Edit.joined`: joins the memories if router and responder have the same weights."""
@@ -186,21 +186,14 @@ class RoutedChanges(Changes):
         """See :meth:`Changes.layered`."""
         memory = Memory.side_by_side(self.memories)
         decisions = self._decisions.setdefault((model.fingerprint.digest, *model.applied_around), {})
-        with _routed_model(model, model, memory, self.router, self.responder, list(rows), decisions) as scorer:
-            yield scorer
+        with _routing(model, self.router, self.responder):
+            yield RoutedModel(model, model, memory, self.router, self.responder, list(rows), decisions)
 
 
 @contextmanager
-def _routed_model(
-    below: Scorer,
-    model: LanguageModel,
-    memory: Memory,
-    router: Router,
-    responder: Responder,
-    rows: list[int] | None,
-    decisions: Decisions,
-) -> Iterator[Scorer]:
+def _routing(model: LanguageModel, router: Router, responder: Responder) -> Iterator[None]:
+    """Prepares a router and its responder, and refuses direct calls of the model, which would not be routed."""
     router.setup(model)
     responder.setup(model)
     with model.direct_calls_refused():
-        yield RoutedModel(below, model, memory, router, responder, rows, decisions)
+        yield

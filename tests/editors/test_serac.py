@@ -279,7 +279,7 @@ def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_pa
     [before] = base.score([request.prompt], [request.target], keep_head_input=True)
     with edit.applied(base) as edited:
         [score] = edited.score([request.prompt], [request.target], [before.head_input])
-    other, asked = load_language_model(str(tmp_path)), prepend_request(request, request.prompt)
+    other, full_prompt = load_language_model(str(tmp_path)), prepend_request(request, request.prompt)
 
     def log_probs(model, prompt):
         text = model.encoder.encode(prompt, request.target)
@@ -287,9 +287,9 @@ def test_a_separate_model_with_the_bases_tokens_is_compared_with_the_base(tmp_pa
             logits = model.model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
         return logits[text.target[0] - 1 : text.target[1] - 1]
 
-    p, q = log_probs(base, request.prompt), log_probs(other, asked)
+    p, q = log_probs(base, request.prompt), log_probs(other, full_prompt)
     assert score.divergence == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
-    [theirs] = other.score([asked], [request.target])
+    [theirs] = other.score([full_prompt], [request.target])
     assert score.log_probs == pytest.approx(theirs.log_probs, rel=1e-4)
 
 
@@ -353,16 +353,16 @@ def test_a_separate_model_with_another_tokenizer_answers_through_text(tmp_path, 
     assert not editor.answering_model.same_tokens(base)
     request = REQUESTS[1]
     edit = editor.edit(base, [request])
-    asked = prepend_request(request, request.prompt)
+    full_prompt = prepend_request(request, request.prompt)
     with edit.applied(base) as edited:
         [score] = edited.score([request.prompt], [request.target])
         [text] = edited.generate([request.prompt], 6)
     expected = base.encoder.encode(request.prompt, request.target)
     assert score.target_ids == expected.target_ids
     assert len(score.predicted_ids) == len(score.target_ids)
-    [theirs] = other.score([asked], [request.target])
+    [theirs] = other.score([full_prompt], [request.target])
     assert sum(score.log_probs) == pytest.approx(sum(theirs.log_probs), rel=1e-4)
-    assert text == other.generate([asked], 6)[0]
+    assert text == other.generate([full_prompt], 6)[0]
 
 
 def test_a_perfect_prediction_stays_perfect_in_the_other_tokenizer():
